@@ -1,0 +1,103 @@
+"""Devices, number formats, seeds and memory: chosen by the caller, never at import."""
+
+import logging
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fewer.core.errors import CapacityError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is a GPU where there is one. Raises `ConfigError` for a GPU that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is not known; allowed: auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} was asked for, but PyTorch sees no GPU here; try --device cpu")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype {name!r} is not known; allowed: auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def seeded(seed: int, *stream: int) -> torch.Generator:
+    """A CPU generator for `seed`; further integers give independent streams of the same seed.
+
+    Always on the CPU, so that one seed gives one picture on every device. Raises `ConfigError`
+    for a seed outside 0 .. 2**63 - 1.
+    """
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed {seed} is outside 0 .. 2**63 - 1")
+    if not stream:
+        return torch.Generator("cpu").manual_seed(seed)
+    mixed = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator("cpu").manual_seed(int(mixed) >> 1)
+
+
+@contextmanager
+def isolated_randomness(seed: int) -> Iterator[None]:
+    """Seeds Python, NumPy and torch inside the block and restores their states afterwards.
+
+    For code that draws from the global generators (dropout, third-party augmentation).
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a new allocation may take: free GPU memory, or free RAM within the cgroup's limit."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + reusable
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int(used.read_text()))
+    return max(available, 0)
+
+
+def require_memory(needed: int, device: torch.device, advice: str) -> None:
+    """Raises `CapacityError` when `needed` bytes exceed what is free; `advice` says what to try."""
+    free = available_memory(device)
+    if needed > free:
+        raise CapacityError(
+            f"needs about {needed / 2**30:.1f} GiB on {device}, {free / 2**30:.1f} GiB free; {advice}"
+        )
