@@ -8,7 +8,9 @@ from torch import nn
 from fewer.core.errors import ConfigError
 
 
-def find_modules(root: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> Iterator[tuple[str, nn.Module]]:
+def find_modules(
+    root: nn.Module, wanted: Callable[[str, nn.Module], bool]
+) -> Iterator[tuple[str, nn.Module]]:
     """Yields (dotted name, module) for every submodule that `wanted` accepts, in definition order."""
     for name, module in root.named_modules():
         if wanted(name, module):

@@ -1,0 +1,205 @@
+"""The only door for files that somebody else made: every limit is checked before memory is taken.
+
+Images are limited in pixels before decoding, arrays in declared and real bytes, JSON in bytes and depth,
+and names that users give never leave the folder they belong to. Tensors have their own file, `tensors.py`.
+"""
+
+import io
+import json
+import os
+import re
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as numpy_format
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fewer.core.errors import FileError
+
+MAX_PIXELS = 16_800_000
+MAX_IMAGE_BYTES = 64 * 2**20
+MAX_ARRAY_BYTES = 4 * 2**30
+MAX_ZIP_RATIO = 100
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+
+_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The whole file. Raises `FileError` if it is missing, no plain file, or larger than `max_bytes`."""
+    path = Path(path)
+    if not path.exists():
+        raise FileError(f"{path.name!r} is not there; check the path", missing=True)
+    if not path.is_file():
+        raise FileError(f"{path.name!r} is not a plain file")
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise FileError(f"{path.name!r} has {size:,} bytes; at most {max_bytes:,} are read")
+    with path.open("rb") as stream:
+        return stream.read(max_bytes + 1)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises `FileError` for a pickle or a PyTorch zip archive, told by content and not by name."""
+    with Path(path).open("rb") as stream:
+        start = stream.read(64)
+    torch_zip = False
+    if start[:4] == b"PK\x03\x04" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            torch_zip = any(name.endswith(".pkl") for name in archive.namelist())
+    if start[:2] in _PICKLE_STARTS or torch_zip:
+        raise FileError(
+            f"{Path(path).name!r} is a pickle, which can run code when opened; "
+            "turn it into safetensors with: fewer convert FILE --trust-pickle --output DIR"
+        )
+
+
+def read_json(path: Path, max_bytes: int = 16 * 2**20) -> dict:
+    """A JSON object. Raises `FileError` for anything else, naming the file."""
+    raw = read_bytes(path, max_bytes)
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise FileError(f"{Path(path).name!r} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise FileError(f"{Path(path).name!r} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An upright RGB image from a PNG, JPEG or WebP file. Raises `FileError`."""
+    return decode_image(read_bytes(path, MAX_IMAGE_BYTES), max_pixels, Path(path).name)
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "image") -> Image.Image:
+    """As `read_image`, from bytes. The pixel limit holds before decoding; alpha is put on white."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise FileError(
+                    f"{name!r} is {width}×{height} pixels; at most {max_pixels:,} in all are read"
+                )
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError as error:
+        raise FileError(f"{name!r} is no {', '.join(IMAGE_FORMATS)} image") from error
+    except (OSError, ValueError, SyntaxError, MemoryError, EOFError, IndexError, OverflowError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{name!r} cannot be decoded: {error}") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):
+        values = np.asarray(picture, dtype=np.float64)
+        scale = 255.0 / 65535.0 if values.max(initial=0) > 255 else 1.0
+        picture = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        picture = Image.alpha_composite(white, rgba)
+    clean = picture.convert("RGB")
+    clean.info.clear()  # EXIF, GPS and text chunks end here
+    return clean
+
+
+def read_arrays(path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file. Object arrays, bombs and damaged archives raise `FileError`."""
+    path = Path(path)
+    if not path.exists():
+        raise FileError(f"{path.name!r} is not there; check the path", missing=True)
+    refuse_pickle(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            declared = sum(member.file_size for member in members)
+            packed = max(1, sum(member.compress_size for member in members))
+            if declared > max_bytes or (declared > 2**20 and declared / packed > MAX_ZIP_RATIO):
+                raise FileError(f"{path.name!r} unpacks to {declared:,} bytes from {packed:,}; refused")
+            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{path.name!r} is no readable .npz archive: {error}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as stream:
+        version = numpy_format.read_magic(stream)
+        read_header = (
+            numpy_format.read_array_header_1_0 if version == (1, 0) else numpy_format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise FileError(f"array {member.filename!r} holds Python objects, which only a pickle can store")
+        count = 1
+        for side in shape:
+            count *= int(side)
+        wanted = count * dtype.itemsize
+        if wanted > member.file_size:
+            raise FileError(
+                f"array {member.filename!r} declares {wanted:,} bytes, holds {member.file_size:,}"
+            )
+        data = stream.read(wanted)
+    if len(data) != wanted:
+        raise FileError(f"array {member.filename!r} is cut short")
+    return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C").copy()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder/name`, if that stays inside the folder when links are followed; else `FileError`."""
+    root = Path(folder).resolve()
+    if "\x00" in name or len(name) > 255:
+        raise FileError(f"file name {name[:40]!r} is not allowed")
+    candidate = (root / name).resolve()
+    if Path(name).is_absolute() or not candidate.is_relative_to(root) or candidate == root:
+        raise FileError(f"{name!r} leads out of its folder; only names inside are allowed")
+    return candidate
+
+
+def safe_name(text: str, fallback: str = "untitled") -> str:
+    """A file name made of letters, digits, dot, dash and underscore, at most 80 characters."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80].rstrip("-._")
+    reserved = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))}
+    return fallback if not name or name.split(".")[0].lower() in reserved else name
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes the whole file or nothing: temporary file beside it, fsync, rename, fsync of the folder."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it private; a result is an ordinary file
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    except OSError as error:
+        raise FileError(f"cannot write {path.name!r}: {error.strerror}; choose another --output") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Readable JSON, written whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

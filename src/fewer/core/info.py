@@ -1,0 +1,80 @@
+"""`fewer info`: what is installed, which devices there are, which rooms and models were found."""
+
+import importlib.util
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from fewer.core.progress import Progress
+
+_PACKAGES = ("fewer", "torch", "triton", "numpy", "transformers", "diffusers", "safetensors", "pillow")
+_EXTRAS = {
+    "stitch": ("cv2", "av"),
+    "learn": ("scipy",),
+    "recommend": ("pyarrow", "hnswlib"),
+    "serve": ("fastapi", "uvicorn"),
+    "ray": ("ray",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfoRequest:
+    """What this installation can do."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    models: Path | None = None
+    """A folder to look for models in, besides the built-in one."""
+
+
+def info_command(request: InfoRequest, progress: Progress) -> dict[str, object]:
+    """Versions, devices, extras, kernels and models, as plain data."""
+    import torch
+
+    from fewer.core.device import available_memory
+
+    devices: list[dict[str, object]] = [
+        {
+            "name": "cpu",
+            "threads": torch.get_num_threads(),
+            "free_gib": round(available_memory(torch.device("cpu")) / 2**30, 1),
+        }
+    ]
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        devices.append(
+            {
+                "name": torch.cuda.get_device_name(device),
+                "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
+                "free_gib": round(available_memory(device) / 2**30, 1),
+            }
+        )
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "devices": devices,
+        "kernels": "triton"
+        if torch.cuda.is_available() and importlib.util.find_spec("triton")
+        else "reference",
+        "extras": {name: all(map(importlib.util.find_spec, needs)) for name, needs in _EXTRAS.items()},
+        "models": _models(request.models),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _models(folder: Path | None) -> list[str]:
+    built_in = Path(__file__).parents[1] / "generate" / "default_model"
+    found = ["default"] if (built_in / "model_index.json").exists() else []
+    if folder is not None and folder.is_dir():
+        names = ("model_index.json", "config.json")
+        found += sorted(p.name for p in folder.iterdir() if any((p / name).exists() for name in names))
+    return found

@@ -1,0 +1,249 @@
+"""The training loop of every room, visible from top to bottom.
+
+A method hands over `step(batch, generator) -> loss`; data order and every random draw are functions of
+(seed, step) alone. That is why a run that was stopped and resumed ends with bit-identical weights on the
+CPU: nothing else has to be remembered than modules, optimizer, averages and the step.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewer.core.checkpoint import (
+    copy_into,
+    flatten_state,
+    latest_checkpoint,
+    save_checkpoint,
+    unflatten_state,
+)
+from fewer.core.device import isolated_randomness, seeded
+from fewer.core.errors import ConfigError, DataError
+from fewer.core.progress import Progress, SilentProgress
+
+logger = logging.getLogger(__name__)
+
+Losses = Tensor | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPlan:
+    """How long, how fast, and where to save."""
+
+    steps: int
+    """Optimizer steps in all, those before a resume included."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    final_rate: float = 0.1
+    """With `cosine`: the share of the learning rate that is left at the end."""
+    clip_norm: float | None = 1.0
+    ema_decay: float | None = None
+    """Keeps an exponential moving average of all parameters under the name `<module>.ema`."""
+    checkpoint_folder: Path | None = None
+    checkpoint_every: int = 500
+    keep: int = 2
+    resume: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """Where the run ended: `losses` holds one entry a step made in this call."""
+
+    step: int
+    losses: list[float]
+    seconds: float
+    averages: dict[str, dict[str, Tensor]]
+    """Per module: the EMA of its parameters (empty without `ema_decay`)."""
+
+
+def fit(
+    plan: FitPlan,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    step: Callable[..., Losses],
+    batch_at: Callable[[int, torch.Generator], object],
+    progress: Progress | None = None,
+) -> FitResult:
+    """Runs `plan.steps` optimizer steps; `step(batch, generator)` gives the loss or {"loss": …, figures…}.
+
+    Raises `DataError` when the loss is no longer finite (the last good state stays saved) and `ConfigError`
+    for a plan that cannot be. With torch.distributed initialised, gradients are averaged over the ranks.
+    """
+    if plan.steps < 1:
+        raise ConfigError(f"steps is {plan.steps}; at least 1 is needed")
+    progress = progress or SilentProgress()
+    averages = _start_averages(modules) if plan.ema_decay is not None else {}
+    base_rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    first = _restore(plan, modules, optimizer, averages) if plan.resume else 0
+    losses: list[float] = []
+    began = time.monotonic()
+    progress.start("training", plan.steps - first)
+    done = first
+    try:
+        for index in range(first, plan.steps):
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * learning_rate_factor(plan, index)
+            figures = _one_step(plan, modules, optimizer, step, batch_at, index)
+            if not math.isfinite(figures["loss"]):
+                raise DataError(
+                    f"the loss is {figures['loss']} at step {index} (batch {index}); it was not saved; "
+                    "try a lower learning rate, or --dtype fp32"
+                )
+            _advance_averages(plan, modules, averages)
+            done = index + 1
+            losses.append(figures["loss"])
+            progress.advance(1, **figures)
+            if plan.checkpoint_folder and done % plan.checkpoint_every == 0 and done < plan.steps:
+                _save(plan, done, modules, optimizer, averages)
+    finally:
+        progress.stop()
+        # Also after Ctrl-C or a bad batch: what was reached is kept, and --resume goes on from there.
+        if plan.checkpoint_folder and done > first:
+            _save(plan, done, modules, optimizer, averages)
+    return FitResult(done, losses, time.monotonic() - began, averages)
+
+
+def learning_rate_factor(plan: FitPlan, index: int) -> float:
+    """Factor on the learning rate at step `index`: linear warm-up, then constant or half a cosine."""
+    if index < plan.warmup:
+        return (index + 1) / plan.warmup
+    if plan.schedule == "constant":
+        return 1.0
+    share = (index - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return plan.final_rate + (1 - plan.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _one_step(
+    plan: FitPlan,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    step: Callable[..., Losses],
+    batch_at: Callable[[int, torch.Generator], object],
+    index: int,
+) -> dict[str, float]:
+    with isolated_randomness(int(seeded(plan.seed, index, 2).initial_seed()) % 2**32):
+        batch = batch_at(index, seeded(plan.seed, index, 0))
+        optimizer.zero_grad(set_to_none=True)
+        losses = step(batch, seeded(plan.seed, index, 1))
+    losses = losses if isinstance(losses, Mapping) else {"loss": losses}
+    figures = {name: float(value.detach()) for name, value in losses.items()}
+    figures = _mean_over_ranks(figures)
+    if not math.isfinite(figures["loss"]):
+        return figures
+    losses["loss"].backward()
+    parameters = [parameter for module in modules.values() for parameter in module.parameters()]
+    average_gradients(parameters)
+    if plan.clip_norm is not None:
+        norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], plan.clip_norm)
+        if not torch.isfinite(norm):
+            return {**figures, "loss": math.nan}
+    optimizer.step()
+    return figures
+
+
+def world_size() -> int:
+    """Number of ranks that train together; 1 without torch.distributed."""
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without torch.distributed."""
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replaces every gradient by its mean over the ranks, in one flat all-reduce a dtype."""
+    if world_size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:  # unused here, perhaps used on another rank
+                parameter.grad = torch.zeros_like(parameter)
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_dtype.values():
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= world_size()
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _mean_over_ranks(figures: dict[str, float]) -> dict[str, float]:
+    if world_size() == 1:
+        return figures
+    values = torch.tensor(list(figures.values()), dtype=torch.float64)
+    if torch.distributed.get_backend() == "nccl":
+        values = values.cuda()
+    torch.distributed.all_reduce(values)
+    return dict(zip(figures, (values / world_size()).tolist(), strict=True))
+
+
+def _start_averages(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    return {
+        name: {key: value.detach().clone().float() for key, value in module.named_parameters()}
+        for name, module in modules.items()
+    }
+
+
+@torch.no_grad()
+def _advance_averages(
+    plan: FitPlan, modules: Mapping[str, nn.Module], averages: dict[str, dict[str, Tensor]]
+) -> None:
+    if plan.ema_decay is None:
+        return
+    for name, module in modules.items():
+        for key, value in module.named_parameters():
+            averages[name][key].lerp_(value.detach().float(), 1 - plan.ema_decay)
+
+
+def _save(
+    plan: FitPlan,
+    done: int,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    averages: dict[str, dict[str, Tensor]],
+) -> None:
+    if rank() != 0 or plan.checkpoint_folder is None:
+        return
+    tensors = {
+        f"{name}/{key}": v for name, module in modules.items() for key, v in module.state_dict().items()
+    }
+    tensors |= {f"ema:{name}/{key}": v for name, average in averages.items() for key, v in average.items()}
+    optimizer_tensors, rest = flatten_state(optimizer.state_dict(), "optimizer")
+    facts = {"seed": plan.seed, "steps": plan.steps, "optimizer": rest}
+    save_checkpoint(plan.checkpoint_folder, done, tensors | optimizer_tensors, facts, plan.keep)
+
+
+def _restore(
+    plan: FitPlan,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    averages: dict[str, dict[str, Tensor]],
+) -> int:
+    found = latest_checkpoint(plan.checkpoint_folder) if plan.checkpoint_folder else None
+    if found is None:
+        return 0
+    if found.facts["seed"] != plan.seed:
+        raise ConfigError(
+            f"the run was started with seed {found.facts['seed']}, not {plan.seed}; give that seed"
+        )
+    for name, module in modules.items():
+        copy_into(module, found.tensors, name)
+        for key, average in averages.get(name, {}).items():
+            average.copy_(found.tensors.get(f"ema:{name}/{key}", average))
+    optimizer.load_state_dict(unflatten_state(found.tensors, found.facts["optimizer"], "optimizer"))
+    logger.info("resuming at step %d", found.step)
+    return min(found.step, plan.steps)
