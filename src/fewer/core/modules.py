@@ -27,7 +27,10 @@ def replace_modules(root: nn.Module, build: Callable[[str, nn.Module], nn.Module
     replaced: list[str] = []
 
     def visit(parent: nn.Module, prefix: str) -> None:
-        for child_name, child in list(parent.named_children()):
+        # `named_children` would show a module that stands in two places only once.
+        for child_name, child in list(parent._modules.items()):
+            if child is None:
+                continue
             name = f"{prefix}{child_name}"
             new = built.get(id(child)) or build(name, child)
             if new is None or new is child:

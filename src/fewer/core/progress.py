@@ -7,12 +7,14 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Literal, Protocol, TextIO, TypeVar
+from io import TextIOBase
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 Item = TypeVar("Item")
 Style = Literal["auto", "bar", "lines", "json", "silent"]
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What long work reports to. `total=0` means that the length is not known."""
 
@@ -22,7 +24,7 @@ class Progress(Protocol):
     def say(self, text: str) -> None: ...
 
 
-def make_progress(style: Style = "auto", stream: TextIO | None = None) -> Progress:
+def make_progress(style: Style = "auto", stream: TextIOBase | None = None) -> Progress:
     """`auto` draws a bar on a terminal and prints a line every ten seconds elsewhere."""
     stream = stream or sys.stderr
     if style == "silent":
@@ -57,7 +59,7 @@ class SilentProgress:
 class BarProgress:
     """A rich bar with rate and time left; honours NO_COLOR."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIOBase) -> None:
         from rich.console import Console
 
         self._console = Console(file=stream)
@@ -113,7 +115,7 @@ class LineProgress:
 
     interval = 10.0
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIOBase) -> None:
         self._stream, self._counter, self._running = stream, _Counter(), False
 
     def start(self, what: str, total: int) -> None:
@@ -146,7 +148,7 @@ class LineProgress:
 class JsonProgress:
     """One JSON object a line: {"event", "what", "done", "total", "rate", "seconds_left", ...figures}."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIOBase) -> None:
         self._stream, self._counter, self._running = stream, _Counter(), False
 
     def start(self, what: str, total: int) -> None:

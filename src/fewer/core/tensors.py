@@ -53,23 +53,24 @@ def tensor_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise FileError(f"{path.name!r} is no safetensors file: its header length is {length}")
         raw = stream.read(length)
+    if raw.count(b'"dtype"') > MAX_TENSORS:  # before a parser builds them all
+        raise FileError(f"{path.name!r} has more than {MAX_TENSORS:,} tensors; refused")
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        # A name that occurs twice makes its object None, which no check below lets pass.
+        header = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=lambda pairs: dict(pairs) if len({n for n, _ in pairs}) == len(pairs) else None,
+        )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise FileError(f"{path.name!r} has a damaged header: {error}") from error
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
-        raise FileError(f"{path.name!r} has a header that is no object of at most {MAX_TENSORS:,} tensors")
+        raise FileError(
+            f"{path.name!r} has a header that is no object of up to {MAX_TENSORS:,} distinct names"
+        )
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FileError(f"{path.name!r} has metadata that is not text")
     return _check_layout(path.name, header, size - 8 - length), metadata
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise FileError("a safetensors header names a tensor twice")
-    return dict(pairs)
 
 
 def _check_layout(file: str, header: Mapping[str, object], data_bytes: int) -> dict[str, TensorInfo]:

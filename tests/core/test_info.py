@@ -1,0 +1,16 @@
+import json
+from pathlib import Path
+
+import torch
+
+from fewer.core.info import InfoRequest, info_command
+from fewer.core.progress import SilentProgress
+
+
+def test_info_is_json_and_true(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    facts = json.loads(json.dumps(info_command(InfoRequest(models=tmp_path), SilentProgress())))
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["devices"][0]["name"] == "cpu"
+    assert "mine" in facts["models"]

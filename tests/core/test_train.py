@@ -1,0 +1,142 @@
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewer.core.checkpoint import latest_checkpoint
+from fewer.core.errors import ConfigError, DataError
+from fewer.core.train import FitPlan, fit, learning_rate_factor
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1))
+
+
+def batch_at(step: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(16, 4, generator=generator)
+
+
+def run(net: nn.Module, plan: FitPlan, stop_at: int | None = None, bad_at: int | None = None) -> object:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    calls = {"n": 0}
+
+    def step(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        calls["n"] += 1
+        if calls["n"] == stop_at:
+            raise KeyboardInterrupt
+        noise = torch.randn(batch.shape, generator=generator)
+        loss = (net(batch + 0.1 * noise).squeeze(1) - batch.sum(1)).square().mean()
+        return {"loss": loss * (math.nan if calls["n"] == bad_at else 1)}
+
+    return fit(plan, {"model": net}, optimizer, step, batch_at)
+
+
+def test_training_lowers_the_loss() -> None:
+    result = run(network(), FitPlan(steps=200))
+    assert sum(result.losses[-20:]) < 0.3 * sum(result.losses[:20])
+
+
+@pytest.mark.parametrize("stop_at", [2, 38, 100])
+def test_stopped_and_resumed_ends_bit_identical(stop_at: int, tmp_path: Path) -> None:
+    def plan(folder: str, resume: bool) -> FitPlan:
+        return FitPlan(
+            steps=100,
+            warmup=10,
+            ema_decay=0.9,
+            checkpoint_folder=tmp_path / folder,
+            checkpoint_every=7,
+            resume=resume,
+            seed=5,
+        )
+
+    whole, parts = network(), network()
+    expected = run(whole, plan("whole", False))
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, plan("parts", False), stop_at=stop_at)
+    torch.rand(17)  # the state of the global generator must not matter
+    parts = network()
+    with torch.no_grad():
+        parts[0].weight.zero_()
+    result = run(parts, plan("parts", True))
+    assert result.step == 100
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True)
+    )
+    for name, average in expected.averages["model"].items():
+        assert torch.equal(average, result.averages["model"][name])
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path: Path) -> None:
+    net = network()
+    with pytest.raises(DataError, match="step 12"):
+        run(net, FitPlan(steps=50, checkpoint_folder=tmp_path), bad_at=13)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None and found.step == 12
+    assert all(torch.isfinite(t).all() for t in found.tensors.values() if t.is_floating_point())
+
+
+def test_another_seed_is_refused_on_resume(tmp_path: Path) -> None:
+    run(network(), FitPlan(steps=3, checkpoint_folder=tmp_path, seed=1))
+    with pytest.raises(ConfigError, match="seed 1"):
+        run(network(), FitPlan(steps=6, checkpoint_folder=tmp_path, seed=2, resume=True))
+
+
+def test_no_steps_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        run(network(), FitPlan(steps=0))
+
+
+def test_schedules() -> None:
+    cosine = FitPlan(steps=110, warmup=10, final_rate=0.1)
+    assert learning_rate_factor(cosine, 0) == pytest.approx(0.1)
+    assert learning_rate_factor(cosine, 10) == pytest.approx(1.0)
+    assert learning_rate_factor(cosine, 60) == pytest.approx(0.55)
+    assert learning_rate_factor(FitPlan(steps=9, schedule="constant"), 8) == 1.0
+
+
+TWO_RANKS = """
+import sys, torch
+import torch.distributed as dist
+from fewer.core.train import FitPlan, fit, rank, world_size
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+net = torch.nn.Linear(4, 1)
+unused = torch.nn.Linear(2, 2)
+def batch_at(step, generator):
+    return torch.randn(16, 4, generator=generator)[rank()::world_size()]
+def step(batch, generator):
+    return (net(batch).squeeze(1) - batch.sum(1)).square().mean()
+opt = torch.optim.SGD(net.parameters(), lr=0.05)
+result = fit(FitPlan(steps=20), {"model": net, "unused": unused}, opt, step, batch_at)
+if rank() == 0:
+    print(*(f"{loss:.9g}" for loss in result.losses))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_train_like_one_at_the_same_total_batch(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TWO_RANKS)
+    source = Path(__file__).parents[2] / "src"
+    losses = []
+    for ranks in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(source),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        out = subprocess.run(
+            [*command, str(script)], capture_output=True, text=True, env=environment, timeout=200
+        )
+        assert out.returncode == 0, out.stderr[-2000:]
+        losses.append([float(word) for word in out.stdout.split()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -1,0 +1,73 @@
+"""The contract of every verb: exit codes, one JSON object, flags win over TOML."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fewer import cli
+
+
+def test_json_is_exactly_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "python" in json.loads(captured.out)
+    assert cli.main(["info"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and "python" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["nonsense"], 2, "allowed: "),
+        (["info", "--nonsense", "3"], 2, "--nonsense"),
+        (["info", "--config"], 2, "path of a TOML"),
+        (["info", "--config", "/nowhere.toml"], 4, "not there"),
+    ],
+)
+def test_wrong_input_is_one_helpful_line(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == code
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_toml_sets_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "config.json").write_text("{}")
+        (tmp_path / name / "model").rename(tmp_path / name / f"model-{name}")
+    config = tmp_path / "settings.toml"
+    config.write_text(f'models = "{tmp_path / "one"}"\n')
+    assert cli.main(["info", "--json", "--config", str(config)]) == 0
+    assert "model-one" in json.loads(capsys.readouterr().out)["models"]
+    assert cli.main(["info", "--json", "--config", str(config), "--models", str(tmp_path / "two")]) == 0
+    assert "model-two" in json.loads(capsys.readouterr().out)["models"]
+    config.write_text("modelz = 3\n")
+    assert cli.main(["info", "--config", str(config)]) == 2
+    assert "modelz" in capsys.readouterr().err
+
+
+def test_every_verb_leads_to_a_request_and_a_function() -> None:
+    import importlib
+
+    for name, verb in cli.VERBS.items():
+        module = importlib.import_module(verb.module)
+        assert callable(getattr(module, verb.function)), name
+        assert hasattr(getattr(module, verb.request), "__dataclass_fields__"), name
+
+
+def test_help_and_version_are_quick() -> None:
+    for words in (["--version"], []):
+        began = time.perf_counter()
+        run = subprocess.run(
+            [sys.executable, "-m", "fewer", *words], capture_output=True, text=True, check=True
+        )
+        took = time.perf_counter() - began
+        assert run.stdout.startswith("fewer")
+        assert took < 0.9  # the bar is 0.3 s on a quiet machine; tests share the cores
