@@ -1,0 +1,29 @@
+"""Fewer labels, fewer samples, shifted domains: learning when data are dear.
+
+Public names are imported on first use.
+"""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "LabelledImages": "fewer.learn.data",
+    "ImageSplits": "fewer.learn.data",
+    "load_images": "fewer.learn.data",
+    "make_labelled_images": "fewer.learn.data",
+    "NetworkPlan": "fewer.learn.networks",
+    "build_network": "fewer.learn.networks",
+    "evaluate_probabilities": "fewer.learn.evaluate",
+    "TrainedClassifier": "fewer.learn.model_folder",
+}
+
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'fewer.learn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
