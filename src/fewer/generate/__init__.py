@@ -1,0 +1,17 @@
+"""Text or class to image: the public names, each imported on first use."""
+
+from importlib import import_module
+
+_NAMES = {
+    "SanaParams": "fewer.generate.transformer",
+    "SanaTransformer": "fewer.generate.transformer",
+    "sample": "fewer.generate.sampling",
+}
+
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'fewer.generate' has no attribute {name!r}")
+    return getattr(import_module(_NAMES[name]), name)

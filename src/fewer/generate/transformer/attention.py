@@ -1,0 +1,108 @@
+"""The two attentions of a block: linear over the image tokens, softmax from image tokens to text tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import pad, relu, scaled_dot_product_attention
+
+_FP16_LARGEST = 65504.0
+
+
+def relu_linear_attention(
+    query: Float[Tensor, "*batch tokens head_dim"],
+    key: Float[Tensor, "*batch others head_dim"],
+    value: Float[Tensor, "*batch others value_dim"],
+    eps: float = 1e-15,
+) -> Float[Tensor, "*batch tokens value_dim"]:
+    """Attention with weights relu(q)·relu(k), normalised over the keys, in time linear in the tokens.
+
+    Section 2.2 of arXiv 2410.10629: the sum over keys of [v; 1] kᵀ is a small state, and one row of ones
+    gives the normaliser. Both products run in fp32 whatever comes in: fp16 sums overflow at 16k tokens.
+    A query that is nowhere positive yields zeros.
+    """
+    query, key, value = relu(query).float(), relu(key).float(), value.float()
+    state = key.transpose(-1, -2) @ pad(value, (0, 1), value=1.0)
+    summed = query @ state
+    return summed[..., :-1] / (summed[..., -1:] + eps)
+
+
+class LinearAttention(nn.Module):
+    """Self-attention over the image tokens. Attribute names are those of the published checkpoints."""
+
+    def __init__(
+        self, width: int, heads: int, head_dim: int, *, qk_norm: bool = False, bias: bool = False
+    ) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads = heads
+        self.to_q = nn.Linear(width, inner, bias=bias)
+        self.to_k = nn.Linear(width, inner, bias=bias)
+        self.to_v = nn.Linear(width, inner, bias=bias)
+        # Across all heads together and before the ReLU, unlike the per-head norm of other models.
+        self.norm_q = nn.RMSNorm(inner, eps=1e-5) if qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(inner, eps=1e-5) if qk_norm else nn.Identity()
+        self.to_out = nn.Sequential(nn.Linear(inner, width))
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Order-independent: permuting the tokens permutes the result."""
+        query = _split(self.norm_q(self.to_q(tokens)), self.heads)
+        key = _split(self.norm_k(self.to_k(tokens)), self.heads)
+        value = _split(self.to_v(tokens), self.heads)
+        attended = relu_linear_attention(query, key, value)
+        result = self.to_out(_merge(attended).to(tokens.dtype))
+        if result.dtype == torch.float16:
+            result = result.clamp(-_FP16_LARGEST, _FP16_LARGEST)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class KeysValues:
+    """What one cross-attention needs of the text. Depends on neither the step nor the image: made once."""
+
+    keys: Float[Tensor, "batch heads length head_dim"]
+    values: Float[Tensor, "batch heads length head_dim"]
+
+
+class CrossAttention(nn.Module):
+    """Softmax attention from image tokens to text tokens, with the text's half computed beforehand."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, *, qk_norm: bool = False) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads = heads
+        self.to_q = nn.Linear(width, inner)
+        self.to_k = nn.Linear(width, inner)
+        self.to_v = nn.Linear(width, inner)
+        self.norm_q = nn.RMSNorm(inner, eps=1e-5) if qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(inner, eps=1e-5) if qk_norm else nn.Identity()
+        self.to_out = nn.Sequential(nn.Linear(inner, width))
+
+    def prepare(self, text: Float[Tensor, "batch length dim"]) -> KeysValues:
+        """Keys and values of projected text."""
+        keys = _split(self.norm_k(self.to_k(text)), self.heads)
+        return KeysValues(keys, _split(self.to_v(text), self.heads))
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        text: KeysValues,
+        mask: Bool[Tensor, "batch length"] | None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """`mask` is true where a text token counts; None when all do."""
+        query = _split(self.norm_q(self.to_q(tokens)), self.heads)
+        visible = None if mask is None else mask[:, None, None, :]
+        attended = scaled_dot_product_attention(query, text.keys, text.values, attn_mask=visible)
+        return self.to_out(_merge(attended))
+
+
+def _split(
+    tokens: Float[Tensor, "batch tokens inner"], heads: int
+) -> Float[Tensor, "batch {heads} tokens head_dim"]:
+    return rearrange(tokens, "batch tokens (heads dim) -> batch heads tokens dim", heads=heads)
+
+
+def _merge(tokens: Float[Tensor, "batch heads tokens head_dim"]) -> Float[Tensor, "batch tokens inner"]:
+    return rearrange(tokens, "batch heads tokens dim -> batch tokens (heads dim)")

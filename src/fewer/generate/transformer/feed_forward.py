@@ -1,0 +1,30 @@
+"""Mix-FFN: the part of a block that mixes neighbouring tokens and so knows where they are."""
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+
+class MixFFN(nn.Module):
+    """1x1 convolution, 3x3 depthwise convolution, gate, 1x1 convolution (arXiv 2410.10629, section 2.2).
+
+    The zero padding of the depthwise convolution is the only source of position in most Sana models.
+    """
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        hidden = int(ratio * width)
+        self.conv_inverted = nn.Conv2d(width, 2 * hidden, 1)
+        self.conv_depth = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.conv_point = nn.Conv2d(hidden, width, 1, bias=False)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """`tokens` lie row by row on a grid of (rows, columns)."""
+        image = rearrange(tokens, "batch (h w) dim -> batch dim h w", h=grid[0], w=grid[1])
+        hidden = self.conv_depth(silu(self.conv_inverted(image)))
+        value, gate = hidden.chunk(2, dim=1)
+        mixed = self.conv_point(value * silu(gate))
+        return rearrange(mixed, "batch dim h w -> batch (h w) dim")
