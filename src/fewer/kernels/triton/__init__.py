@@ -1,0 +1,1 @@
+"""Triton versions of the operators; imported only where a GPU (or Triton's interpreter) runs them."""

@@ -1,0 +1,84 @@
+"""One program per row (or few rows): the row is read once, kept in registers, written once."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ACTIVATIONS = {"none": 0, "silu": 1, "relu": 2}
+
+
+@triton.jit
+def _modulated_norm_kernel(x, shift, scale, out, tokens, dim, eps, shift_b, scale_b, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    batch = row // tokens
+    columns = tl.arange(0, BLOCK)
+    inside = columns < dim
+    v = tl.load(x + row * dim + columns, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(v, axis=0) / dim
+    centred = tl.where(inside, v - mean, 0.0)
+    normed = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps)
+    a = tl.load(scale + batch * scale_b + columns, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(shift + batch * shift_b + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * dim + columns, (normed * (1.0 + a) + b).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rms_norm_add_kernel(
+    x, weight, bias, residual, out, rows, channels, eps,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (columns < channels)[None, :]
+    where = row[:, None] * channels + columns[None, :]
+    v = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
+    v = v / tl.sqrt(tl.sum(v * v, axis=1) / channels + eps)[:, None]
+    w = tl.load(weight + columns, mask=columns < channels, other=0.0).to(tl.float32)
+    b = tl.load(bias + columns, mask=columns < channels, other=0.0).to(tl.float32)
+    v = v * w[None, :] + b[None, :]
+    if ACTIVATION == 1:
+        v = v / (1.0 + tl.exp(-v))
+    elif ACTIVATION == 2:
+        v = tl.maximum(v, 0.0)
+    if RESIDUAL:
+        v += tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + where, v.to(out.dtype.element_ty), mask=inside)
+
+
+def launch_modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """(batch, tokens, dim), (batch, dim), (batch, dim) -> (batch, tokens, dim)."""
+    batch, length, dim = tokens.shape
+    tokens, shift, scale = tokens.contiguous(), _rows(shift), _rows(scale)
+    out = torch.empty_like(tokens)
+    if tokens.numel():
+        block = triton.next_power_of_2(dim)
+        _modulated_norm_kernel[(batch * length,)](
+            tokens, shift, scale, out, length, dim, eps, shift.stride(0), scale.stride(0),
+            BLOCK=block, num_warps=4 if block <= 2048 else 8,
+        )  # fmt: skip
+    return out
+
+
+def launch_rms_norm_add(
+    features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, activation: str, eps: float
+) -> Tensor:
+    """(..., channels) with contiguous channels -> the same shape."""
+    features = features.contiguous()
+    out = torch.empty_like(features)
+    channels = features.shape[-1]
+    rows = features.numel() // max(channels, 1)
+    if rows:
+        block = triton.next_power_of_2(channels)
+        # Narrow rows share a program, so that every program moves about 8 KiB.
+        rows_each = max(1, min(16, 2048 // block))
+        other = features if residual is None else residual.contiguous()
+        _rms_norm_add_kernel[(triton.cdiv(rows, rows_each),)](
+            features, weight, bias, other, out, rows, channels, eps,
+            BLOCK=block, ROWS=rows_each, ACTIVATION=ACTIVATIONS[activation], RESIDUAL=residual is not None,
+        )  # fmt: skip
+    return out
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from fewer.kernels.norms import modulated_norm, rms_norm_add
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 123)])
+def test_modulated_norm_is_layer_norm_then_affine(shape: tuple, draw) -> None:
+    x, shift, scale = draw(*shape), draw(shape[0], shape[2]), draw(shape[0], shape[2])
+    out = modulated_norm(x, shift, scale)
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(out, expected * (1 + scale[:, None]) + shift[:, None], atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["none", "silu", "relu"])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_rms_norm_add_is_its_formula(activation: str, with_residual: bool, draw) -> None:
+    x, weight, bias = draw(2, 3, 4, 37), draw(37), draw(37)
+    residual = draw(2, 3, 4, 37) if with_residual else None
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+    if activation != "none":
+        expected = getattr(torch.nn.functional, activation)(expected)
+    expected = expected + residual if residual is not None else expected
+    assert torch.allclose(rms_norm_add(x, weight, bias, residual, activation), expected, atol=1e-5)
+
+
+def test_operators_are_registered_properly(draw) -> None:
+    x = draw(1, 3, 8)
+    torch.library.opcheck(torch.ops.fewer.modulated_norm, (x, draw(1, 8), draw(1, 8), 1e-6))
+    torch.library.opcheck(torch.ops.fewer.rms_norm_add, (x, draw(8), draw(8), None, "silu", 1e-5))

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from fewer.kernels.linear_attention import reference_apply, reference_state
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 70, 2, 32), (1, 123, 3, 16)])
+def test_both_passes_agree_with_the_reference(dtype: torch.dtype, shape: tuple, draw) -> None:
+    from fewer.kernels.triton.linear_attention import launch_apply, launch_state
+
+    q, k, v = (draw(*shape, dtype=dtype) for _ in range(3))
+    state = launch_state(k, v, block=16, blocks_each=2)
+    expected = reference_state(k, v)
+    assert torch.allclose(state, expected, atol=1e-4 * expected.abs().max().item())
+    out = launch_apply(q, expected, 1e-15, block=16)
+    wanted = reference_apply(q, expected, 1e-15)
+    assert out.dtype == dtype
+    error = (out.float() - wanted.float()).norm() / wanted.float().norm()
+    assert error <= TOLERANCE[dtype]
+
+
+def test_strided_views_need_no_copy(draw) -> None:
+    from fewer.kernels.triton.linear_attention import launch_state
+
+    qkv = draw(2, 33, 3, 2, 16)
+    assert torch.allclose(
+        launch_state(qkv[:, :, 1], qkv[:, :, 2]), reference_state(qkv[:, :, 1], qkv[:, :, 2]), atol=1e-4
+    )
