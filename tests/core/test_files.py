@@ -177,3 +177,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot write"):
         write_bytes(path / "below-a-file", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0480, 0x10580])
+def test_a_safetensors_header_whose_length_looks_like_a_pickle_is_not_taken_for_one(
+    tmp_path: Path, length: int
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * 80)
+    refuse_pickle(path)
+    path.write_bytes(b"\x80\x04\x95" + b"{" * 80)
+    with pytest.raises(FileError, match="pickle"):
+        refuse_pickle(path)

@@ -50,7 +50,9 @@ def refuse_pickle(path: Path) -> None:
     if start[:4] == b"PK\x03\x04" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             torch_zip = any(name.endswith(".pkl") for name in archive.namelist())
-    if start[:2] in _PICKLE_STARTS or torch_zip:
+    # a safetensors file starts with its header's length, whose low bytes may look like a pickle's first ones
+    tensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= 100 * 2**20
+    if (start[:2] in _PICKLE_STARTS and not tensors) or torch_zip:
         raise FileError(
             f"{Path(path).name!r} is a pickle, which can run code when opened; "
             "turn it into safetensors with: fewer convert FILE --trust-pickle --output DIR"

@@ -1,0 +1,23 @@
+"""16-bit module -> 4-bit module: the public names, each imported on first use."""
+
+import importlib
+
+_PUBLIC = {
+    "quantize": "svdquant",
+    "Recipe": "recipe",
+    "FAST": "recipe",
+    "plan_layers": "roles",
+    "Plan": "roles",
+    "Rule": "roles",
+    "QuantizedLinear": "linear",
+    "QuantizedLayer": "layer",
+    "LayerReport": "solve",
+}
+
+__all__ = list(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"fewer.quantize.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'fewer.quantize' has no attribute {name!r}")

@@ -1,0 +1,62 @@
+"""The smoothing search's yardstick for q, k and v: what a candidate does to the output of the whole attention
+block.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fewer.core.modules import set_module
+from fewer.quantize.calibrate import BlockCall
+from fewer.quantize.formats import Format, round_activations
+from fewer.quantize.solve import Candidate
+
+
+class CandidateLinear(nn.Module):
+    """A linear layer as one candidate would make it, in full precision storage: nothing is packed yet."""
+
+    def __init__(self, original: nn.Module, candidate: tuple[Tensor, Tensor, Tensor], form: Format) -> None:
+        super().__init__()
+        self.rounded, self.product, self.scales = candidate
+        self.bias, self.form = original.bias, form
+        self.channels_first = isinstance(original, nn.Conv2d)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        moved = inputs.movedim(1, -1) if self.channels_first else inputs
+        rows = moved.reshape(-1, moved.shape[-1]).float() / self.scales
+        outputs = round_activations(rows, self.form) @ self.rounded.mT + rows @ self.product.mT
+        if self.bias is not None:
+            outputs = outputs + self.bias.float()
+        outputs = outputs.to(inputs.dtype).reshape(*moved.shape[:-1], -1)
+        return outputs.movedim(-1, 1) if self.channels_first else outputs
+
+
+def block_loss(
+    module: nn.Module, block: str, calls: list[BlockCall], form: Format
+) -> Callable[[Candidate], float] | None:
+    """A function from candidate to summed squared error of `block`'s output over the recorded calls.
+
+    None if there is nothing to compare (no block named, or its calls did not fit the memory budget).
+    """
+    if not block or not calls:
+        return None
+
+    def loss(candidate: Candidate) -> float:
+        originals = {name: module.get_submodule(name) for name in candidate}
+        try:
+            for name, values in candidate.items():
+                set_module(module, name, CandidateLinear(originals[name], values, form))
+            with torch.no_grad():
+                return sum(_error(module.get_submodule(block), call) for call in calls)
+        finally:
+            for name, original in originals.items():
+                set_module(module, name, original)
+
+    return loss
+
+
+def _error(block: nn.Module, call: BlockCall) -> float:
+    output = block(*call.positional, **call.named)
+    result = output[0] if isinstance(output, (tuple, list)) else output
+    return (result.float() - call.output.float()).square().sum().item()

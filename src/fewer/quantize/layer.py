@@ -1,0 +1,129 @@
+"""A quantized linear layer as plain data: what every checkpoint dialect is read into and written from."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int8, UInt8
+from torch import Tensor
+
+from fewer.core.errors import FileError
+from fewer.quantize.formats import FORMATS, Format, FormatName, Scales, decode_weight
+
+TENSOR_NAMES = ("codes", "group_scale", "channel_scale", "smooth", "low_down", "low_up", "bias")
+
+
+@dataclass(slots=True, kw_only=True)
+class QuantizedLayer:
+    """weight ~ decode(codes, scales) / smooth + up @ down; the bias already holds the unsigned shift."""
+
+    format: FormatName
+    """Number format of codes and activations."""
+    shape: tuple[int, int]
+    """(out, dim) of the original weight."""
+    codes: Int8[Tensor, "out padded"]
+    """-8..7 (int4, h8) or e2m1 codes 0..15 (nvfp4); the width is padded to the group."""
+    scales: Scales
+    """Group and channel scales."""
+    smooth: Float[Tensor, "dim"] | None = None
+    """lambda: the input is divided by it before rounding. None is all ones."""
+    down: Float[Tensor, "rank dim"] | None = None
+    """Down projection of the branch, acting on the input as it comes (not divided by lambda)."""
+    up: Float[Tensor, "out rank"] | None = None
+    """Up projection of the branch."""
+    bias: Float[Tensor, "out"] | None = None
+    """Bias, with the unsigned shift's correction when `unsigned`."""
+    unsigned: bool = False
+    """The input is never below -0.17 (GELU): add 11/64 and round to 0..15."""
+
+    @property
+    def form(self) -> Format:
+        """The number format as an object."""
+        return FORMATS[self.format]
+
+    @property
+    def rank(self) -> int:
+        """Rank of the 16-bit branch, 0 without one."""
+        return 0 if self.down is None else self.down.shape[0]
+
+    def weight(self) -> Float[Tensor, "out dim"]:
+        """The dense fp32 weight this layer stands for, acting on the unsmoothed input."""
+        dense = decode_weight(self.codes, self.scales, self.form, self.shape[1])
+        if self.smooth is not None:
+            dense = dense / self.smooth.float()
+        if self.up is not None and self.down is not None:
+            dense = dense + self.up.float() @ self.down.float()
+        return dense
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written to a file: codes packed two to a byte, absent parts left out."""
+        named = {
+            "codes": pack_halves(self.codes, self.form),
+            "group_scale": self.scales.group,
+            "channel_scale": self.scales.channel,
+            "smooth": self.smooth,
+            "low_down": self.down,
+            "low_up": self.up,
+            "bias": self.bias,
+        }
+        return {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
+
+    def facts(self) -> dict[str, object]:
+        """What the configuration says of this layer beside its tensors."""
+        return {
+            "format": self.format,
+            "shape": list(self.shape),
+            "rank": self.rank,
+            "unsigned": self.unsigned,
+        }
+
+    def byte_count(self) -> int:
+        """Bytes of its tensors in a file."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+
+def layer_from_tensors(tensors: dict[str, Tensor], facts: dict[str, object], name: str) -> QuantizedLayer:
+    """The inverse of `tensors()` and `facts()`. Raises `FileError` naming the layer if they do not fit."""
+    form = FORMATS.get(str(facts.get("format")))
+    shape, unknown = facts.get("shape"), set(tensors) - set(TENSOR_NAMES)
+    if form is None or not isinstance(shape, list) or len(shape) != 2 or unknown:
+        raise FileError(f"layer {name!r}: bad facts {facts} or unexpected tensors {sorted(unknown)}")
+    out, dim = int(shape[0]), int(shape[1])
+    groups, rank = -(-dim // form.group), int(facts.get("rank", 0))  # pyright: ignore
+    expected = {"codes": (out, groups * form.group // 2), "group_scale": (out, groups)}
+    if form.weight != "int4":
+        expected["channel_scale"] = (out,)
+    if rank:
+        expected |= {"low_down": (rank, dim), "low_up": (out, rank)}
+    expected |= {key: size for key, size in {"smooth": (dim,), "bias": (out,)}.items() if key in tensors}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if found != expected:
+        raise FileError(f"layer {name!r} should have tensors {expected}, the file has {found}")
+    return QuantizedLayer(
+        format=form.name,
+        shape=(out, dim),
+        codes=unpack_halves(tensors["codes"], form),
+        scales=Scales(tensors["group_scale"], tensors.get("channel_scale")),
+        smooth=tensors.get("smooth"),
+        down=tensors.get("low_down"),
+        up=tensors.get("low_up"),
+        bias=tensors.get("bias"),
+        unsigned=bool(facts.get("unsigned", False)),
+    )
+
+
+def pack_halves(codes: Int8[Tensor, "out padded"], form: Format) -> UInt8[Tensor, "out half"]:
+    """Two codes a byte ("fewer-h8-v1"): in each group the first half in low nibbles, the second in high ones.
+
+    Integer codes are stored as code + 8, so that `P & 0x0F0F0F0F` and `(P >> 4) & 0x0F0F0F0F` give a kernel
+    two contiguous halves without shuffles; e2m1 codes are stored as they are.
+    """
+    stored = codes if form.weight == "nvfp4" else codes + 8
+    low, high = stored.to(torch.uint8).unflatten(1, (-1, 2, form.group // 2)).unbind(2)
+    return (low | (high << 4)).flatten(1)
+
+
+def unpack_halves(packed: UInt8[Tensor, "out half"], form: Format) -> Int8[Tensor, "out padded"]:
+    """The inverse of `pack_halves`."""
+    halves = packed.unflatten(1, (-1, form.group // 2))
+    codes = torch.stack([halves & 15, halves >> 4], dim=2).flatten(1).to(torch.int8)
+    return codes if form.weight == "nvfp4" else codes - 8

@@ -1,0 +1,151 @@
+"""`QuantizedLinear`: the module that stands where an `nn.Linear` or a 1x1 convolution stood.
+
+Its forward is the exact reference: it rounds the input as the format says, multiplies by the decoded weight
+and adds the 16-bit branch, in fp32, on any device. A fused kernel may replace `reference_product` alone.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewer.core.errors import ConfigError
+from fewer.quantize.formats import (
+    GELU_SHIFT,
+    Format,
+    Scales,
+    decode_weight,
+    int8_rows,
+    pad_to,
+    round_activations,
+)
+from fewer.quantize.layer import QuantizedLayer, pack_halves, unpack_halves
+
+
+class QuantizedLinear(nn.Module):
+    """y = round(x / lambda) decode(codes)^T + (x down^T) up^T + bias, plus any adapters."""
+
+    def __init__(self, layer: QuantizedLayer, *, name: str = "", channels_first: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self.form: Format = layer.form
+        self.out_features, self.in_features = layer.shape
+        self.unsigned, self.channels_first = layer.unsigned, channels_first
+        self.register_buffer("codes", pack_halves(layer.codes, layer.form))
+        self.register_buffer("group_scale", layer.scales.group)
+        self.register_buffer("channel_scale", layer.scales.channel)
+        self.register_buffer("smooth", layer.smooth)
+        self.register_buffer("low_down", layer.down)
+        self.register_buffer("low_up", layer.up)
+        self.register_buffer("bias", layer.bias)
+        self.adapters: dict[str, Adapter] = {}
+
+    @property
+    def layer(self) -> QuantizedLayer:
+        """The same layer as plain data (adapters are not part of it)."""
+        return QuantizedLayer(
+            format=self.form.name,
+            shape=(self.out_features, self.in_features),
+            codes=unpack_halves(self.codes, self.form),
+            scales=Scales(self.group_scale, self.channel_scale),
+            smooth=self.smooth,
+            down=self.low_down,
+            up=self.low_up,
+            bias=self.bias,
+            unsigned=self.unsigned,
+        )
+
+    @property
+    def weight(self) -> Float[Tensor, "out dim"]:
+        """The dense weight it stands for, computed on each access (models that look at `.weight.dtype` need
+        it).
+        """
+        dtype = self.group_scale.dtype if self.form.weight == "int4" else torch.float32
+        return self.layer.weight().to(dtype)
+
+    def branch(self) -> tuple[Tensor, Tensor] | None:
+        """(down, up) of the low-rank branch and every adapter's ranks, in fp32; None without any."""
+        pairs = [] if self.low_down is None else [(self.low_down.float(), self.low_up.float())]
+        pairs += [
+            (adapter.down.float(), adapter.up.float() * adapter.strength)
+            for adapter in self.adapters.values()
+        ]
+        if not pairs:
+            return None
+        return torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., in] -> [..., out] (or [batch, in, height, width] for a 1x1 convolution), in the input's
+        dtype.
+        """
+        moved = inputs.movedim(1, -1) if self.channels_first else inputs
+        if moved.shape[-1] != self.in_features:
+            raise ConfigError(
+                f"layer {self.name!r} takes {self.in_features} channels, "
+                f"got an input of shape {tuple(inputs.shape)}"
+            )
+        rows = moved.reshape(-1, self.in_features)
+        outputs = reference_product(self, rows).to(inputs.dtype)
+        outputs = outputs.reshape(*moved.shape[:-1], self.out_features)
+        return outputs.movedim(-1, 1) if self.channels_first else outputs
+
+    def extra_repr(self) -> str:
+        rank = 0 if self.low_down is None else self.low_down.shape[0]
+        return f"{self.in_features} -> {self.out_features}, {self.form.name}, rank {rank}"
+
+
+class Adapter:
+    """A LoRA on one layer: `strength * up @ down` is added to its weight. Plain data, live strength."""
+
+    def __init__(
+        self, down: Float[Tensor, "rank dim"], up: Float[Tensor, "out rank"], strength: float
+    ) -> None:
+        self.down, self.up, self.strength = down, up, strength
+
+
+def reference_product(linear: QuantizedLinear, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows out"]:
+    """The layer in fp32: what every kernel is compared with.
+
+    For int8 activations the main product is in exact integers, so its accumulators equal a kernel's bit for
+    bit.
+    """
+    inputs = rows.float()
+    scaled = inputs + GELU_SHIFT if linear.unsigned else inputs
+    if linear.smooth is not None:
+        scaled = scaled / linear.smooth.float()
+    form, scales = linear.form, Scales(linear.group_scale, linear.channel_scale)
+    codes = unpack_halves(linear.codes, form)
+    if form.name == "h8":
+        outputs = h8_product(scaled, codes, scales, form.group)
+    else:
+        dtype = linear.group_scale.dtype if form.weight == "int4" else torch.bfloat16
+        rounded = round_activations(scaled, form, unsigned=linear.unsigned, scale_dtype=_sixteen_bit(dtype))
+        outputs = rounded @ decode_weight(codes, scales, form, linear.in_features).mT
+    if (branch := linear.branch()) is not None:
+        outputs = outputs + (inputs @ branch[0].mT) @ branch[1].mT
+    return outputs if linear.bias is None else outputs + linear.bias.float()
+
+
+def h8_product(
+    inputs: Float[Tensor, "rows dim"], codes: Tensor, scales: Scales, group: int
+) -> Float[Tensor, "rows out"]:
+    """int8 activations times int8 weights code * t over the whole width, then a scale per row and column."""
+    assert scales.channel is not None
+    quantized, row_scale = int8_rows(inputs)
+    weight = codes.int().unflatten(1, (-1, group)) * scales.group.int()[:, :, None]
+    padded = pad_to(quantized.float(), group).to(torch.int8)
+    return (
+        integer_product(padded, weight.flatten(1).to(torch.int8)).float()
+        * row_scale[:, None]
+        * scales.channel
+    )
+
+
+def integer_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T of int8 matrices with exact sums ([rows, dim] and [out, dim] -> [rows, out])."""
+    if left.device.type == "cpu" and left.shape[0]:
+        return torch._int_mm(left, right.mT.contiguous())
+    return (left.double() @ right.double().mT).to(torch.int64)  # exact below 2**53
+
+
+def _sixteen_bit(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
