@@ -3,6 +3,8 @@
 from importlib import import_module
 
 _NAMES = {
+    "DCAutoencoder": "fewer.generate.autoencoder",
+    "DCAutoencoderConfig": "fewer.generate.autoencoder",
     "SanaParams": "fewer.generate.transformer",
     "SanaTransformer": "fewer.generate.transformer",
     "sample": "fewer.generate.sampling",

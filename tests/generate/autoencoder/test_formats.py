@@ -1,0 +1,129 @@
+"""Files: diffusers as the oracle for outputs, names and bytes; native names both ways; strict reports."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewer.core.errors import ConfigError, FileError
+from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.autoencoder import DCAutoencoder, published_config
+from fewer.generate.autoencoder.formats import config_from_mapping, config_to_mapping
+
+from .conftest import perturb, tiny_config
+
+
+def _oracle(tiny_name: str, folder: Path):
+    """A diffusers model with perturbed parameters, saved by diffusers."""
+    from diffusers import AutoencoderDC
+
+    mapping = config_to_mapping(tiny_config(tiny_name, scaling_factor=0.5))
+    oracle = AutoencoderDC(**{key: value for key, value in mapping.items() if not key.startswith("_")}).eval()
+    perturb(oracle, seed=3)
+    oracle.save_pretrained(folder)
+    return oracle
+
+
+# 2 x 2 latents are fewer than the head dimension of 8, 3 x 5 are more: diffusers switches its formula.
+@pytest.mark.parametrize("side", [(8, 8), (12, 20)])
+def test_outputs_equal_diffusers(tiny_name: str, side: tuple[int, int], tmp_path: Path) -> None:
+    oracle = _oracle(tiny_name, tmp_path)
+    ours = DCAutoencoder.load(tmp_path)
+    image = (
+        torch.rand(2, oracle.config.in_channels, *side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    )
+    with torch.no_grad():
+        latents = oracle.encode(image).latent
+        picture = oracle.decode(latents).sample
+    assert ((ours.encode(image) / 0.5 - latents).abs().max() / latents.std()) <= 1e-5
+    assert ((ours.decode(latents * 0.5) - picture).abs().max() / picture.std()) <= 1e-5
+
+
+def test_saved_again_is_the_same_file_content(tiny_name: str, tmp_path: Path) -> None:
+    from diffusers import AutoencoderDC
+
+    oracle = _oracle(tiny_name, tmp_path / "theirs")
+    DCAutoencoder.load(tmp_path / "theirs").save(tmp_path / "ours")
+    name = "diffusion_pytorch_model.safetensors"
+    theirs, ours = read_tensors(tmp_path / "theirs" / name), read_tensors(tmp_path / "ours" / name)
+    assert theirs.keys() == ours.keys()
+    assert all(theirs[key].dtype == ours[key].dtype and torch.equal(theirs[key], ours[key]) for key in theirs)
+    again = AutoencoderDC.from_pretrained(tmp_path / "ours")
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in oracle.state_dict().items())
+    assert again.config.scaling_factor == 0.5
+
+
+def test_one_report_lists_everything_that_does_not_fit(tmp_path: Path) -> None:
+    model = DCAutoencoder(tiny_config("no_latent_shortcuts"))
+    model.save(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = read_tensors(path)
+    del tensors["encoder.conv_out.bias"]
+    tensors["decoder.surprise"] = torch.zeros(2)
+    tensors["encoder.conv_in.bias"] = torch.zeros(5)
+    write_tensors(path, tensors)
+    with pytest.raises(FileError, match="3 tensors") as caught:
+        DCAutoencoder.load(tmp_path)
+    for part in (
+        "missing: encoder.conv_out.bias",
+        "unexpected: decoder.surprise",
+        "shape of encoder.conv_in.bias",
+    ):
+        assert part in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_unknown_keys_warn_and_unknown_blocks_raise(caplog: pytest.LogCaptureFixture) -> None:
+    mapping = config_to_mapping(tiny_config("no_latent_shortcuts"))
+    with caplog.at_level(logging.WARNING):
+        assert config_from_mapping({**mapping, "flux_capacitor": 1}) == tiny_config("no_latent_shortcuts")
+    assert "flux_capacitor" in caplog.text
+    with pytest.raises(ConfigError, match="encoder_block_types"):
+        config_from_mapping({**mapping, "encoder_block_types": ["ResBlock", "MambaBlock", "ResBlock"]})
+
+
+def test_old_configs_without_the_last_keys_get_defaults() -> None:
+    mapping = config_to_mapping(published_config("f32c32-in"))
+    for key in ("encoder_out_shortcut", "decoder_in_shortcut", "decoder_conv_act_fn"):
+        del mapping[key]
+    assert config_from_mapping(json.loads(json.dumps(mapping))) == published_config("f32c32-in")
+
+
+def test_shards_variants_and_missing_files(tmp_path: Path) -> None:
+    model = DCAutoencoder(tiny_config("no_latent_shortcuts"))
+    model.save(tmp_path)
+    whole = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = read_tensors(whole)
+    whole.rename(tmp_path / "diffusion_pytorch_model.bf16.safetensors")
+    assert torch.equal(
+        DCAutoencoder.load(tmp_path).state_dict()["encoder.conv_in.bias"], tensors["encoder.conv_in.bias"]
+    )
+    assert DCAutoencoder.load(tmp_path, dtype=torch.bfloat16).encoder.conv_out.weight.dtype == torch.bfloat16
+    (tmp_path / "diffusion_pytorch_model.bf16.safetensors").unlink()
+    with pytest.raises(FileError, match="holds no") as caught:
+        DCAutoencoder.load(tmp_path)
+    assert caught.value.exit_code == 4
+
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for shard, members in shards.items():
+        write_tensors(tmp_path / shard, {name: tensors[name] for name in members})
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {name: shard for shard, group in shards.items() for name in group}})
+    )
+    assert DCAutoencoder.load(tmp_path).state_dict().keys() == tensors.keys()
+    index.write_text(json.dumps({"weight_map": {"x": "../outside.safetensors"}}))
+    with pytest.raises(FileError, match="out of its folder"):
+        DCAutoencoder.load(tmp_path)
+
+
+def test_channel_statistics_survive_saving(tmp_path: Path) -> None:
+    config = tiny_config(
+        "no_latent_shortcuts", latents_mean=(0.5, -1.0, 0.0, 2.0), latents_std=(1.0, 2.0, 3.0, 4.0)
+    )
+    model = DCAutoencoder(config).eval()
+    model.save(tmp_path)
+    assert DCAutoencoder.load(tmp_path).config == config
