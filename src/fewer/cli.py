@@ -29,6 +29,9 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
+    "generate": Verb(
+        "fewer.generate.command", "GenerateCommand", "generate_command", "pictures from prompts"
+    ),
     "info": Verb(
         "fewer.core.info", "InfoRequest", "info_command", "versions, devices, kernels, models found"
     ),

@@ -5,8 +5,12 @@ from importlib import import_module
 _NAMES = {
     "DCAutoencoder": "fewer.generate.autoencoder",
     "DCAutoencoderConfig": "fewer.generate.autoencoder",
+    "GenerateRequest": "fewer.generate.request",
+    "Picture": "fewer.generate.picture",
+    "PromptEncoder": "fewer.generate.text",
     "SanaParams": "fewer.generate.transformer",
     "SanaTransformer": "fewer.generate.transformer",
+    "TextToImage": "fewer.generate.pipeline",
     "sample": "fewer.generate.sampling",
 }
 

@@ -1,0 +1,136 @@
+"""`fewer generate`: from options to files."""
+
+import importlib.util
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from fewer.core.device import DeviceName, DtypeName
+from fewer.core.errors import ConfigError
+from fewer.core.files import safe_name
+from fewer.core.progress import Progress
+from fewer.generate.picture import Picture, read_request, repeat
+from fewer.generate.request import GenerateRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateCommand(GenerateRequest):
+    """Draws pictures from prompts. Everything that decides a picture, and where it is drawn and put."""
+
+    output: Path = Path("outputs")
+    """A .png file, or a folder for pictures named after prompt and seed."""
+    from_picture: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Draw again what a .png of ours holds; options given beside it win."""
+    metadata: bool = True
+    """Write the request into the picture."""
+    text_encoder: Path | None = None
+    """Folder of a language model, in place of the model's own."""
+    autoencoder: Path | None = None
+    """Folder of a DC-AE, in place of the model's own."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+    dtype: DtypeName = "auto"
+    """Number format of the networks; `auto` is bf16 on a GPU, fp32 on a CPU."""
+    precision: Literal["bf16", "fp16", "fp32", "svdquant"] | None = None
+    """The same choice with 4-bit weights and activations (svdquant) beside the formats."""
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs that draw one picture together."""
+
+
+def generate_command(request: GenerateCommand, progress: Progress) -> dict[str, object]:
+    """Draws and saves each picture as soon as it is done, so that stopping keeps what is finished."""
+    wanted, dtype = _resolve(request)
+    targets = _targets(request.output, wanted.singles())
+
+    from fewer.generate.pipeline import Denoised, TextToImage
+
+    began = time.perf_counter()
+    pipe = TextToImage.load(
+        wanted.model,
+        device=request.device,
+        dtype=dtype,
+        text_encoder=request.text_encoder,
+        autoencoder=request.autoencoder,
+    )
+    loaded = time.perf_counter()
+    drawn: list[dict[str, object]] = []
+    try:
+        for event in pipe.iterate(wanted):
+            if isinstance(event, Denoised):
+                if event.step.index == 0:
+                    what = f"picture {event.index + 1} of {event.total}" if event.total > 1 else "picture"
+                    progress.start(what, event.step.total)
+                progress.advance(noise=event.step.sigma)
+            else:
+                progress.stop()
+                path = event.picture.save(targets[event.index], metadata=request.metadata)
+                drawn.append(_facts(event.picture, path, event.seconds))
+                progress.say(f"{path}  (seed {event.picture.seed}, {event.seconds:.1f} s)")
+    finally:
+        progress.stop()
+    return {
+        "output": drawn[0]["path"] if len(drawn) == 1 else str(request.output),
+        "pictures": drawn,
+        "model": wanted.model,
+        "seconds_to_load": round(loaded - began, 3),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def _resolve(request: GenerateCommand) -> tuple[GenerateRequest, str]:
+    """What to draw and in which number format, after --from, --precision and --devices have had their say."""
+    wanted = GenerateRequest(
+        **{field.name: getattr(request, field.name) for field in fields(GenerateRequest)}
+    )
+    dtype: str = request.dtype
+    if request.from_picture is not None:
+        stored, stored_dtype = read_request(request.from_picture)
+        wanted = repeat(wanted, stored)
+        dtype = stored_dtype if dtype == "auto" else dtype
+    if request.precision == "svdquant":
+        _need_room("quantize", "--precision svdquant")
+    elif request.precision is not None:
+        if request.dtype not in ("auto", request.precision):
+            raise ConfigError(f"dtype {request.dtype} contradicts precision {request.precision}; give one")
+        dtype = request.precision
+    if request.devices > 1:
+        _need_room("parallel", f"--devices {request.devices}")
+    return wanted, dtype
+
+
+def _need_room(room: str, option: str) -> None:
+    there = importlib.util.find_spec(f"fewer.{room}") is not None
+    state = "does not serve this command yet" if there else "is not part of this installation"
+    raise ConfigError(f"{option} needs fewer.{room}, which {state}; leave the option out")
+
+
+def _targets(output: Path, singles: list[GenerateRequest]) -> list[Path]:
+    """One file per picture; names that would meet get a number. An existing file of ours is replaced."""
+    if output.suffix and output.suffix.lower() != ".png":
+        raise ConfigError(f"output {output.name!r} must be a .png file or a folder")
+    if output.suffix and len(singles) == 1:
+        return [output]
+    if output.suffix:
+        return [output.with_name(f"{output.stem}-{number + 1}.png") for number in range(len(singles))]
+    targets: list[Path] = []
+    for single in singles:
+        stem = f"{safe_name(single.prompt[0][:60], 'picture')}-{single.seed}"
+        same = sum(1 for path in targets if path.stem == stem or path.stem.startswith(f"{stem}-again"))
+        targets.append(output / (f"{stem}-again{same}.png" if same else f"{stem}.png"))
+    return targets
+
+
+def _facts(picture: Picture, path: Path, seconds: float) -> dict[str, object]:
+    width, height = picture.image.size
+    return {
+        "path": str(path),
+        "prompt": picture.request.prompt[0],
+        "seed": picture.seed,
+        "width": width,
+        "height": height,
+        "seconds": round(seconds, 3),
+    }

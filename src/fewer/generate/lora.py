@@ -1,0 +1,250 @@
+"""Low-rank adapters (LoRA) in PEFT's files: read, attached from outside at any strength, taken off again.
+
+An adapted layer computes W x + sum_i s_i (alpha_i / r_i) B_i A_i x (arXiv 2106.09685). The layer inside may
+be any module with the same input and output, a quantized one too: it is wrapped, never changed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import read_json
+from fewer.core.modules import find_modules, set_module
+from fewer.core.tensors import read_tensors, tensor_header, write_tensors
+
+_PREFIXES = ("base_model.model.", "transformer.")
+_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+DEFAULT_TARGETS = ("to_q", "to_k", "to_v")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One layer's adapter. `alpha / rank` is its published strength."""
+
+    down: Float[Tensor, "rank inputs"]
+    up: Float[Tensor, "outputs rank"]
+    alpha: float
+
+    @property
+    def strength(self) -> float:
+        """Factor of `up @ down` at scale 1."""
+        return self.alpha / self.down.shape[0]
+
+
+class AdaptedLayer(nn.Module):
+    """A layer and the adapters on it, each with its own scale."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.downs = nn.ParameterDict()
+        self.ups = nn.ParameterDict()
+        self.strengths: dict[str, float] = {}
+        self.scales: dict[str, float] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own weight: code that asks for its dtype or device keeps working."""
+        return self.layer.weight
+
+    def forward(self, inputs: Float[Tensor, "*shape"]) -> Float[Tensor, "*result"]:
+        result = self.layer(inputs)
+        image = inputs.ndim == 4  # a 1x1 convolution is a linear layer on axis 1
+        rows = inputs.movedim(1, -1) if image else inputs
+        for name, down in self.downs.items():
+            factor = self.scales[name] * self.strengths[name]
+            if factor:
+                added = (rows @ down.to(rows.dtype).T) @ self.ups[name].to(rows.dtype).T * factor
+                result = result + (added.movedim(-1, 1) if image else added)
+        return result
+
+
+def attach(model: nn.Module, adapter: Mapping[str, LowRank], *, name: str, scale: float = 1.0) -> nn.Module:
+    """Puts an adapter on the layers it names and returns the model. Several may share a layer.
+
+    Raises `ConfigError` for a taken name, `FileError` listing layers that do not exist or do not fit; then
+    nothing has changed.
+    """
+    if not name.isidentifier():
+        raise ConfigError(f"adapter name {name!r} must be letters, digits and underscores")
+    layers = dict(find_modules(model, lambda path, _: path in adapter))
+    problems = [f"no layer {path}" for path in sorted(adapter.keys() - layers.keys())]
+    for path, module in layers.items():
+        inner = module.layer if isinstance(module, AdaptedLayer) else module
+        if isinstance(module, AdaptedLayer) and name in module.downs:
+            raise ConfigError(
+                f"an adapter called {name!r} is already attached; detach it or choose another name"
+            )
+        shape = _linear_shape(inner)
+        wanted = (adapter[path].up.shape[0], adapter[path].down.shape[1])
+        if shape is None or shape != wanted or adapter[path].up.shape[1] != adapter[path].down.shape[0]:
+            problems.append(f"{path} is {shape or type(inner).__name__}, the adapter is for {wanted}")
+    if problems:
+        raise FileError(f"adapter {name!r} does not fit this model: {'; '.join(problems[:20])}")
+    for path, module in layers.items():
+        adapted = module if isinstance(module, AdaptedLayer) else AdaptedLayer(module)
+        low_rank, weight = adapter[path], adapted.weight
+        adapted.downs[name] = nn.Parameter(low_rank.down.to(weight.device))
+        adapted.ups[name] = nn.Parameter(low_rank.up.to(weight.device))
+        adapted.strengths[name], adapted.scales[name] = low_rank.strength, scale
+        if adapted is not module:
+            set_module(model, path, adapted)
+    return model
+
+
+def set_scale(model: nn.Module, name: str, scale: float) -> None:
+    """Changes an adapter's strength without loading anything. Raises `ConfigError` if it is not attached."""
+    found = [
+        module for module in model.modules() if isinstance(module, AdaptedLayer) and name in module.scales
+    ]
+    if not found:
+        raise ConfigError(f"no adapter called {name!r} is attached")
+    for module in found:
+        module.scales[name] = scale
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Takes off all adapters: the model is what it was before, the very same layers."""
+    for path, module in list(find_modules(model, lambda _, module: isinstance(module, AdaptedLayer))):
+        assert isinstance(module, AdaptedLayer)
+        set_module(model, path, module.layer)
+    return model
+
+
+def collect(model: nn.Module, name: str) -> dict[str, LowRank]:
+    """The adapter called `name` as it is now, for instance after training."""
+    found = {}
+    for path, module in find_modules(model, lambda _, module: isinstance(module, AdaptedLayer)):
+        assert isinstance(module, AdaptedLayer)
+        if name in module.downs:
+            down = module.downs[name].detach()
+            found[path] = LowRank(down, module.ups[name].detach(), module.strengths[name] * down.shape[0])
+    return found
+
+
+def fresh(
+    model: nn.Module,
+    rank: int,
+    generator: torch.Generator,
+    *,
+    alpha: float | None = None,
+    targets: tuple[str, ...] = DEFAULT_TARGETS,
+) -> dict[str, LowRank]:
+    """A new adapter for every layer whose last name is in `targets`; it changes nothing until it is trained.
+
+    Raises `ConfigError` if no layer matches or the rank is not positive.
+    """
+    if rank < 1:
+        raise ConfigError(f"rank was {rank}; it must be 1 or more, 16 is usual")
+    adapter = {}
+    for path, module in find_modules(model, lambda path, _: path.rpartition(".")[2] in targets):
+        shape = _linear_shape(module)
+        if shape is None:
+            continue
+        down = torch.randn(rank, shape[1], generator=generator) / rank
+        adapter[path] = LowRank(down, torch.zeros(shape[0], rank), float(alpha or rank))
+    if not adapter:
+        raise ConfigError(f"no linear layer is called {' or '.join(targets)}")
+    return adapter
+
+
+def read_lora(path: str | Path) -> dict[str, LowRank]:
+    """An adapter from a PEFT file or folder, its layers under our names.
+
+    Takes alpha from the file's metadata, an `.alpha` tensor or adapter_config.json, else the rank.
+    Raises `FileError` naming what is not understood.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = next((path / name for name in _FILES if (path / name).exists()), path / _FILES[0])
+    _, metadata = tensor_header(path)
+    tensors = read_tensors(path)
+    downs, ups, alphas, unknown = {}, {}, {}, []
+    for key, tensor in tensors.items():
+        layer, kind = _layer_of(key)
+        table = {"lora_A": downs, "lora_B": ups, "alpha": alphas}.get(kind)
+        if table is None or (kind != "alpha" and tensor.flatten(1).shape[1] != tensor.shape[1]):
+            unknown.append(key)
+            continue
+        table[layer] = tensor if kind == "alpha" else tensor.flatten(1)
+    if unknown or downs.keys() != ups.keys() or not downs:
+        odd = sorted(unknown) or sorted(downs.keys() ^ ups.keys()) or ["it is empty"]
+        raise FileError(f"{path.name!r} is no PEFT adapter of linear layers: {', '.join(odd[:10])}")
+    general = _general_alpha(metadata, path.parent / "adapter_config.json")
+    return {
+        layer: LowRank(down, ups[layer], float(alphas.get(layer, general or down.shape[0])))
+        for layer, down in downs.items()
+    }
+
+
+def write_lora(path: str | Path, adapter: Mapping[str, LowRank]) -> Path:
+    """Writes an adapter as diffusers and PEFT read it (`transformer.` names, alpha in the metadata)."""
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    for layer, low_rank in adapter.items():
+        tensors[f"transformer.{layer}.lora_A.weight"] = low_rank.down
+        tensors[f"transformer.{layer}.lora_B.weight"] = low_rank.up
+    first = next(iter(adapter.values()))
+    facts = {"transformer.r": first.down.shape[0], "transformer.lora_alpha": first.alpha}
+    facts["transformer.target_modules"] = sorted({layer.rpartition(".")[2] for layer in adapter})
+    write_tensors(path, tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(facts)})
+    return path
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """FILE[:SCALE]. Raises `ConfigError` if the scale is no finite number."""
+    file, colon, scale = text.rpartition(":")
+    if not colon or "/" in scale or "\\" in scale or scale.endswith(".safetensors"):
+        return Path(text), 1.0
+    try:
+        value = float(scale)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 1000:
+        raise ConfigError(f"lora {text!r}: {scale!r} is no strength; write FILE:0.8, numbers below 1000")
+    return Path(file), value
+
+
+def _layer_of(key: str) -> tuple[str, str]:
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    if key.endswith(".alpha"):
+        return key.removesuffix(".alpha"), "alpha"
+    layer, _, rest = key.partition(".lora_")
+    kind = {
+        "A.weight": "lora_A",
+        "B.weight": "lora_B",
+        "A.default.weight": "lora_A",
+        "B.default.weight": "lora_B",
+    }
+    return layer, kind.get(rest, "")
+
+
+def _general_alpha(metadata: Mapping[str, str], config: Path) -> float | None:
+    facts: Mapping[str, object] = {}
+    if "lora_adapter_metadata" in metadata:
+        try:
+            facts = json.loads(metadata["lora_adapter_metadata"])
+        except json.JSONDecodeError as error:
+            raise FileError("the adapter's metadata is damaged") from error
+    elif config.exists():
+        facts = read_json(config)
+    alpha = facts.get("transformer.lora_alpha", facts.get("lora_alpha")) if isinstance(facts, dict) else None
+    return float(alpha) if isinstance(alpha, int | float) and alpha > 0 else None
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(outputs, inputs) of a linear layer or 1x1 convolution; also of a replacement that says so."""
+    if isinstance(module, AdaptedLayer):
+        return _linear_shape(module.layer)
+    if isinstance(module, nn.Conv2d):
+        return (module.out_channels, module.in_channels) if module.kernel_size == (1, 1) else None
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.out_features), int(module.in_features)  # pyright: ignore
+    return None

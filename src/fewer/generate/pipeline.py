@@ -1,0 +1,269 @@
+"""From a sentence to a picture: the journey, in the order of the code.
+
+prompt -> tokens -> hidden states of a language model (`text/prompt.py`)
+-> keys and values of the transformer's text, once per prompt (`transformer/sana.py`)
+-> noise from the seed -> a velocity in each step, guided away from the negative prompt (`sampling/`)
+-> latents without noise -> pixels (`autoencoder/`) -> the size that was asked for -> a `Picture`.
+
+`TextToImage.iterate` is the whole of it. It yields after every step, so showing progress is a loop and
+cancelling is a `break`.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from fewer.core.config import validate
+from fewer.core.device import pick_device, pick_dtype, seeded
+from fewer.core.errors import ConfigError
+from fewer.generate.lora import attach, detach, parse_lora, read_lora, set_scale
+from fewer.generate.model_folder import ModelSettings, Parts, open_parts
+from fewer.generate.picture import Picture
+from fewer.generate.request import GenerateRequest, as_prompts
+from fewer.generate.sampling import (
+    Guidance,
+    Step,
+    VelocityFn,
+    bin_table,
+    guided_velocity,
+    nearest_bin,
+    resize_to_cover,
+    sample,
+    sample_trigflow,
+)
+
+_DTYPES: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Denoised:
+    """One step of one picture is done."""
+
+    index: int
+    """Which picture, from 0."""
+    total: int
+    """Number of pictures asked for."""
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One picture is done."""
+
+    index: int
+    total: int
+    picture: Picture
+    latents: Float[Tensor, "1 channels lat_h lat_w"]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """What a call returns."""
+
+    pictures: tuple[Picture, ...]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The images alone, prompt by prompt."""
+        return [picture.image for picture in self.pictures]
+
+
+class TextToImage:
+    """A transformer, an autoencoder and a text encoder that draw pictures together."""
+
+    def __init__(self, parts: Parts, *, name: str = "custom") -> None:
+        self.transformer = parts.transformer
+        self.autoencoder = parts.autoencoder
+        self.encoder = parts.encoder
+        self.settings: ModelSettings = parts.settings
+        self.name = name
+        self._attached: tuple[Path, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "default",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        text_encoder: Path | None = None,
+        autoencoder: Path | None = None,
+        cache: Path | None = None,
+    ) -> "TextToImage":
+        """Opens the built-in model or a folder in diffusers' SanaPipeline layout. Nothing is downloaded.
+
+        Raises `FileError` and `ConfigError` as `open_parts` does.
+        """
+        place = pick_device(device)
+        parts = open_parts(
+            model,
+            dtype=pick_dtype(dtype, place),
+            device=place,
+            text_encoder=text_encoder,
+            autoencoder=autoencoder,
+            cache=cache,
+        )
+        return cls(parts, name=str(model))
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        on_event: Callable[[Denoised | Finished], None] | None = None,
+        **options: object,
+    ) -> Pictures:
+        """Draws all pictures of a request; `options` are the other fields of `GenerateRequest`.
+
+        Raises `ConfigError` naming the field that is wrong.
+        """
+        request = validate(GenerateRequest, {"prompt": as_prompts(prompt), "model": self.name, **options})
+        finished = []
+        for event in self.iterate(request):
+            if on_event is not None:
+                on_event(event)
+            if isinstance(event, Finished):
+                finished.append(event.picture)
+        return Pictures(tuple(finished))
+
+    @torch.inference_mode()
+    def iterate(self, request: GenerateRequest) -> Iterator[Denoised | Finished]:
+        """Draws picture after picture, each alone: what it looks like never depends on its neighbours."""
+        singles = [self.complete(single) for single in request.singles()]
+        self._wear(request.lora)
+        for index, single in enumerate(singles):
+            began = time.perf_counter()
+            asked = single.sides(self._default_size)
+            latents, steps = None, self._denoise(single, *self.drawn_size(single))
+            for step in steps:
+                latents = step.latents
+                yield Denoised(index, len(singles), step)
+            assert latents is not None
+            image = self._decode(latents, *asked)
+            picture = Picture(
+                image=image, request=single, dtype=_DTYPES[self.transformer.proj_out.weight.dtype]
+            )
+            yield Finished(index, len(singles), picture, latents.cpu(), time.perf_counter() - began)
+
+    def complete(self, request: GenerateRequest) -> GenerateRequest:
+        """The same request with the model's own choices filled in, checked against the model."""
+        sprint = self.transformer.params.guidance_embeds
+        request = replace(
+            request,
+            steps=request.steps or (2 if sprint else 20),
+            guidance=self.settings.guidance if request.guidance is None else request.guidance,
+            shift=request.shift or self.settings.shift,
+        )
+        Guidance(scale=request.guidance, start=request.guidance_start, end=request.guidance_end).check()
+        self.drawn_size(request)
+        return request
+
+    def drawn_size(self, request: GenerateRequest) -> tuple[int, int]:
+        """(height, width) in which the transformer draws: the nearest trained size, or what was asked.
+
+        Raises `ConfigError` if the model has no table of sizes and one is demanded, or sides don't divide.
+        """
+        height, width = request.sides(self._default_size)
+        ratio = self.autoencoder.config.spatial_compression_ratio
+        base, tables = self.transformer.params.sample_size * ratio, (512, 1024, 2048, 4096)
+        if request.binning == "on" or (request.binning == "auto" and base in tables):
+            bin_table(base)
+            height, width = nearest_bin(height, width, base)
+        unit = ratio * self.transformer.params.patch_size
+        if height % unit or width % unit:
+            near = [max(unit, round(side / unit) * unit) for side in (height, width)]
+            raise ConfigError(
+                f"height {height} and width {width} must be multiples of {unit}; try {near[0]} and {near[1]}"
+            )
+        return height, width
+
+    def _denoise(self, request: GenerateRequest, height: int, width: int) -> Iterator[Step]:
+        ratio = self.autoencoder.config.spatial_compression_ratio
+        shape = (1, self.transformer.params.in_channels, height // ratio, width // ratio)
+        generator = seeded(request.seed)
+        device = self.transformer.proj_out.weight.device
+
+        def draw() -> Tensor:
+            return torch.randn(shape, generator=generator).to(device)
+
+        assert request.steps is not None and request.shift is not None
+        if self.transformer.params.guidance_embeds:
+            return sample_trigflow(self._sprint_velocity(request), draw(), draw, request.steps)
+        return sample(
+            self._velocity(request),
+            draw(),
+            request.steps,
+            request.shift,
+            request.sampler,
+            order=request.order,
+        )
+
+    def _velocity(self, request: GenerateRequest) -> VelocityFn:
+        """The guided velocity of a request: text is encoded and projected here, once for all steps."""
+        assert request.guidance is not None
+        guidance = Guidance(scale=request.guidance, start=request.guidance_start, end=request.guidance_end)
+        positive = self.encoder.encode(request.prompt, instruct=request.instruction)
+        alone = self._evaluator(positive.tokens, positive.mask)
+        if not guidance.wanted:
+            return alone
+        negative = self.encoder.encode([request.negative], instruct=False)
+        both = self._evaluator(
+            torch.cat([negative.tokens, positive.tokens]), torch.cat([negative.mask, positive.mask])
+        )
+        return guided_velocity(alone, both, guidance)
+
+    def _evaluator(
+        self, tokens: Float[Tensor, "batch length dim"], mask: Tensor, guidance: float | None = None
+    ) -> VelocityFn:
+        weight = self.transformer.proj_out.weight
+        text = self.transformer.prepare(tokens.to(weight.dtype), mask)
+        scale = 1.0 if guidance is not None else self.transformer.params.timestep_scale
+
+        def velocity(latents: Tensor, timestep: float) -> Tensor:
+            times = torch.full((len(latents),), timestep * scale, device=latents.device)
+            strength = None if guidance is None else torch.full_like(times, guidance)
+            return self.transformer.denoise(latents.to(weight.dtype), times, text, strength)
+
+        return velocity
+
+    def _sprint_velocity(self, request: GenerateRequest) -> VelocityFn:
+        positive = self.encoder.encode(request.prompt, instruct=request.instruction)
+        return self._evaluator(positive.tokens, positive.mask, request.guidance)
+
+    def _decode(
+        self, latents: Float[Tensor, "1 channels lat_h lat_w"], height: int, width: int
+    ) -> Image.Image:
+        dtype = next(self.autoencoder.parameters()).dtype
+        pixels = self.autoencoder.decode(latents.to(dtype), tile="auto").float()
+        pixels = resize_to_cover(pixels, height, width)
+        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())
+
+    def _wear(self, loras: tuple[str, ...]) -> None:
+        """Attaches the adapters of this request; the same files at other strengths are not read again."""
+        wanted = [parse_lora(text) for text in loras]
+        files = tuple(path for path, _ in wanted)
+        if files != self._attached:
+            detach(self.transformer)
+            self._attached = ()
+            for number, path in enumerate(files):
+                attach(self.transformer, read_lora(path), name=f"lora{number}")
+            self._attached = files
+        for number, (_, scale) in enumerate(wanted):
+            set_scale(self.transformer, f"lora{number}", scale)
+
+    @property
+    def _default_size(self) -> tuple[int, int]:
+        assert self.settings.default_size is not None
+        return self.settings.default_size

@@ -1,0 +1,87 @@
+"""What someone asks for: one frozen request for the command line, the server and the picture's metadata."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import ConfigDict, Field
+
+from fewer.core.errors import ConfigError
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """Everything that decides a picture, apart from the machine that draws it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    prompt: Annotated[tyro.conf.Positional[tuple[str, ...]], Field(max_length=1000)] = ()
+    """What to draw; several prompts give several pictures."""
+    negative: Annotated[str, Field(max_length=10_000)] = ""
+    """What to move away from."""
+    model: Annotated[str, Field(max_length=4096)] = "default"
+    """`default`, a folder in diffusers' SanaPipeline layout, or a transformer's safetensors file."""
+    width: Side | None = None
+    """Pixels; the model's own size if absent."""
+    height: Side | None = None
+    """Pixels; the model's own size if absent."""
+    size: Side | None = None
+    """Width and height at once."""
+    binning: Literal["auto", "on", "off"] = "auto"
+    """Draw at the nearest trained size and resize; `auto`: where the model has a table of sizes."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Evaluations of the network: 20 if absent, 2 for Sprint models."""
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    """How strongly to follow the prompt; 1 turns it off, absent means the model's own (4.5)."""
+    guidance_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Lowest noise level with guidance; steps outside the interval cost half."""
+    guidance_end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Highest noise level with guidance."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """The first picture's seed; each further picture of a prompt takes the next number."""
+    count: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Pictures per prompt."""
+    sampler: Literal["flow-dpm", "flow-euler"] = "flow-dpm"
+    """How the flow equation is solved (Sprint models have their own)."""
+    order: Literal[1, 2, 3] = 2
+    """Order of flow-dpm."""
+    shift: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    """Moves the noise levels towards noise; absent means the model's own (3.0)."""
+    instruction: bool = True
+    """Read the complex human instruction before the prompt, where the model was trained with it."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A PEFT file and its strength, FILE[:SCALE]; may be given several times."""
+
+    def sides(self, default: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) asked for. Raises `ConfigError` when `size` contradicts the sides."""
+        if self.size is not None:
+            if self.width is not None or self.height is not None:
+                raise ConfigError(f"size {self.size} was given beside width or height; give one or the other")
+            return self.size, self.size
+        if self.width is None and self.height is None:
+            return default
+        return self.height or self.width, self.width or self.height  # pyright: ignore[reportReturnType]
+
+    def singles(self) -> list["GenerateRequest"]:
+        """One request per picture, prompt by prompt, each with its own seed. Raises `ConfigError`."""
+        if not self.prompt:
+            raise ConfigError(
+                "no prompt was given; say what to draw, for example: fewer generate 'a red apple'"
+            )
+        if self.seed + self.count > 2**63:
+            raise ConfigError(
+                f"seed {self.seed} leaves no room for {self.count} pictures; choose a smaller one"
+            )
+        return [
+            replace(self, prompt=(prompt,), seed=self.seed + index, count=1)
+            for prompt in self.prompt
+            for index in range(self.count)
+        ]
+
+
+def as_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
+    """One prompt or several as a tuple."""
+    return (prompt,) if isinstance(prompt, str) else tuple(prompt)
