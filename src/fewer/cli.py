@@ -35,6 +35,21 @@ VERBS: dict[str, Verb] = {
     "info": Verb(
         "fewer.core.info", "InfoRequest", "info_command", "versions, devices, kernels, models found"
     ),
+    "learn semi-supervised": Verb(
+        "fewer.learn.command_semi_supervised",
+        "SemiSupervisedRequest",
+        "semi_supervised_command",
+        "a classifier from a few labels and many pictures without",
+    ),
+    "learn predict": Verb(
+        "fewer.learn.command_predict", "PredictRequest", "predict_command", "the classes of pictures"
+    ),
+    "learn evaluate": Verb(
+        "fewer.learn.command_evaluate",
+        "EvaluateRequest",
+        "evaluate_command",
+        "accuracy and calibration of a model, or what a distilled set teaches",
+    ),
 }
 
 EXIT_INTERRUPTED = 130

@@ -99,6 +99,9 @@ def test_schedules() -> None:
     assert learning_rate_factor(cosine, 10) == pytest.approx(1.0)
     assert learning_rate_factor(cosine, 60) == pytest.approx(0.55)
     assert learning_rate_factor(FitPlan(steps=9, schedule="constant"), 8) == 1.0
+    slow = FitPlan(steps=100, schedule="seven-sixteenths")
+    assert learning_rate_factor(slow, 0) == 1.0
+    assert learning_rate_factor(slow, 100) == pytest.approx(math.cos(7 * math.pi / 16))
 
 
 TWO_RANKS = """

@@ -14,6 +14,12 @@ _PUBLIC = {
     "build_network": "fewer.learn.networks",
     "evaluate_probabilities": "fewer.learn.evaluate",
     "TrainedClassifier": "fewer.learn.model_folder",
+    "pick_labels": "fewer.learn.data",
+    "semi_supervised": "fewer.learn.few_labels.train",
+    "SemiSupervisedPlan": "fewer.learn.few_labels.plan",
+    "InstanceThreshold": "fewer.learn.thresholds.instance",
+    "ClassTransition": "fewer.learn.thresholds.transition",
+    "InstanceTransition": "fewer.learn.thresholds.transition",
 }
 
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

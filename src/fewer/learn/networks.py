@@ -109,18 +109,17 @@ class ConvNet(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions (32, 64, 128 channels) with batch norm and max pooling, global average pooling:
-    about 95,000 parameters, made for training on a CPU."""
+    """Three convolutions (32, 64, 128 channels; the first two halve the picture) with batch norm, then the
+    mean over the picture: about 95,000 parameters, made for training on a CPU."""
 
     def __init__(self, channels: int, classes: int, width: int = 32) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for out in (width, 2 * width, 4 * width):
+        for out, kernel, stride in ((width, 5, 2), (2 * width, 3, 2), (4 * width, 3, 1)):
             layers += [
-                nn.Conv2d(channels, out, 3, padding=1, bias=False),
+                nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False),
                 nn.BatchNorm2d(out),
-                nn.LeakyReLU(0.1),
-                nn.MaxPool2d(2, ceil_mode=True),
+                nn.LeakyReLU(0.1, inplace=True),
             ]
             channels = out
         self.blocks = nn.Sequential(*layers)

@@ -1,0 +1,85 @@
+"""`fewer learn evaluate MODEL_OR_DISTILLED --data DATA`: what is it worth on these pictures?
+
+What the path holds decides: a folder with `config.json` is a trained classifier, a `.safetensors` file is a
+distilled data set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from tyro.conf import Positional
+
+from fewer.core.device import DeviceName
+from fewer.core.errors import ConfigError, DataError, FileError
+from fewer.core.progress import Progress
+from fewer.learn.data import ImageSplits, LabelledImages, load_images
+from fewer.learn.model_folder import TrainedClassifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateRequest:
+    """Measure a trained classifier, or what a distilled data set teaches."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore
+
+    model: Positional[Path]
+    """Folder of a trained classifier, or a .distilled.safetensors file."""
+    data: Path
+    """Pictures with labels: .npz, folder or list."""
+    split: Literal["test", "validation", "train", "auto"] = "auto"
+    """Which part of the data; auto: test, else validation, else train."""
+    image_size: Annotated[int, Field(ge=8, le=512)] | None = None
+    """Resize all pictures to this side."""
+    seed: Annotated[int, Field(ge=0, le=2**62)] = 0
+    """For a distilled set: the network that is trained on it."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+
+
+def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, object]:
+    """Accuracy, balanced accuracy, AUC, calibration, recall of each class and the confusion matrix."""
+    kind = kind_of(request.model)
+    splits = load_images(request.data, size=request.image_size)
+    data = choose_split(splits, request.split)
+    if kind == "distilled":
+        return _evaluate_distilled(request, data, progress)
+    model = TrainedClassifier.load(request.model, request.device)
+    figures = model.evaluate(data)
+    return {"model": str(request.model), "data": splits.name, **figures.as_dict()}
+
+
+def kind_of(path: Path) -> Literal["classifier", "distilled"]:
+    """Raises `FileError` if nothing is there, `ConfigError` if it is neither."""
+    if not path.exists():
+        raise FileError(f"{path.name!r} is not there; check the path", missing=True)
+    if path.is_dir():
+        return "classifier"
+    if path.suffix == ".safetensors":
+        return "distilled"
+    raise ConfigError(f"{path.name!r}: a model is a folder, a distilled data set a .safetensors file")
+
+
+def choose_split(splits: ImageSplits, split: str) -> LabelledImages:
+    """The labelled pictures of `split`. Raises `DataError` if there are none."""
+    found = {"test": splits.test, "validation": splits.validation, "train": splits.train}
+    order = ["test", "validation", "train"] if split == "auto" else [split]
+    for name in order:
+        data = found[name]
+        if data is not None and len(data.labelled()):
+            return data.labelled()
+    raise DataError(f"{splits.name}: no labelled pictures in {' or '.join(order)}")
+
+
+def _evaluate_distilled(
+    request: EvaluateRequest, data: LabelledImages, progress: Progress
+) -> dict[str, object]:
+    """The part for distilled data sets; their own file does the work."""
+    try:
+        from fewer.learn.distillation.evaluate_file import evaluate_file
+    except ModuleNotFoundError as error:
+        raise ConfigError("this build cannot read distilled data sets; give a model folder") from error
+    return evaluate_file(request.model, data, seed=request.seed, device=request.device, progress=progress)

@@ -1,0 +1,1 @@
+"""The semi-supervised system: augmentation, the training run, its diary and its report."""

@@ -1,0 +1,123 @@
+"""Bar A8 (equal losses, resume equals the uninterrupted run) and the bad input of section 7."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewer.core.errors import DataError
+from fewer.learn.data import LabelledImages, pick_labels
+from fewer.learn.few_labels.plan import SemiSupervisedPlan
+from fewer.learn.few_labels.train import SemiSupervisedResult, semi_supervised
+from fewer.learn.thresholds.methods import METHODS
+
+PLAN = SemiSupervisedPlan(steps=12, batch=6, ratio=3, rate=0.05, device="cpu", seed=3)
+
+
+def weights(result: SemiSupervisedResult) -> dict[str, torch.Tensor]:
+    return {**result.model.network.state_dict(), **result.state.state_dict()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_repeats(method: str, train: LabelledImages) -> None:
+    rows = pick_labels(train.labels, 2, 3, seed=0)
+    plan = replace(PLAN, steps=3)
+    first, again = (semi_supervised(train, rows, method, plan=plan) for _ in range(2))  # pyright: ignore
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values(), strict=True)
+    )
+    other = semi_supervised(train, rows, method, plan=replace(plan, seed=4))  # pyright: ignore
+    assert not torch.equal(
+        first.model.network.state_dict()["classifier.weight"],
+        other.model.network.state_dict()["classifier.weight"],
+    )
+
+
+class _Stop(Exception):
+    pass
+
+
+class _StopAt:
+    """A progress that ends the run after some steps, as Ctrl-C would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def start(self, what: str, total: int) -> None: ...
+    def stop(self) -> None: ...
+    def say(self, text: str) -> None: ...
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.left -= steps
+        if self.left == 0:
+            raise _Stop
+
+
+@pytest.mark.parametrize("estimation", ["class", "instance"])
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
+    estimation: str, train: LabelledImages, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, estimation=estimation)  # pyright: ignore
+    rows = pick_labels(train.labels, 2, 3, seed=0)
+    whole = semi_supervised(train, rows, plan=plan)
+    with pytest.raises(_Stop):
+        semi_supervised(train, rows, plan=plan, checkpoints=tmp_path, progress=_StopAt(7))
+    resumed = semi_supervised(train, rows, plan=plan, checkpoints=tmp_path, resume=True)
+    assert resumed.steps_made == 5
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True)
+    )
+    assert resumed.curves == whole.curves
+
+
+def test_pictures_without_labels_help_on_an_easy_task(
+    train: LabelledImages, held_out: LabelledImages
+) -> None:
+    rows = pick_labels(train.labels, 1, 3, seed=0)
+    result = semi_supervised(train, rows, plan=replace(PLAN, steps=60), test=held_out)
+    assert result.figures is not None
+    assert result.figures.accuracy > 0.9
+    spread = [s for s in result.curves["threshold_spread"][10:] if s is not None]
+    assert min(spread) > 0  # one threshold for each image
+    assert result.verdicts.accepted is not None
+
+
+def test_labels_of_other_rows_are_not_used(train: LabelledImages) -> None:
+    rows = pick_labels(train.labels, 2, 3, seed=0)
+    hidden = torch.full_like(train.labels, -1)
+    hidden[rows] = train.labels[rows]
+    blind = LabelledImages(train.images, hidden, train.class_names)
+    plan = replace(PLAN, steps=4)
+    first, second = semi_supervised(train, rows, plan=plan), semi_supervised(blind, plan=plan)
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True)
+    )
+    assert second.labelled.tolist() == rows.tolist()
+
+
+def test_bad_input(train: LabelledImages) -> None:
+    with pytest.raises(DataError, match="class 'bottom' has no labelled"):
+        semi_supervised(train, [0, 1], plan=PLAN)
+    with pytest.raises(DataError, match="row 90 is outside"):
+        semi_supervised(train, [0, 1, 90], plan=PLAN)
+    with pytest.raises(DataError, match="every picture is labelled"):
+        semi_supervised(train, None, plan=PLAN)
+    blind = LabelledImages(train.images, torch.full_like(train.labels, -1), train.class_names)
+    with pytest.raises(DataError, match="row 4 is given as labelled"):
+        semi_supervised(blind, [4], plan=PLAN)
+    with pytest.raises(DataError, match="no training pictures"):
+        semi_supervised(train.select([]), None, plan=PLAN)
+
+
+def test_a_batch_larger_than_the_set_is_drawn_with_replacement_and_said(train: LabelledImages) -> None:
+    said: list[str] = []
+
+    class Listener(_StopAt):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    few = train.select(range(9))
+    plan = replace(PLAN, steps=2)
+    semi_supervised(few, [0, 1, 2], plan=plan, progress=Listener(-1))
+    assert "18 of 9" in said[0]

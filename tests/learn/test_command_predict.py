@@ -1,0 +1,70 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewer.core.errors import DataError, FileError
+from fewer.core.progress import SilentProgress
+from fewer.learn.command_predict import PredictRequest, predict_command
+from fewer.learn.model_folder import TrainedClassifier
+from fewer.learn.networks import NetworkPlan, build_network
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    plan = NetworkPlan(name="small-cnn", channels=3, classes=2, height=8, width=8)
+    network = build_network(plan).eval()
+    TrainedClassifier(network, plan, ("a", "b"), torch.zeros(3), torch.ones(3)).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def predict(model: Path, *pictures: Path, output: Path | None = None) -> dict:
+    return predict_command(
+        PredictRequest(model=model, pictures=pictures, output=output, device="cpu"), SilentProgress()
+    )
+
+
+def test_files_folders_and_arrays_agree(model: Path, tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8).numpy()
+    (tmp_path / "in").mkdir()
+    for i, array in enumerate(pixels):
+        Image.fromarray(array).save(tmp_path / "in" / f"{i}.png")
+    np.savez(tmp_path / "set.npz", images=pixels)
+    by_folder = predict(model, tmp_path / "in", output=tmp_path / "p.csv")
+    by_array = predict(model, tmp_path / "set.npz")
+    by_file = predict(model, tmp_path / "in" / "1.png")
+    pairs = [(p["class"], p["confidence"]) for p in by_folder["predictions"]]
+    assert pairs == [(p["class"], p["confidence"]) for p in by_array["predictions"]]
+    assert by_file["predictions"][0]["confidence"] == by_folder["predictions"][1]["confidence"]
+    with (tmp_path / "p.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    assert [line["class"] for line in lines] == [pair[0] for pair in pairs]
+    assert all(abs(float(line["a"]) + float(line["b"]) - 1) < 1e-5 for line in lines)
+
+
+def test_other_sizes_and_grey_are_fitted(model: Path, tmp_path: Path) -> None:
+    Image.new("L", (30, 13), 90).save(tmp_path / "grey.png")
+    assert predict(model, tmp_path / "grey.png")["count"] == 1
+
+
+def test_bad_input(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileError) as missing:
+        predict(model, tmp_path / "none.png")
+    assert missing.value.missing
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures"):
+        predict(model, tmp_path / "empty")
+    (tmp_path / "x.png").write_bytes(b"not a picture")
+    with pytest.raises(FileError):
+        predict(model, tmp_path / "x.png")
+    np.savez(tmp_path / "f.npz", images=np.zeros((2, 8, 8)))
+    with pytest.raises(DataError, match="uint8"):
+        predict(model, tmp_path / "f.npz")
+    np.savez(tmp_path / "o.npz", other=np.zeros(2))
+    with pytest.raises(DataError, match="no array"):
+        predict(model, tmp_path / "o.npz")
+    with pytest.raises(FileError):
+        predict(tmp_path / "nomodel", tmp_path / "x.png")

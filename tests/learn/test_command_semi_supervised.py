@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fewer.cli import main
+from fewer.core.errors import ConfigError, DataError, FileError
+from fewer.learn.command_semi_supervised import SemiSupervisedRequest, plan_of, read_rows
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    labels = np.arange(60) % 2
+    images = torch.randint(0, 80, (60, 8, 8), generator=generator).numpy().astype(np.uint8)
+    images[labels == 1, 2:5] += 120
+    np.savez(
+        tmp_path / "set.npz",
+        train_images=images[:40],
+        train_labels=labels[:40],
+        test_images=images[40:],
+        test_labels=labels[40:],
+        class_names=["dark", "bright"],
+    )
+    return tmp_path / "set.npz"
+
+
+def test_train_then_evaluate_then_predict(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    words = [
+        "learn",
+        "semi-supervised",
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--labels-per-class",
+        "2",
+    ]
+    words += ["--steps", "5", "--batch", "4", "--ratio", "2", "--device", "cpu", "--json"]
+    assert main(words) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["labelled"] == 4
+    assert {"accuracy", "balanced_accuracy", "auc", "labels_only", "verdict", "purity"} <= set(answer)
+    for name in (
+        "model/model.safetensors",
+        "model/README.md",
+        "report.html",
+        "labelled.csv",
+        "unlabelled.csv",
+    ):
+        assert (output / name).stat().st_size > 0
+    assert (
+        main(["learn", "evaluate", str(output / "model"), "--data", str(data), "--device", "cpu", "--json"])
+        == 0
+    )
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated["accuracy"] == answer["accuracy"]
+    assert main(["learn", "predict", str(output / "model"), str(data), "--device", "cpu", "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert predicted["count"] == 20
+    # The list that a run wrote trains the same labels again.
+    again = read_rows(output / "labelled.csv")
+    assert len(again) == 4
+
+
+def test_plan_takes_options_and_settings() -> None:
+    request = SemiSupervisedRequest(
+        data=Path("x"), output=Path("y"), steps=7, settings={"estimation": "instance"}
+    )
+    plan = plan_of(request)
+    assert (plan.steps, plan.estimation) == (7, "instance")
+    with pytest.raises(ConfigError, match="surprise"):
+        plan_of(SemiSupervisedRequest(data=Path("x"), output=Path("y"), settings={"surprise": 1}))
+    with pytest.raises(ConfigError, match="repeats steps"):
+        plan_of(SemiSupervisedRequest(data=Path("x"), output=Path("y"), settings={"steps": 1}))
+
+
+def test_exit_codes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["learn", "semi-supervised", "--output", str(tmp_path / "out"), "--device", "cpu", "--data"]
+    assert main([*base, str(tmp_path / "none.npz")]) == 4
+    assert main([*base, str(data), "--labels-per-class", "1000"]) == 3
+    assert "class 0 has 20" in capsys.readouterr().err
+    assert main([*base, str(data), "--cutoff", "1.5"]) == 2
+    assert main([*base, str(data), "--labels-per-class", "2", "--labelled-list", "x.csv"]) == 2
+
+
+def test_labelled_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("row,label\n5,x\n2,y\n5,x\n")
+    assert read_rows(tmp_path / "a.csv").tolist() == [2, 5]
+    (tmp_path / "b.csv").write_text("row\n1\n-3\n")
+    with pytest.raises(DataError, match="line 3"):
+        read_rows(tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_text("")
+    with pytest.raises(DataError, match="no rows"):
+        read_rows(tmp_path / "c.csv")
+    with pytest.raises(FileError):
+        read_rows(tmp_path / "d.csv")

@@ -1,0 +1,63 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fewer.learn.few_labels.plan import SemiSupervisedPlan
+from fewer.learn.thresholds.batch import Batch
+from fewer.learn.thresholds.instance import InstanceThreshold
+from fewer.learn.thresholds.instant import InstantState, decide, instant
+
+PLAN = SemiSupervisedPlan(running=0.9, warm_up=0.1)
+
+
+def test_warm_up_has_the_base_threshold_and_plain_loss(network: nn.Module, batch: Batch) -> None:
+    state = InstantState(PLAN, 1, 3, 8)
+    got = instant(network, replace(batch, progress=0.05), state, PLAN)
+    torch.testing.assert_close(got.threshold, torch.full((4,), float(0.9 * got.confidence.mean())))
+    strong = batch.strong.flatten(1)[:, :3]
+    plain = F.cross_entropy(strong, got.pseudo, reduction="none")
+    torch.testing.assert_close(got.unsupervised, (plain * got.weights).mean())
+    got.loss.backward()
+    assert all(p.grad is None for p in state.parameters())
+
+
+def test_later_the_threshold_is_that_of_the_module(network: nn.Module, batch: Batch) -> None:
+    state = InstantState(PLAN, 1, 3, 8)
+    got = instant(network, batch, state, PLAN)
+    aligned = state.alignment(batch.weak.flatten(1)[:, :3].softmax(1))
+    expected = InstanceThreshold(classes=3)(aligned, state.transition().detach())
+    torch.testing.assert_close(got.threshold, expected.threshold)
+    assert got.threshold.std() > 0
+
+
+def test_gradient_reaches_network_and_transition(network: nn.Module, batch: Batch) -> None:
+    state = InstantState(PLAN, 1, 3, 8)
+    instant(network, batch, state, PLAN).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in state.parameters())
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("estimation", ["class", "instance", "labelled-row"])
+@pytest.mark.parametrize("compare", ["posterior", "noisy"])
+def test_all_estimators_and_forms_run(
+    network: nn.Module, batch: Batch, estimation: str, compare: str
+) -> None:
+    plan = replace(PLAN, estimation=estimation, compare=compare, posterior="plain", cutoff=0.01)
+    torch.manual_seed(0)
+    state = InstantState(plan, 1, 3, 8)
+    got = instant(network, batch, state, plan)
+    got.loss.backward()
+    assert torch.isfinite(got.loss)
+    assert sum(float(p.grad.abs().sum()) for p in state.parameters() if p.grad is not None) > 0
+
+
+def test_decisions_outside_the_loop_do_not_move_the_means(network: nn.Module, batch: Batch) -> None:
+    state = InstantState(PLAN, 1, 3, 8)
+    before = state.alignment.p_model.clone()
+    decision, transition = decide(state, network(batch.weak), batch.weak)
+    assert torch.equal(before, state.alignment.p_model)
+    assert decision.pseudo.tolist() == [0, 1, 2, 0]
+    assert transition.shape == (3, 3)
