@@ -23,9 +23,24 @@ def relu_linear_attention(
     gives the normaliser. Both products run in fp32 whatever comes in: fp16 sums overflow at 16k tokens.
     A query that is nowhere positive yields zeros.
     """
-    query, key, value = relu(query).float(), relu(key).float(), value.float()
-    state = key.transpose(-1, -2) @ pad(value, (0, 1), value=1.0)
-    summed = query @ state
+    return read_state(query, attention_state(key, value), eps)
+
+
+def attention_state(
+    key: Float[Tensor, "*batch others head_dim"], value: Float[Tensor, "*batch others value_dim"]
+) -> Float[Tensor, "*batch head_dim value_dim_and_one"]:
+    """The sum over keys, in fp32 (fp64 stays fp64). States of disjoint keys add up to that of their union."""
+    wide = torch.promote_types(key.dtype, torch.float32)
+    return relu(key).to(wide).transpose(-1, -2) @ pad(value.to(wide), (0, 1), value=1.0)
+
+
+def read_state(
+    query: Float[Tensor, "*batch tokens head_dim"],
+    state: Float[Tensor, "*batch head_dim value_dim_and_one"],
+    eps: float = 1e-15,
+) -> Float[Tensor, "*batch tokens value_dim"]:
+    """What each query reads from a state."""
+    summed = relu(query).to(state.dtype) @ state
     return summed[..., :-1] / (summed[..., -1:] + eps)
 
 

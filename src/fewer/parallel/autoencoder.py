@@ -1,0 +1,104 @@
+"""DC-AE on several devices, exactly: bands of latents in, bands of pixels out, joined at the end.
+
+Convolutions exchange border rows, linear attention adds up its state, everything else is local; a band
+stays a band through all resolutions (distrifusion §2.4).
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewer.core.errors import ConfigError
+from fewer.core.modules import replace_modules
+from fewer.generate.autoencoder.blocks import LinearAttention
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.parallel.attention import ParallelAutoencoderAttention
+from fewer.parallel.bands import cut
+from fewer.parallel.convolution import ParallelConv2d
+from fewer.parallel.group import Group
+from fewer.parallel.parallelize import structural_copy
+from fewer.parallel.plan import ParallelPlan
+from fewer.parallel.session import Session
+
+
+class ParallelAutoencoder(DCAutoencoder):
+    """A `DCAutoencoder` to its callers: whole latents and whole images on every rank."""
+
+    session: Session
+
+    @classmethod
+    def around(cls, original: DCAutoencoder, plan: ParallelPlan, group: Group) -> "ParallelAutoencoder":
+        """Shares the original's tensors, under the same names. Always exact: there is no step before."""
+        if any(isinstance(module, nn.BatchNorm2d) for module in original.modules()) and original.training:
+            raise ConfigError(
+                "a DC-AE with batch norm is spread over devices in eval mode only; call .eval()"
+            )
+        model = structural_copy(original)
+        model.__class__ = cls
+        assert isinstance(model, ParallelAutoencoder)
+        model.session = session = Session(group, ParallelPlan(devices=plan.devices, mode="sync"))
+
+        def build(name: str, module: nn.Module) -> nn.Module | None:
+            if isinstance(module, LinearAttention):
+                replace_modules(module, build)  # its multi-scale convolutions look beyond the band too
+                return ParallelAutoencoderAttention(module, session, name)
+            if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+                return ParallelConv2d(module, session, name)
+            return None
+
+        replace_modules(model, build)
+        return model
+
+    @torch.no_grad()
+    def encode(
+        self,
+        image: Float[Tensor, "batch channels height width"],
+        *,
+        tile: int | Literal["auto"] | None = None,
+        pad: bool = False,
+        check_finite: bool = False,
+    ) -> Float[Tensor, "batch latent_channels lat_h lat_w"]:
+        """As `DCAutoencoder.encode`; `tile` is ignored, since the bands are the tiles."""
+        from fewer.generate.autoencoder.dc_ae import pad_to_multiple
+
+        ratio = self.config.spatial_compression_ratio
+        image = pad_to_multiple(image, ratio) if pad else image
+        own, lengths = self._band(image, ratio)
+        raw = self.encoder(own)
+        whole = self.session.group.start_gather(raw, [length // ratio for length in lengths], 2).wait()
+        return self.scale(whole)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Float[Tensor, "batch latent_channels lat_h lat_w"],
+        *,
+        tile: int | Literal["auto"] | None = None,
+        size: tuple[int, int] | None = None,
+        check_finite: bool = False,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """As `DCAutoencoder.decode`; `tile` is ignored, since the bands are the tiles."""
+        ratio = self.config.spatial_compression_ratio
+        raw = self.unscale(latents)
+        if raw.shape[1] < self.config.latent_channels:
+            missing = self.config.latent_channels - raw.shape[1]
+            raw = torch.cat([raw, raw.new_zeros(raw.shape[0], missing, *raw.shape[2:])], dim=1)
+        own, lengths = self._band(raw, 1)
+        pixels = self.decoder(own)
+        image = self.session.group.start_gather(pixels, [length * ratio for length in lengths], 2).wait()
+        return image if size is None else image[..., : size[0], : size[1]]
+
+    def _band(self, whole: Tensor, unit: int) -> tuple[Tensor, tuple[int, ...]]:
+        session = self.session
+        bands = cut(whole.shape[2], session.group.size, unit, self._reach())
+        session.begin_step(0.0, bands, 2)
+        return whole.narrow(
+            2, bands.start(session.group.rank), bands.lengths[session.group.rank]
+        ), bands.lengths
+
+    def _reach(self) -> int:
+        """Rows of latents that the widest convolution at the deepest stage looks into."""
+        scales = [*self.config.encoder_qkv_multiscales[-1], *self.config.decoder_qkv_multiscales[-1]]
+        return max([scale // 2 for scale in scales], default=1)

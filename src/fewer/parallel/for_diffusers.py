@@ -1,0 +1,217 @@
+"""diffusers' SDXL U-Net, PixArt and FLUX transformers on several devices, in DistriFusion's way.
+
+Softmax attention needs everybody's keys and values: fresh in `sync` mode, those of the step before in
+`displaced` mode. Queries, cross-attention and everything per token stay on their band. The models are
+changed from outside, by replacing submodules and attention processors of a copy that shares all tensors.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fewer.core.modules import replace_modules, set_module
+from fewer.parallel.attention import gathered_keys_values
+from fewer.parallel.bands import cut
+from fewer.parallel.convolution import ParallelConv2d
+from fewer.parallel.group import Group
+from fewer.parallel.group_norm import ParallelGroupNorm
+from fewer.parallel.parallelize import structural_copy
+from fewer.parallel.plan import ParallelPlan
+from fewer.parallel.session import Session
+
+
+def parallel_diffusers(original: nn.Module, plan: ParallelPlan, group: Group) -> nn.Module:
+    """Shares the original's tensors; takes and gives whole latents on every rank, like the original."""
+    model = structural_copy(original)
+    session = Session(group, plan)
+    model.register_forward_pre_hook(_StepReader(session), with_kwargs=True)
+    kind = type(original).__name__
+    if kind == "UNet2DConditionModel":
+        _parallel_unet(model, session)
+    elif kind == "PixArtTransformer2DModel":
+        _parallel_tokens(model, session, entry="pos_embed", exit_="proj_out")
+        _gather_self_attention(model, session)
+    else:
+        _parallel_tokens(model, session, entry="x_embedder", exit_="proj_out")
+        for name, module in model.named_modules():
+            if type(module).__name__ == "FluxAttention":
+                module.set_processor(BandFluxAttention(session, name))
+    return model
+
+
+class _StepReader:
+    """Reads the time before each forward pass, since the bands are known only inside it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, arguments: tuple, options: dict) -> None:
+        name = type(module).__name__
+        time = options.get("timestep")
+        if time is None:  # by position: second for the U-Net, third for PixArt, fourth for FLUX
+            time = arguments[{"UNet2DConditionModel": 1, "PixArtTransformer2DModel": 2}.get(name, 3)]
+        self.session.time = float(torch.as_tensor(time).flatten()[0])
+
+
+def _parallel_unet(model: nn.Module, session: Session) -> None:
+    levels = len(model.config.block_out_channels) - 1
+
+    def build(name: str, module: nn.Module) -> nn.Module | None:
+        if name == "conv_in":
+            return BandEntry(module, session, axis=2, unit=2**levels)
+        if isinstance(module, nn.GroupNorm):
+            return ParallelGroupNorm(module, session, name)
+        if isinstance(module, nn.Conv2d) and max(module.padding) > 0:
+            band = ParallelConv2d(module, session, name)
+            return BandExit(band, session, axis=2) if name == "conv_out" else band
+        return None
+
+    replace_modules(model, build)
+    _gather_self_attention(model, session)
+
+
+def _parallel_tokens(model: nn.Module, session: Session, entry: str, exit_: str) -> None:
+    set_module(model, entry, BandEntry(model.get_submodule(entry), session, axis=1, unit=1))
+    set_module(model, exit_, BandExit(model.get_submodule(exit_), session, axis=1))
+
+
+def _gather_self_attention(model: nn.Module, session: Session) -> None:
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "Attention" and name.endswith("attn1"):
+            both = KeysValuesOfAll(module.to_k, module.to_v, session, name)
+            module.to_k = both
+            module.to_v = ValuesOfAll(both)
+
+
+class BandEntry(nn.Module):
+    """Runs the first layer on the whole input, which every rank has, and keeps the own band of it."""
+
+    def __init__(self, first: nn.Module, session: Session, axis: int, unit: int) -> None:
+        super().__init__()
+        self.first, self.session, self.axis, self.unit = first, session, axis, unit
+
+    def forward(self, whole: Tensor) -> Tensor:
+        features = self.first(whole)
+        session, rank = self.session, self.session.group.rank
+        bands = cut(features.shape[self.axis], session.group.size, self.unit)
+        session.begin_step(session.time, bands, self.axis)
+        return features.narrow(self.axis, bands.start(rank), bands.lengths[rank]).contiguous()
+
+
+class BandExit(nn.Module):
+    """Runs the last layer on the own band and joins all bands."""
+
+    def __init__(self, last: nn.Module, session: Session, axis: int) -> None:
+        super().__init__()
+        self.last, self.session, self.axis = last, session, axis
+
+    def forward(self, band: Tensor) -> Tensor:
+        out = self.last(band)
+        return self.session.group.start_gather(out, self.session.bands.lengths, self.axis).wait()
+
+
+class KeysValuesOfAll(nn.Module):
+    """Stands for `to_k`: makes keys and values of the band, exchanges both at once, gives all keys."""
+
+    def __init__(self, to_k: nn.Module, to_v: nn.Module, session: Session, layer: str) -> None:
+        super().__init__()
+        self.keys, self.values = to_k, to_v
+        self.session, self.layer = session, layer
+        self.waiting: Tensor | None = None
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch all_tokens inner"]:
+        lengths = tokens_of_ranks(self.session, tokens.shape[1])
+        key, self.waiting = gathered_keys_values(
+            self.session, self.layer, self.keys(tokens), self.values(tokens), lengths
+        )
+        return key
+
+
+class ValuesOfAll(nn.Module):
+    """Stands for `to_v`: hands out what `KeysValuesOfAll` has fetched."""
+
+    def __init__(self, both: KeysValuesOfAll) -> None:
+        super().__init__()
+        self._both = (both,)  # in a tuple, so that its tensors are not registered twice
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        values, self._both[0].waiting = self._both[0].waiting, None
+        assert values is not None, "the attention asked for values before keys"
+        return values
+
+
+def tokens_of_ranks(session: Session, own: int) -> list[int]:
+    """Tokens of every rank in a layer where this rank has `own`: all bands shrink and grow alike."""
+    lengths = session.bands.lengths
+    return [own * length // lengths[session.group.rank] for length in lengths]
+
+
+class BandFluxAttention:
+    """FLUX's joint attention: text tokens are on every rank, image tokens on their band."""
+
+    def __init__(self, session: Session, layer: str) -> None:
+        self.session, self.layer = session, layer
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Sequence[Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        joint = encoder_hidden_states is not None
+        texts = encoder_hidden_states.shape[1] if joint else hidden_states.shape[1] - self._own_images()
+        query, key, value = (
+            self._heads(attn, layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if joint:
+            text = encoder_hidden_states
+            more = [
+                self._heads(attn, layer(text))
+                for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            ]
+            query = torch.cat([attn.norm_added_q(more[0]), query], dim=1)
+            key = torch.cat([attn.norm_added_k(more[1]), key], dim=1)
+            value = torch.cat([more[2], value], dim=1)
+        query, key = self._turn(query, texts, image_rotary_emb), self._turn(key, texts, image_rotary_emb)
+        key, value = self._of_all(key, value, texts)
+        attended = scaled_dot_product_attention(
+            *(tensor.transpose(1, 2) for tensor in (query, key, value)), attn_mask=attention_mask
+        )
+        attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
+        if not joint:
+            return attended
+        text_part, image_part = attended[:, :texts], attended[:, texts:]
+        image_part = attn.to_out[1](attn.to_out[0](image_part.contiguous()))
+        return image_part, attn.to_add_out(text_part.contiguous())
+
+    def _own_images(self) -> int:
+        return self.session.bands.lengths[self.session.group.rank]
+
+    def _heads(self, attn: nn.Module, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (-1, attn.head_dim))
+
+    def _turn(self, tokens: Tensor, texts: int, rotary: Sequence[Tensor] | None) -> Tensor:
+        """Rotary positions of the text and of the own image tokens, out of those of all."""
+        if rotary is None:
+            return tokens
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        start = texts + self.session.band_start()
+        own = [torch.cat([part[:texts], part[start : start + self._own_images()]]) for part in rotary]
+        return apply_rotary_emb(tokens, tuple(own), sequence_dim=1)
+
+    def _of_all(self, key: Tensor, value: Tensor, texts: int) -> tuple[Tensor, Tensor]:
+        heads = key.shape[2]
+        images = [tensor[:, texts:].flatten(2) for tensor in (key, value)]
+        lengths = list(self.session.bands.lengths)
+        all_keys, all_values = gathered_keys_values(self.session, self.layer, *images, lengths)
+        return tuple(
+            torch.cat([own[:, :texts], whole.unflatten(-1, (heads, -1))], dim=1)
+            for own, whole in ((key, all_keys), (value, all_values))
+        )

@@ -1,0 +1,197 @@
+"""Starts one process a device, or joins the world that `torchrun` has already made.
+
+The parent watches its ranks: when one dies, the others are ended at once and the error names it.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+from torch import distributed, multiprocessing
+
+from fewer.core.errors import ConfigError, FewerError
+from fewer.parallel.group import Group, GroupFailed
+from fewer.parallel.process_group import ProcessGroup
+
+RankMain = Callable[..., Any]
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of several that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
+
+
+def run_on_devices(
+    rank_main: RankMain,
+    devices: int,
+    *arguments: object,
+    device_type: str = "auto",
+    timeout_seconds: float = 60.0,
+) -> object:
+    """Runs `rank_main(group, *arguments)` once a device; gives rank 0's answer.
+
+    `rank_main` and its arguments must be importable and small, since they are sent to fresh processes.
+    Raises `ConfigError` if there are fewer GPUs than asked for, `GroupFailed` naming the rank that died,
+    or the error that a rank raised. Under torchrun every rank runs in place and gets its own answer.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device_type == "auto" else device_type
+    if kind == "cuda" and torch.cuda.device_count() < devices:
+        raise ConfigError(
+            f"{devices} devices were asked for, {torch.cuda.device_count()} GPUs are here; "
+            f"use at most {torch.cuda.device_count()}, or --device cpu"
+        )
+    if under_torchrun():
+        return _join_torchrun(rank_main, devices, arguments, kind, timeout_seconds)
+    return _spawn(rank_main, devices, arguments, kind, timeout_seconds)
+
+
+def _join_torchrun(
+    rank_main: RankMain, devices: int, arguments: tuple, kind: str, timeout_seconds: float
+) -> object:
+    world = int(os.environ["WORLD_SIZE"])
+    if world != devices:
+        raise ConfigError(f"torchrun started {world} ranks, but --devices is {devices}; make them equal")
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    _keep_multicast_off()
+    distributed.init_process_group(
+        "nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+    )
+    try:
+        return rank_main(ProcessGroup(), *arguments)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _spawn(rank_main: RankMain, devices: int, arguments: tuple, kind: str, timeout_seconds: float) -> object:
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue() if devices == 1 else context.Queue()
+    with tempfile.TemporaryDirectory(prefix="fewer-ranks-") as folder:
+        store = Path(folder) / "store"
+        processes = [
+            context.Process(
+                target=_rank_process,
+                args=(rank, devices, str(store), kind, timeout_seconds, answers, rank_main, arguments),
+                daemon=True,
+            )
+            for rank in range(devices)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            return _watch(processes, answers)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.terminate()
+            deadline = time.monotonic() + 5
+            for process in processes:
+                process.join(max(0.1, deadline - time.monotonic()))
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+
+
+def _watch(processes: list, answers: Any) -> object:
+    """Waits for all ranks; the first that dies or reports an error decides."""
+    reported: dict[int, tuple[str, object]] = {}
+    while len(reported) < len(processes):
+        try:
+            rank, outcome, value = (
+                answers.get() if not hasattr(answers, "get_nowait") else answers.get(timeout=0.1)
+            )
+            reported[rank] = (outcome, value)
+            if outcome == "error":
+                _raise_first(reported, processes)
+        except Empty:
+            for rank, process in enumerate(processes):
+                if rank not in reported and process.exitcode not in (None, 0):
+                    raise GroupFailed(
+                        f"rank {rank} of {len(processes)} died ({_death(process.exitcode)}); "
+                        "the others were ended; run again, or with fewer devices",
+                        rank,
+                    ) from None
+    return reported[0][1]
+
+
+def _raise_first(reported: dict[int, tuple[str, object]], processes: list) -> None:
+    # A rank that lost its group is a victim: give the culprit a moment to be seen.
+    rank, error = next((rank, value) for rank, (outcome, value) in reported.items() if outcome == "error")
+    if isinstance(error, GroupFailed):
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            for other, process in enumerate(processes):
+                if process.exitcode not in (None, 0) and other not in reported:
+                    raise GroupFailed(f"rank {other} died ({_death(process.exitcode)}): {error}", other)
+            time.sleep(0.05)
+    if isinstance(error, FewerError):
+        raise error
+    raise GroupFailed(f"rank {rank}: {error}", rank)
+
+
+def _death(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _rank_process(
+    rank: int,
+    devices: int,
+    store: str,
+    kind: str,
+    timeout_seconds: float,
+    answers: Any,
+    rank_main: RankMain,
+    arguments: tuple,
+) -> None:
+    _keep_multicast_off()
+    if kind == "cuda":
+        torch.cuda.set_device(rank)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+    try:
+        distributed.init_process_group(
+            "nccl" if kind == "cuda" else "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=devices,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+        answers.put((rank, "answer", rank_main(ProcessGroup(), *arguments)))
+    except FewerError as error:
+        answers.put((rank, "error", error))
+    except Exception as error:
+        answers.put((rank, "error", f"{type(error).__name__}: {error}"))
+    else:
+        distributed.destroy_process_group()
+
+
+def _keep_multicast_off() -> None:
+    # A program that uses NVLink multicast can leave a shared host's GPUs unusable; nothing here needs it.
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+
+
+def measure_link(group: Group, device: torch.device, repeats: int = 10) -> tuple[float, float]:
+    """(seconds of one small sum, bytes per second of a large one): medians, after a warm-up."""
+
+    def median_seconds(numel: int) -> float:
+        tensor = torch.zeros(numel, device=device)
+        times = []
+        for _ in range(repeats + 2):
+            began = time.perf_counter()
+            group.start_sum(tensor).wait()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+        return sorted(times[2:])[repeats // 2]
+
+    small, large_numel = median_seconds(256), 4 * 2**20
+    large = median_seconds(large_numel)
+    received = 2 * (group.size - 1) / group.size * large_numel * 4
+    return small, received / max(large - small, 1e-9)

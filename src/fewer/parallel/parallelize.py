@@ -1,0 +1,51 @@
+"""`parallelize`: Module -> Module that computes its band and exchanges what couples the bands.
+
+The result shares every tensor with the original and keeps all tensor names; the original stays as it was.
+"""
+
+import copy
+
+from torch import nn
+
+from fewer.core.errors import ConfigError
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.transformer.sana import SanaTransformer
+from fewer.parallel.agreement import check_agreement
+from fewer.parallel.group import Group
+from fewer.parallel.plan import ParallelPlan
+
+_DIFFUSERS = ("UNet2DConditionModel", "PixArtTransformer2DModel", "FluxTransformer2DModel")
+
+
+def parallelize(module: nn.Module, plan: ParallelPlan, group: Group) -> nn.Module:
+    """Spreads `module` over the ranks of `group`. All ranks must call it, with equal weights and plan.
+
+    For our Sana and DC-AE (exact), and for diffusers' SDXL U-Net, PixArt and FLUX transformers (exact or
+    displaced). Raises `ConfigError` for other models, or where ranks, plan and group do not fit together.
+    """
+    plan = plan.check()
+    if plan.devices != group.size:
+        raise ConfigError(f"the plan is for {plan.devices} devices, the group has {group.size}")
+    check_agreement(group, {"plan": plan}, module)
+    if isinstance(module, SanaTransformer):
+        from fewer.parallel.sana import ParallelSana
+
+        return ParallelSana.around(module, plan, group)
+    if isinstance(module, DCAutoencoder):
+        from fewer.parallel.autoencoder import ParallelAutoencoder
+
+        return ParallelAutoencoder.around(module, plan, group)
+    name = type(module).__name__
+    if name in _DIFFUSERS:
+        from fewer.parallel.for_diffusers import parallel_diffusers
+
+        return parallel_diffusers(module, plan, group)
+    raise ConfigError(
+        f"{name} cannot be spread; known: SanaTransformer, DCAutoencoder, {', '.join(_DIFFUSERS)}"
+    )
+
+
+def structural_copy(module: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers are the original's own."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})

@@ -1,0 +1,125 @@
+"""A group of processes: torch.distributed with NCCL between GPUs, gloo between CPUs."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, distributed
+
+from fewer.parallel.group import (
+    GroupFailed,
+    Neighbours,
+    Pending,
+    Traffic,
+    count_gather,
+    count_neighbours,
+    count_sum,
+)
+
+
+class ProcessGroup:
+    """Ranks of an initialised torch.distributed world, or of a part of it."""
+
+    def __init__(
+        self, ranks: Sequence[int] | None = None, handle: distributed.ProcessGroup | None = None
+    ) -> None:
+        self._handle = handle
+        self._ranks = list(ranks) if ranks is not None else list(range(distributed.get_world_size()))
+        self.size = len(self._ranks)
+        self.rank = self._ranks.index(distributed.get_rank())
+        self.traffic = Traffic()
+
+    def start_sum(self, tensor: Tensor) -> Pending[Tensor]:
+        total = tensor.contiguous().clone()
+        count_sum(self.traffic, total, self.size)
+        if self.size == 1:
+            return _Work([], lambda: total, self)
+        work = self._guard(lambda: distributed.all_reduce(total, group=self._handle, async_op=True))
+        return _Work([work], lambda: total, self)
+
+    def start_neighbours(self, first: Tensor, last: Tensor) -> Pending[Neighbours]:
+        before = torch.empty_like(last, memory_format=torch.contiguous_format) if self.rank > 0 else None
+        after = (
+            torch.empty_like(first, memory_format=torch.contiguous_format)
+            if self.rank < self.size - 1
+            else None
+        )
+        operations = []
+        if before is not None:
+            peer = self._ranks[self.rank - 1]
+            operations.append(distributed.P2POp(distributed.isend, first.contiguous(), peer, self._handle))
+            operations.append(distributed.P2POp(distributed.irecv, before, peer, self._handle))
+        if after is not None:
+            peer = self._ranks[self.rank + 1]
+            operations.append(distributed.P2POp(distributed.isend, last.contiguous(), peer, self._handle))
+            operations.append(distributed.P2POp(distributed.irecv, after, peer, self._handle))
+        works = self._guard(lambda: distributed.batch_isend_irecv(operations)) if operations else []
+        count_neighbours(self.traffic, (before, after), self.size)
+        return _Work(works, lambda: (before, after), self)
+
+    def start_gather(self, tensor: Tensor, lengths: Sequence[int], axis: int) -> Pending[Tensor]:
+        # NCCL wants equal sizes: pad the last rows, cut them off again.
+        longest = max(lengths)
+        own = tensor.transpose(0, axis)
+        padded = own.new_zeros(longest, *own.shape[1:])
+        padded[: own.shape[0]] = own
+        parts = [torch.empty_like(padded) for _ in lengths]
+        works = []
+        if self.size == 1:
+            parts = [padded]
+        else:
+            works = [
+                self._guard(lambda: distributed.all_gather(parts, padded, group=self._handle, async_op=True))
+            ]
+
+        def join() -> Tensor:
+            whole = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+            whole = whole.transpose(0, axis).contiguous()
+            count_gather(self.traffic, tensor, whole, self.size)
+            return whole
+
+        return _Work(works, join, self)
+
+    def gather_object(self, value: object) -> list[object]:
+        values: list[object] = [None] * self.size
+        self._guard(lambda: distributed.all_gather_object(values, value, group=self._handle))
+        return values
+
+    def split(self, partition: Sequence[Sequence[int]]) -> "ProcessGroup":
+        mine = None
+        for part in partition:
+            ranks = [self._ranks[rank] for rank in part]
+            handle = distributed.new_group(ranks)  # every rank has to create every group
+            if self._ranks[self.rank] in ranks:
+                mine = ProcessGroup(ranks, handle)
+        assert mine is not None, "the partition must list every rank"
+        return mine
+
+    def _guard(self, call: Callable) -> object:
+        try:
+            return call()
+        except (RuntimeError, ValueError) as error:
+            raise self.failure(error) from error
+
+    def failure(self, error: Exception) -> GroupFailed:
+        """Names this rank's view of what happened; the launcher knows which rank went first."""
+        return GroupFailed(
+            f"rank {self.rank} of {self.size} lost its group ({str(error).splitlines()[0][:160]}); "
+            "a rank died or did not answer in time: run again, or with fewer devices"
+        )
+
+
+class _Work:
+    """Handles of torch.distributed and what to do when all are done."""
+
+    def __init__(self, works: Sequence, finish: Callable, group: ProcessGroup) -> None:
+        self._works, self._finish, self._group = list(works), finish, group
+
+    def wait(self):  # a Tensor or Neighbours, as `finish` gives
+        for work in self._works:
+            try:
+                if work.wait() is False:
+                    raise RuntimeError("a collective did not finish")
+            except RuntimeError as error:
+                raise self._group.failure(error) from error
+        self._works = []
+        return self._finish()

@@ -1,0 +1,79 @@
+"""What the ranks of the process tests run: importable, since fresh processes have to find it."""
+
+import os
+import signal
+import time
+
+import torch
+
+from fewer.core.errors import ConfigError
+from fewer.generate.transformer.params import SanaParams
+from fewer.generate.transformer.sana import SanaTransformer
+from fewer.parallel.group import Group
+from fewer.parallel.parallelize import parallelize
+from fewer.parallel.plan import ParallelPlan
+
+
+def small_sana(seed: int = 0) -> SanaTransformer:
+    torch.manual_seed(seed)
+    params = SanaParams(
+        in_channels=4, out_channels=4, heads=2, head_dim=16, depth=2, cross_heads=2, cross_head_dim=16,
+        caption_channels=8, sample_size=8,
+    )  # fmt: skip
+    return SanaTransformer(params).eval()
+
+
+def steps_of(model: SanaTransformer) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 7, 5, generator=generator)
+    text = torch.randn(2, 3, 8, generator=generator)
+    with torch.no_grad():
+        for time_ in (900.0, 500.0, 100.0):
+            latents = latents - 0.1 * model(latents, torch.full((2,), time_), text)
+    return latents
+
+
+def collectives(group: Group) -> list:
+    own = torch.arange(3.0) + 10 * group.rank
+    before, after = group.start_neighbours(own[:1], own[-1:]).wait()
+    part = torch.full((2, group.rank + 1), float(group.rank))
+    lengths = [rank + 1 for rank in range(group.size)]
+    return [
+        group.start_sum(own).wait().tolist(),
+        None if before is None else before.item(),
+        None if after is None else after.item(),
+        group.start_gather(part, lengths, 1).wait()[0].tolist(),
+        group.gather_object(group.rank),
+        group.traffic.collectives,
+    ]
+
+
+def denoise(group: Group, mode: str, guidance: str) -> tuple[list, bool]:
+    plan = ParallelPlan(devices=group.size, mode=mode, guidance=guidance, warmup_steps=0)  # type: ignore[arg-type]
+    result = steps_of(parallelize(small_sana(), plan, group))
+    everyone = group.gather_object(result.tolist())
+    return result.tolist(), all(other == everyone[0] for other in everyone)
+
+
+def different_weights(group: Group) -> None:
+    parallelize(small_sana(seed=group.rank), ParallelPlan(devices=group.size, mode="sync"), group)
+
+
+def different_plans(group: Group) -> None:
+    parallelize(small_sana(), ParallelPlan(devices=group.size, warmup_steps=group.rank), group)
+
+
+def die(group: Group, victim: int) -> None:
+    if group.rank == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    group.start_sum(torch.ones(1)).wait()
+
+
+def hang(group: Group) -> None:
+    if group.rank == 1:
+        time.sleep(600)
+    group.start_sum(torch.ones(1)).wait()
+
+
+def refuse(group: Group) -> None:
+    raise ConfigError("not with me")

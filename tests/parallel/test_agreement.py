@@ -1,0 +1,48 @@
+import pytest
+import torch
+from tests.parallel import ranks
+
+from fewer.core.errors import ConfigError
+from fewer.parallel.agreement import check_agreement, fingerprint
+from fewer.parallel.group import Group
+from fewer.parallel.simulated import run_simulated
+
+
+def test_agreeing_ranks_pass() -> None:
+    module = torch.nn.Linear(2, 2)
+    assert run_simulated(3, lambda group: check_agreement(group, {"size": 64}, module)) == [None] * 3
+
+
+def test_the_odd_rank_and_its_fact_are_named() -> None:
+    heard = []
+
+    def rank_main(group: Group) -> None:
+        try:
+            check_agreement(group, {"height": 64 + 32 * (group.rank == 2), "width": 64})
+        except ConfigError as error:
+            heard.append(str(error))
+            raise
+
+    with pytest.raises(ConfigError):
+        run_simulated(3, rank_main)
+    assert heard and all("height is 64, but rank 2 has 96" in text for text in heard)
+    assert "width" not in heard[0]
+
+
+@pytest.mark.parametrize(
+    ("main", "said"), [(ranks.different_weights, "weights"), (ranks.different_plans, "plan")]
+)
+def test_models_and_plans_must_be_equal(main: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_simulated(2, main)
+
+
+def test_a_fingerprint_sees_values_and_layout() -> None:
+    module = torch.nn.Linear(3, 2)
+    before = fingerprint(module)
+    assert fingerprint(module) == before
+    with torch.no_grad():
+        module.weight[0, 0] += 1
+    after = fingerprint(module)
+    assert after["tensors"] == before["tensors"] and after["weights"] != before["weights"]
+    assert fingerprint(module.half())["tensors"] != before["tensors"]

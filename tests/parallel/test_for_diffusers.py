@@ -1,0 +1,100 @@
+"""diffusers' own models at tiny sizes: sync is exact, a full warm-up equals sync, displaced is close."""
+
+import pytest
+import torch
+
+from fewer.parallel.group import Group
+from fewer.parallel.parallelize import parallelize
+from fewer.parallel.plan import ParallelPlan
+from fewer.parallel.simulated import run_simulated
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def unet() -> tuple:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        cross_attention_dim=8, attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 1),
+    )  # fmt: skip
+    text = torch.randn(1, 3, 8)
+    return model.eval(), torch.randn(1, 4, 16, 6), lambda m, x, t: m(x, t, text, return_dict=False)[0]
+
+
+def pixart() -> tuple:
+    from diffusers import PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    model = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=2,
+        sample_size=8, cross_attention_dim=16, caption_channels=8, use_additional_conditions=False,
+    )  # fmt: skip
+    text = torch.randn(1, 3, 8)
+    return (
+        model.eval(),
+        torch.randn(1, 4, 10, 8),
+        lambda m, x, t: m(x, encoder_hidden_states=text, timestep=torch.tensor([t]), return_dict=False)[0],
+    )
+
+
+def flux() -> tuple:
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    text, pooled = torch.randn(1, 3, 8), torch.randn(1, 8)
+    images, texts = (
+        torch.cartesian_prod(torch.zeros(1), torch.arange(5.0), torch.arange(3.0)),
+        torch.zeros(3, 3),
+    )
+    return model.eval(), torch.randn(1, 15, 4), lambda m, x, t: m(
+        x, encoder_hidden_states=text, pooled_projections=pooled, timestep=torch.tensor([t / 1000]),
+        img_ids=images, txt_ids=texts, return_dict=False,
+    )[0]  # fmt: skip
+
+
+MODELS = {"unet": unet, "pixart": pixart, "flux": flux}
+
+
+def three_steps(model: torch.nn.Module, start: torch.Tensor, call: object) -> torch.Tensor:
+    for time in (900.0, 600.0, 300.0):
+        start = start - 0.1 * call(model, start, time)
+    return start
+
+
+def on_ranks(name: str, devices: int, **plan: object) -> tuple[torch.Tensor, torch.Tensor]:
+    model, start, call = MODELS[name]()
+    with torch.no_grad():
+        expected = three_steps(model, start, call)
+
+    def rank_main(group: Group) -> torch.Tensor:
+        return three_steps(parallelize(model, ParallelPlan(devices=devices, **plan), group), start, call)
+
+    return run_simulated(devices, rank_main)[-1], expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("devices", [2, 3])
+def test_sync_equals_one_device(name: str, devices: int) -> None:
+    result, expected = on_ranks(name, devices, mode="sync")
+    assert float((result - expected).norm() / expected.norm()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_full_warm_up_equals_sync_bit_for_bit(name: str) -> None:
+    warm, _ = on_ranks(name, 2, mode="displaced", warmup_steps=2)
+    sync, _ = on_ranks(name, 2, mode="sync")
+    assert torch.equal(warm, sync)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_displaced_is_closer_than_naive(name: str) -> None:
+    displaced, expected = on_ranks(name, 2, mode="displaced", warmup_steps=0)
+    naive, _ = on_ranks(name, 2, mode="naive")
+    assert 0 < (displaced - expected).norm() < (naive - expected).norm()

@@ -1,0 +1,43 @@
+"""Acceptance A7: what goes wrong is named, and nothing hangs."""
+
+import time
+
+import pytest
+from tests.parallel import ranks
+
+from fewer.core.errors import ConfigError
+from fewer.parallel.group import GroupFailed
+from fewer.parallel.launch import measure_link, run_on_devices
+from fewer.parallel.simulated import run_simulated
+
+
+def test_a_rank_that_dies_ends_the_others_and_is_named() -> None:
+    began = time.monotonic()
+    with pytest.raises(GroupFailed, match=r"rank 1 .*died \(signal 9\)") as caught:
+        run_on_devices(ranks.die, 2, 1, device_type="cpu")
+    assert caught.value.rank == 1
+    assert time.monotonic() - began < 60
+
+
+def test_a_rank_that_hangs_is_not_waited_for_forever() -> None:
+    began = time.monotonic()
+    with pytest.raises(GroupFailed, match="lost its group"):
+        run_on_devices(ranks.hang, 2, device_type="cpu", timeout_seconds=3.0)
+    assert time.monotonic() - began < 60
+
+
+def test_an_error_of_ours_comes_through_as_itself() -> None:
+    with pytest.raises(ConfigError, match="not with me"):
+        run_on_devices(ranks.refuse, 2, device_type="cpu")
+
+
+def test_more_gpus_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="64 devices were asked for"):
+        run_on_devices(ranks.refuse, 64, device_type="cuda")
+
+
+def test_the_link_is_measured() -> None:
+    import torch
+
+    latency, bandwidth = run_simulated(2, lambda group: measure_link(group, torch.device("cpu"), 3))[0]
+    assert latency > 0 and bandwidth > 0

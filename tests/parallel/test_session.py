@@ -1,0 +1,80 @@
+import torch
+
+from fewer.parallel.bands import cut
+from fewer.parallel.group import Done, Group
+from fewer.parallel.plan import ParallelPlan
+from fewer.parallel.session import Memory, Session
+from fewer.parallel.simulated import SimulatedGroup, run_simulated
+
+
+def session_of(group: Group, **plan: object) -> Session:
+    return Session(group, ParallelPlan(devices=group.size, **plan))
+
+
+def test_steps_count_up_and_a_later_time_or_another_size_begins_anew() -> None:
+    def rank_main(group: SimulatedGroup) -> list[int]:
+        session, bands = session_of(group, mode="displaced"), cut(8, 2)
+        counted = []
+        for time, now in [
+            (9.0, bands),
+            (5.0, bands),
+            (5.0, bands),
+            (9.5, bands),
+            (4.0, cut(6, 2)),
+            (3.0, cut(6, 2)),
+        ]:
+            session.begin_step(time, now, 2)
+            counted.append(session.step)
+        return counted
+
+    assert run_simulated(2, rank_main)[0] == [0, 1, 2, 0, 0, 1]
+
+
+def test_the_first_step_and_the_warm_up_are_exact() -> None:
+    def rank_main(group: SimulatedGroup) -> list[bool]:
+        session = session_of(group, mode="displaced", warmup_steps=2)
+        exact = []
+        for time in (5.0, 4.0, 3.0, 2.0):
+            session.begin_step(time, cut(4, 2), 2)
+            exact.append(session.exact)
+        return exact
+
+    assert run_simulated(2, rank_main)[0] == [True, True, True, False]
+
+
+def displaced_state(rule: str, before: list, own_before: list, own: list) -> torch.Tensor:
+    def rank_main(group: SimulatedGroup) -> torch.Tensor:
+        session = session_of(group, mode="displaced", warmup_steps=0, state_rule=rule)
+        for time in (2.0, 1.0):
+            session.begin_step(time, cut(4, 2), 2)
+        session.memories["a", "state"] = Memory(Done(torch.tensor(before)), torch.tensor(own_before))
+        return session.summed_state("a", torch.tensor(own))
+
+    return run_simulated(2, rank_main)[0]
+
+
+def test_the_rules_for_a_stale_sum_give_the_hand_computed_values() -> None:
+    before, own_before, own = [[10.0, 8.0]], [[4.0, 3.0]], [[5.0, 4.0]]
+    assert displaced_state("replace", before, own_before, own).tolist() == [[11.0, 9.0]]
+    assert displaced_state("corrected", before, own_before, own).tolist() == [[12.0, 10.0]]
+    assert displaced_state("frozen", before, own_before, own).tolist() == [[11.0, 9.0]]
+
+
+def test_keys_whose_normaliser_would_not_stay_positive_are_replaced() -> None:
+    before, own_before, own = [[10.0, 3.0], [1.0, 9.0]], [[4.0, 3.0], [0.0, 1.0]], [[5.0, 1.0], [0.0, 2.0]]
+    # First key: corrected normaliser 3 + 2 (1 - 3) = -1, so its row is the replaced one.
+    assert displaced_state("corrected", before, own_before, own).tolist() == [[11.0, 1.0], [1.0, 11.0]]
+
+
+def test_stale_rows_are_those_of_the_step_before() -> None:
+    def rank_main(group: SimulatedGroup) -> list:
+        session = session_of(group, mode="displaced", warmup_steps=0, halo="stale")
+        got = []
+        for step, time in enumerate((3.0, 2.0, 1.0)):
+            session.begin_step(time, cut(4, 2), 2)
+            rows = torch.full((1, 1, 2, 1), float(10 * group.rank + step))
+            before, after = session.neighbour_rows("c", rows, 1)
+            got.append(float(next(side for side in (before, after) if side is not None)))
+        return got
+
+    assert run_simulated(2, rank_main) == [[10.0, 10.0, 11.0], [0.0, 0.0, 1.0]]
