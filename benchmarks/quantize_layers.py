@@ -57,6 +57,9 @@ METHODS: dict[str, tuple[int, dict[str, object]]] = {
 }
 
 
+OTHER_FORMATS = ("naive", "smoothing only", "SVDQuant r32")  # the rank and one-shot ablations are for int4
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quantize_layers.json"))
@@ -69,6 +72,7 @@ def main() -> None:
                 round(held_out_error(seed, form, rank, **choices)[0], 5) for seed in range(arguments.seeds)
             ]
             for name, (rank, choices) in METHODS.items()
+            if form == "int4" or name in OTHER_FORMATS
         }
         for form in ("int4", "nvfp4", "h8", "w4a8")
     }

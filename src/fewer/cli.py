@@ -32,6 +32,12 @@ VERBS: dict[str, Verb] = {
     "generate": Verb(
         "fewer.generate.command", "GenerateCommand", "generate_command", "pictures from prompts"
     ),
+    "convert": Verb(
+        "fewer.quantize.command_convert", "ConvertRequest", "convert_command", "checkpoints from form to form"
+    ),
+    "quantize": Verb(
+        "fewer.quantize.command", "QuantizeRequest", "quantize_command", "a 16-bit model to 4 bits"
+    ),
     "info": Verb(
         "fewer.core.info", "InfoRequest", "info_command", "versions, devices, kernels, models found"
     ),

@@ -131,3 +131,12 @@ def test_missing_folder_pickle_and_read_only_target(tmp_path: Path) -> None:
         read_tensors(tmp_path / "p")
     with pytest.raises(FileError, match="cannot write"):
         write_tensors(tmp_path / "p" / "a.safetensors", {"a": torch.ones(1)})
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    tensors, facts = {"a": torch.ones(3), "é": torch.zeros(2)}, {f"key{n}": f'"{n}\\ü' for n in range(8)}
+    for name in "abcd":
+        write_tensors(tmp_path / name, tensors, facts)
+    assert len({(tmp_path / name).read_bytes() for name in "abcd"}) == 1
+    assert tensor_header(tmp_path / "a")[1].items() >= facts.items()
+    assert set(read_tensors(tmp_path / "a")) == set(tensors)

@@ -63,3 +63,82 @@ def tiny() -> tuple[TinyModel, torch.Tensor]:
 @pytest.fixture
 def relative() -> Callable[[torch.Tensor, torch.Tensor], float]:
     return lambda found, exact: ((found - exact).norm() / exact.norm()).item()
+
+
+@pytest.fixture(scope="session")
+def flux_checkpoint() -> "Callable[[str], object]":
+    """A tiny FLUX, quantized once per format, as a checkpoint in bf16; and a maker of empty models for it."""
+    from diffusers import FluxTransformer2DModel
+
+    from fewer.quantize import Recipe, quantize
+    from fewer.quantize.checkpoint import checkpoint_of
+
+    made: dict[str, object] = {}
+
+    def make(form: str) -> object:
+        if form not in made:
+            torch.manual_seed(0)
+            model = FluxTransformer2DModel(
+                in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=32,
+                num_attention_heads=4, joint_attention_dim=64,
+                pooled_projection_dim=48, axes_dims_rope=(8, 12, 12),
+            ).to(torch.bfloat16)  # fmt: skip
+            skeleton = FluxTransformer2DModel.from_config(model.config).to(torch.bfloat16)
+            for parameter in model.parameters():
+                parameter.data.normal_(std=0.05)
+            quantize(model, form, 16, recipe=Recipe(refine_rounds=1, smooth=False))
+            for module in model.modules():
+                if hasattr(module, "smooth") and module.form.name != "w4a16":
+                    module.smooth = (torch.rand(module.in_features) + 0.5).to(torch.bfloat16)
+            for block in [model.transformer_blocks[0].attn, model.single_transformer_blocks[0].attn]:
+                block.to_k.smooth = block.to_v.smooth = block.to_q.smooth
+            attention = model.transformer_blocks[0].attn
+            attention.add_k_proj.smooth = attention.add_v_proj.smooth = attention.add_q_proj.smooth
+            config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
+            made[form] = (checkpoint_of(model, {"_class_name": "FluxTransformer2DModel"} | config), skeleton)
+        return made[form]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def same_layers() -> Callable[[object, object], bool]:
+    """Whether two checkpoints hold the same layers, byte for byte."""
+
+    def compare(first: object, second: object) -> bool:
+        for name, layer in first.layers.items():
+            one, two = layer.tensors(), second.layers[name].tensors()
+            if set(one) != set(two) or layer.facts() != second.layers[name].facts():
+                return False
+            # the engine's files add 1 to modulation biases in 16 bits: half a step of 2**-7 is lost
+            loose = 2**-7 if layer.format == "w4a16" else 0.0
+            for part, tensor in one.items():
+                gap = (tensor.float() - two[part].float()).abs().max()
+                if tensor.dtype != two[part].dtype or gap > (loose if part == "bias" else 0):
+                    return False
+        return set(first.layers) == set(second.layers)
+
+    return compare
+
+
+@pytest.fixture
+def sana_folder(tmp_path: Path) -> Path:
+    """A tiny Sana of ours in a folder."""
+    from fewer.generate.transformer import SanaParams, SanaTransformer
+
+    torch.manual_seed(0)
+    params = SanaParams(
+        in_channels=4, out_channels=4, heads=2, head_dim=32, depth=1, cross_heads=2, cross_head_dim=32,
+        caption_channels=16, sample_size=8,
+    )  # fmt: skip
+    model = SanaTransformer(params)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.05)
+    model.save(tmp_path / "sana")
+    return tmp_path / "sana"
+
+
+@pytest.fixture
+def sana_inputs() -> tuple[torch.Tensor, ...]:
+    """Latents, timestep, text and its mask."""
+    return torch.randn(2, 4, 8, 8), torch.tensor([10.0, 500.0]), torch.randn(2, 5, 16), torch.ones(2, 5)

@@ -1,10 +1,19 @@
+import dataclasses
+
 import pytest
 import torch
 
 from fewer.core.errors import ConfigError
 from fewer.quantize.formats import FORMATS, encode_weight, int8_rows
 from fewer.quantize.layer import QuantizedLayer
-from fewer.quantize.linear import Adapter, QuantizedLinear, h8_product, integer_product
+from fewer.quantize.linear import (
+    Adapter,
+    QuantizedLinear,
+    fused_h8_product,
+    h8_product,
+    integer_product,
+    reference_product,
+)
 
 
 def make(name: str, out: int = 37, dim: int = 123, **changes: object) -> QuantizedLayer:
@@ -47,7 +56,7 @@ def test_h8_accumulators_equal_big_integer_sums_bit_for_bit() -> None:
 def test_a_pointwise_convolution_gives_the_same_as_the_linear_on_moved_axes() -> None:
     layer = make("int4", 37, 64)
     image = torch.randn(2, 64, 3, 5)
-    convolution = QuantizedLinear(layer, channels_first=True)(image)
+    convolution = QuantizedLinear(dataclasses.replace(layer, convolution=True))(image)
     linear = QuantizedLinear(layer)(image.movedim(1, -1)).movedim(-1, 1)
     assert convolution.shape == (2, 37, 3, 5) and torch.equal(convolution, linear)
 
@@ -76,3 +85,14 @@ def test_its_layer_and_state_are_what_was_put_in() -> None:
     assert torch.equal(linear.layer.codes, layer.codes) and torch.equal(linear.weight, layer.weight())
     assert set(linear.state_dict()) == {"codes", "group_scale", "channel_scale", "bias"}
     assert "123 -> 37, nvfp4, rank 0" in repr(linear)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("dim", [64, 123])
+def test_the_kernels_path_equals_the_reference(rank: int, dim: int) -> None:
+    torch.manual_seed(0)
+    changes = {"down": torch.randn(rank, dim), "up": torch.randn(37, rank)} if rank else {}
+    layer = make("h8", 37, dim, smooth=torch.rand(dim) + 0.5, bias=torch.randn(37), **changes)
+    linear, rows = QuantizedLinear(layer), torch.randn(9, dim)
+    reference, fused = reference_product(linear, rows), fused_h8_product(linear, rows)
+    assert (fused - reference).norm() <= 1e-5 * reference.norm()

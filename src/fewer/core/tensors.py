@@ -123,6 +123,14 @@ def _data_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _ordered(header: bytes) -> bytes:
+    """The header with its metadata sorted: the library's order is random, we promise equal bytes."""
+    entries = json.loads(header)
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    return text.ljust(len(header)) if len(text) <= len(header) else header
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -147,6 +155,7 @@ def write_tensors(
                 length = struct.unpack("<Q", stream.read(8))[0]
                 blank = f'"{CHECKSUM}":"'.encode()
                 header = stream.read(length).replace(blank + b"0" * 64, blank + digest.encode(), 1)
+                header = _ordered(header)
                 stream.seek(8)
                 stream.write(header)
                 stream.flush()

@@ -12,6 +12,11 @@ _PUBLIC = {
     "QuantizedLinear": "linear",
     "QuantizedLayer": "layer",
     "LayerReport": "solve",
+    "load_model": "load",
+    "convert": "convert",
+    "attach": "adapters",
+    "detach": "adapters",
+    "set_strength": "adapters",
 }
 
 __all__ = list(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

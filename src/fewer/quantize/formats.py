@@ -89,7 +89,9 @@ def weight_scales(
         return Scales(torch.where(scale > 0, scale, torch.ones_like(scale)))
     if form.weight == "nvfp4":
         # two levels: one fp32 scale for the tensor, e4m3 per group of 16 that then never overflows
-        tensor_scale = (peak.amax() / (6 * E4M3_MAX)).clamp_min(torch.finfo(torch.float32).tiny)
+        # rounded to 16 bits, because files keep it so
+        tensor_scale = (peak.amax() / (6 * E4M3_MAX)).to(scale_dtype).float()
+        tensor_scale = tensor_scale.clamp_min(torch.finfo(scale_dtype).tiny)
         if not peak.any():
             tensor_scale = torch.ones_like(tensor_scale)
         scale = to_e4m3(peak / (6 * tensor_scale))

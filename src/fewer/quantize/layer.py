@@ -7,7 +7,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from fewer.core.errors import FileError
-from fewer.quantize.formats import FORMATS, Format, FormatName, Scales, decode_weight
+from fewer.quantize.formats import FORMATS, GELU_SHIFT, Format, FormatName, Scales, decode_weight
 
 TENSOR_NAMES = ("codes", "group_scale", "channel_scale", "smooth", "low_down", "low_up", "bias")
 
@@ -32,6 +32,8 @@ class QuantizedLayer:
     """Up projection of the branch."""
     bias: Float[Tensor, "out"] | None = None
     """Bias, with the unsigned shift's correction when `unsigned`."""
+    convolution: bool = False
+    """It stood as a 1x1 convolution: channels are axis 1 of its input."""
     unsigned: bool = False
     """The input is never below -0.17 (GELU): add 11/64 and round to 0..15."""
 
@@ -54,6 +56,14 @@ class QuantizedLayer:
             dense = dense + self.up.float() @ self.down.float()
         return dense
 
+    def dense_bias(self) -> Float[Tensor, "out"] | None:
+        """The bias that belongs to `weight()`: the stored one without the unsigned shift's correction."""
+        if self.bias is None or not self.unsigned:
+            return self.bias
+        residual = decode_weight(self.codes, self.scales, self.form, self.shape[1])
+        residual = residual if self.smooth is None else residual / self.smooth.float()
+        return self.bias.float() + GELU_SHIFT * residual.sum(dim=1)
+
     def tensors(self) -> dict[str, Tensor]:
         """What is written to a file: codes packed two to a byte, absent parts left out."""
         named = {
@@ -69,12 +79,8 @@ class QuantizedLayer:
 
     def facts(self) -> dict[str, object]:
         """What the configuration says of this layer beside its tensors."""
-        return {
-            "format": self.format,
-            "shape": list(self.shape),
-            "rank": self.rank,
-            "unsigned": self.unsigned,
-        }
+        flags = {name: True for name in ("unsigned", "convolution") if getattr(self, name)}
+        return {"format": self.format, "shape": list(self.shape), "rank": self.rank} | flags
 
     def byte_count(self) -> int:
         """Bytes of its tensors in a file."""
@@ -108,6 +114,7 @@ def layer_from_tensors(tensors: dict[str, Tensor], facts: dict[str, object], nam
         up=tensors.get("low_up"),
         bias=tensors.get("bias"),
         unsigned=bool(facts.get("unsigned", False)),
+        convolution=bool(facts.get("convolution", False)),
     )
 
 

@@ -24,12 +24,12 @@ from fewer.quantize.layer import QuantizedLayer, pack_halves, unpack_halves
 class QuantizedLinear(nn.Module):
     """y = round(x / lambda) decode(codes)^T + (x down^T) up^T + bias, plus any adapters."""
 
-    def __init__(self, layer: QuantizedLayer, *, name: str = "", channels_first: bool = False) -> None:
+    def __init__(self, layer: QuantizedLayer, *, name: str = "") -> None:
         super().__init__()
         self.name = name
         self.form: Format = layer.form
         self.out_features, self.in_features = layer.shape
-        self.unsigned, self.channels_first = layer.unsigned, channels_first
+        self.unsigned, self.channels_first = layer.unsigned, layer.convolution
         self.register_buffer("codes", pack_halves(layer.codes, layer.form))
         self.register_buffer("group_scale", layer.scales.group)
         self.register_buffer("channel_scale", layer.scales.channel)
@@ -52,6 +52,7 @@ class QuantizedLinear(nn.Module):
             up=self.low_up,
             bias=self.bias,
             unsigned=self.unsigned,
+            convolution=self.channels_first,
         )
 
     @property
@@ -84,7 +85,8 @@ class QuantizedLinear(nn.Module):
                 f"got an input of shape {tuple(inputs.shape)}"
             )
         rows = moved.reshape(-1, self.in_features)
-        outputs = reference_product(self, rows).to(inputs.dtype)
+        product = fused_h8_product if self.form.name == "h8" and rows.is_cuda else reference_product
+        outputs = product(self, rows).to(inputs.dtype)
         outputs = outputs.reshape(*moved.shape[:-1], self.out_features)
         return outputs.movedim(-1, 1) if self.channels_first else outputs
 
@@ -94,12 +96,19 @@ class QuantizedLinear(nn.Module):
 
 
 class Adapter:
-    """A LoRA on one layer: `strength * up @ down` is added to its weight. Plain data, live strength."""
+    """A LoRA on one layer: `strength * up @ down` is added to its weight. Plain data, live strength.
+
+    `unit` is the strength that the file's own alpha stands for.
+    """
 
     def __init__(
-        self, down: Float[Tensor, "rank dim"], up: Float[Tensor, "out rank"], strength: float
+        self,
+        down: Float[Tensor, "rank dim"],
+        up: Float[Tensor, "out rank"],
+        strength: float,
+        unit: float = 1.0,
     ) -> None:
-        self.down, self.up, self.strength = down, up, strength
+        self.down, self.up, self.strength, self.unit = down, up, strength, unit
 
 
 def reference_product(linear: QuantizedLinear, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows out"]:
@@ -123,6 +132,34 @@ def reference_product(linear: QuantizedLinear, rows: Float[Tensor, "rows dim"]) 
     if (branch := linear.branch()) is not None:
         outputs = outputs + (inputs @ branch[0].mT) @ branch[1].mT
     return outputs if linear.bias is None else outputs + linear.bias.float()
+
+
+def fused_h8_product(linear: QuantizedLinear, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows out"]:
+    """The same through the kernels: rounding and down projection in one pass, everything else in the other.
+
+    On the CPU the operators are their own references, which is how this path is tested there.
+    """
+    from fewer.kernels.h8 import expand_h8, int8_linear
+    from fewer.kernels.quantize import quantize_rows
+
+    padding = -linear.in_features % linear.form.group
+    branch, smooth = linear.branch(), linear.smooth
+    down = None if branch is None else branch[0].to(rows.dtype)
+    if padding:
+        rows = pad_to(rows, linear.form.group)
+        down = None if down is None else pad_to(down, linear.form.group)
+        smooth = None if smooth is None else torch.nn.functional.pad(smooth, (0, padding), value=1.0)
+    quantized = quantize_rows(rows, smooth, down)
+    return int8_linear(
+        quantized.codes,
+        quantized.scale,
+        expand_h8(linear.codes, linear.group_scale),
+        linear.channel_scale,
+        bias=linear.bias,
+        projected=quantized.projected,
+        up=None if branch is None else branch[1].to(rows.dtype),
+        dtype=rows.dtype,
+    )
 
 
 def h8_product(

@@ -122,6 +122,8 @@ def _solve_all(
                 parts = [_part(module, plan, names, seen, form, recipe) for names in group.parts]
                 loss = block_loss(module, group.block, seen.calls.get(group.block, []), form)
                 solved, reports = solve_group(parts, form, rank, recipe, loss)
+                for name, layer in solved.items():
+                    layer.convolution = isinstance(module.get_submodule(name), nn.Conv2d)
                 layers.add(group.key, solved, reports)
                 progress.advance(1, error=max(report.error or report.weight_error for report in reports))
         for name in modulation:
@@ -153,6 +155,7 @@ def _add_weight_only(module: nn.Module, name: str, layers: LayerStore, recipe: R
     member = module.get_submodule(name)
     weight, form = member.weight.detach().flatten(1), FORMATS["w4a16"]
     layer = weight_only(name, weight, member.bias, form, recipe)
+    layer.convolution = isinstance(member, nn.Conv2d)
     difference = (layer.weight() - weight.float()).norm() / weight.float().norm().clamp_min(1e-30)
     report = LayerReport(
         name, layer.shape, "w4a16", None, difference.item(),
@@ -170,14 +173,14 @@ def _replace_all(module: nn.Module, plan: Plan, layers: LayerStore) -> list[Laye
         for name, layer in made.items():
             original = module.get_submodule(name)
             device = next(original.parameters()).device
-            install(module, name, layer, channels_first=isinstance(original, nn.Conv2d)).to(device)
+            install(module, name, layer).to(device)
     order = {choice.name: index for index, choice in enumerate(plan.choices)}
     return sorted(reports, key=lambda report: order[report.name])
 
 
-def install(module: nn.Module, name: str, layer: QuantizedLayer, *, channels_first: bool) -> QuantizedLinear:
+def install(module: nn.Module, name: str, layer: QuantizedLayer) -> QuantizedLinear:
     """Puts a quantized layer where `name` is."""
-    linear = QuantizedLinear(layer, name=name, channels_first=channels_first)
+    linear = QuantizedLinear(layer, name=name)
     set_module(module, name, linear)
     return linear
 

@@ -1,0 +1,149 @@
+"""`fewer quantize`: what it is asked, the run, and what it answers."""
+
+import dataclasses
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import ConfigDict, Field
+
+from fewer.core.device import DeviceName, DtypeName, pick_device, pick_dtype
+from fewer.core.errors import ConfigError
+from fewer.core.progress import Progress
+from fewer.quantize.checkpoint import QuantizedCheckpoint, checkpoint_of, save_quantized
+from fewer.quantize.models import OpenModel, calibration, open_model
+from fewer.quantize.recipe import FAST, Recipe
+from fewer.quantize.roles import plan_layers
+from fewer.quantize.solve import LayerReport
+from fewer.quantize.svdquant import describe, quantize
+
+WORK = ".unfinished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeRequest:
+    """What `fewer quantize` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore
+
+    model: tyro.conf.Positional[str]
+    """ "default", or the folder of a pipeline, a diffusers model or a language model."""
+    output: Path | None = None
+    """New folder for the 4-bit model (not needed with --dry-run)."""
+    format: Literal["int4", "nvfp4", "h8", "w4a16"] = "int4"
+    """int4 and nvfp4: 4-bit weights and activations; h8: 4-bit weights, 8-bit activations; w4a16: weights
+    only.
+    """
+    rank: Annotated[int, Field(ge=0, le=1024)] = 32
+    """Rank of the 16-bit branch that carries the outliers."""
+    calibration: Path | None = None
+    """Text file with one prompt a line; without it there is no smoothing."""
+    prompts: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Most prompts that are used."""
+    preset: Literal["standard", "fast"] = "standard"
+    """standard: 39 candidates, up to 100 rounds; fast: 19 candidates, 5 rounds."""
+    gptq: bool = False
+    """Round with error feedback (needs at least twice as many calibration rows as channels)."""
+    unsigned: bool = True
+    """Unsigned activations after GELU (int4); off for files meant for diffusers' Nunchaku Lite."""
+    dry_run: bool = False
+    """Only list what would be quantized."""
+    resume: bool = False
+    """Go on with an interrupted run of the same settings."""
+    report: bool = False
+    """Write report.html: error, size and time layer by layer, and pictures where the model draws."""
+    report_prompts: tuple[str, ...] = ()
+    """Prompts of the report's pictures; the first of the calibration file otherwise."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of sampling and of the randomised SVD."""
+    device: DeviceName = "auto"
+    """Where to work."""
+    dtype: DtypeName = "bf16"
+    """Number format of the 16-bit parts."""
+
+
+def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, object]:
+    """Quantizes a model from disk to disk; the output folder appears only when it is whole."""
+    began = time.perf_counter()
+    device = pick_device(request.device)
+    if not request.dry_run:
+        _check_output(request)
+    opened = open_model(request.model, pick_dtype(request.dtype, device), device)
+    plan = plan_layers(opened.module)
+    if request.dry_run:
+        return {"model": request.model, "layers": [describe(choice) for choice in plan.choices]}
+    assert request.output is not None
+    calibrate = calibration(opened, request.calibration, request.prompts, request.seed)
+    before = _pictures(opened, request) if request.report else []
+    original = sum(p.numel() for p in opened.module.state_dict().values()) * 2
+    recipe = dataclasses.replace(
+        FAST if request.preset == "fast" else Recipe(),
+        gptq=request.gptq, unsigned=request.unsigned, seed=request.seed,
+    )  # fmt: skip
+    work = request.output.with_name(f"{request.output.name}{WORK}")
+    if not request.resume and work.exists():
+        shutil.rmtree(work)
+    quantize(
+        opened.module, request.format, request.rank, calibrate,
+        recipe=recipe, plan=plan, store=work / "layers", progress=progress,
+    )  # fmt: skip
+    reports: list[LayerReport] = opened.module.quantization_reports  # pyright: ignore
+    checkpoint = checkpoint_of(opened.module, opened.config)
+    result = _figures(request, checkpoint, reports, original, time.perf_counter() - began)
+    staged = work / "output"
+    save_quantized(checkpoint, staged)
+    if request.report:
+        from fewer.quantize.report import write_report
+
+        write_report(staged / "report.html", result, reports, before, _pictures(opened, request))
+    staged.rename(request.output)
+    shutil.rmtree(work)
+    return result | {"output": str(request.output)}
+
+
+def _check_output(request: QuantizeRequest) -> None:
+    if request.output is None:
+        raise ConfigError("--output DIR is needed (or --dry-run to see what would be done)")
+    if request.output.exists():
+        raise ConfigError(f"--output {request.output.name!r} exists already; choose another")
+
+
+def _pictures(opened: OpenModel, request: QuantizeRequest) -> list[tuple[str, object]]:
+    """(prompt, picture) at the same seeds, before and after; none for models that draw nothing."""
+    if opened.pipeline is None:
+        return []
+    prompts = list(request.report_prompts)
+    if not prompts and request.calibration is not None:
+        lines = request.calibration.read_text(encoding="utf-8", errors="replace").splitlines()
+        prompts = [line.strip() for line in lines if line.strip()][:4]
+    return [
+        (prompt, opened.pipeline(prompt, seed=request.seed + index).images[0])  # pyright: ignore
+        for index, prompt in enumerate(prompts[:8])
+    ]
+
+
+def _figures(
+    request: QuantizeRequest,
+    checkpoint: QuantizedCheckpoint,
+    reports: list[LayerReport],
+    original: int,
+    seconds: float,
+) -> dict[str, object]:
+    errors = [report.error for report in reports if report.error is not None]
+    worst = max(reports, key=lambda report: report.error or report.weight_error)
+    return {
+        "model": request.model,
+        "format": request.format,
+        "rank": request.rank,
+        "layers_quantized": len(reports),
+        "bytes_before": original,
+        "bytes_after": checkpoint.byte_count(),
+        "ratio": round(checkpoint.byte_count() / original, 4),
+        "mean_error": round(sum(errors) / len(errors), 5) if errors else None,
+        "worst_layer": worst.name,
+        "worst_error": round(worst.error or worst.weight_error, 5),
+        "seconds": round(seconds, 2),
+    }

@@ -1,0 +1,32 @@
+"""`fewer convert`: what it is asked and what it answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from pydantic import ConfigDict
+
+from fewer.core.progress import Progress
+from fewer.quantize.convert import Dialect, convert
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertRequest:
+    """What `fewer convert` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore
+
+    source: tyro.conf.Positional[Path]
+    """A checkpoint: a quantized folder or file of any known form, a 16-bit Sana or DC-AE, or a pickle."""
+    output: Path
+    """New folder for the result."""
+    to: Dialect = "fewer"
+    """The form to write."""
+    trust_pickle: bool = False
+    """Open a .pth or .pt, in a process of its own that reads nothing but weights."""
+
+
+def convert_command(request: ConvertRequest, progress: Progress) -> dict[str, object]:
+    """Converts and says what was written."""
+    progress.say(f"converting {request.source.name} to {request.to}")
+    return convert(request.source, request.output, request.to, trust_pickle=request.trust_pickle)

@@ -1,0 +1,52 @@
+"""A quantized folder or file of any dialect, straight into a module that runs on this machine."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewer.core.errors import FileError
+from fewer.core.files import read_json
+from fewer.quantize import dialect_cache_dit, dialect_deepcompressor, dialect_lite, dialect_nunchaku
+from fewer.quantize.checkpoint import METHOD, QuantizedCheckpoint, apply_checkpoint, load_quantized
+from fewer.quantize.models import empty_model
+
+
+def read_checkpoint(source: Path) -> tuple[QuantizedCheckpoint, str]:
+    """(checkpoint, dialect) of a file or folder, told by its content.
+
+    Raises `FileError` if it is none of: fewer, nunchaku, nunchaku-legacy, nunchaku-lite, cache-dit,
+    deepcompressor.
+    """
+    if source.is_file():
+        return dialect_nunchaku.read_file(source), "nunchaku"
+    if not source.is_dir():
+        raise FileError(f"{source.name!r} is neither a file nor a folder; check the path", missing=True)
+    if (source / dialect_cache_dit.CONFIG).exists():
+        return dialect_cache_dit.read_folder(source), "cache-dit"
+    if (source / "transformer_blocks.safetensors").exists():
+        return dialect_nunchaku.read_legacy(source), "nunchaku-legacy"
+    if (source / "scale.safetensors").exists():
+        return dialect_deepcompressor.read_folder(source), "deepcompressor"
+    config = read_json(source / "config.json") if (source / "config.json").exists() else {}
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == METHOD:
+        return load_quantized(source), "fewer"
+    if method == dialect_lite.METHOD:
+        return dialect_lite.read_folder(source), "nunchaku-lite"
+    raise FileError(
+        f"{source.name!r} is no quantized model that is known: fewer, nunchaku (file or legacy folder), "
+        f"nunchaku-lite, cache-dit or deepcompressor"
+    )
+
+
+def load_model(
+    source: Path | str, base: nn.Module | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """The quantized module, ready to run. `base` supplies the model where the files hold no configuration.
+
+    Raises `FileError` or `ConfigError` naming what is missing or does not fit.
+    """
+    checkpoint, dialect = read_checkpoint(Path(source))
+    module = base if base is not None else empty_model(checkpoint.config, checkpoint.model_class)
+    return apply_checkpoint(module, checkpoint, whole=dialect != "cache-dit").to(device)

@@ -1,0 +1,148 @@
+"""Models on disk that the verbs work on: ours, diffusers' and transformers', opened whole or as an empty
+frame.
+
+A folder is told by its `config.json`: `_class_name` is diffusers' (a SanaTransformer2DModel opens as ours),
+`architectures` transformers'. A pipeline's folder (model_index.json) brings its text encoder for calibration.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewer.core.errors import ConfigError, DataError, FileError
+from fewer.core.files import read_bytes, read_json
+from fewer.generate.transformer import SanaTransformer
+
+logger = logging.getLogger(__name__)
+
+SANA = ("SanaTransformer2DModel", "SanaTransformer")
+STEPS, TOKENS = 8, 512
+
+
+@dataclass(slots=True)
+class OpenModel:
+    """A 16-bit model, its configuration, and the pipeline around it where there is one."""
+
+    module: nn.Module
+    config: dict[str, object]
+    folder: Path | None
+    pipeline: object | None = None
+
+
+def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenModel:
+    """Opens "default", a pipeline's folder, or a model's folder; nothing is downloaded.
+
+    Raises `FileError` for a missing folder or configuration, `ConfigError` for a model class that no library
+    has.
+    """
+    folder = Path(model)
+    if model == "default" or (folder / "model_index.json").exists():
+        from fewer.generate.pipeline import TextToImage
+
+        pipeline = TextToImage.load(model, device=str(device), dtype=_name(dtype))
+        return OpenModel(pipeline.transformer, _sana_config(pipeline.transformer), folder, pipeline)
+    if not folder.is_dir():
+        raise FileError(f"model {folder.name!r} is no folder; check the path", missing=True)
+    config = read_json(folder / "config.json")
+    if "quantization_config" in config:
+        raise ConfigError(f"{folder.name!r} is quantized already; start from its 16-bit original")
+    if config.get("_class_name") in SANA:
+        module = SanaTransformer.load(folder, dtype, device)
+        return OpenModel(module, _sana_config(module), folder)
+    if "_class_name" in config:
+        module = _diffusers_class(config).from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+        )
+    elif "architectures" in config or "model_type" in config:
+        from transformers import AutoModelForCausalLM
+
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    else:
+        raise ConfigError(f"config.json of {folder.name!r} names neither a _class_name nor architectures")
+    return OpenModel(module.to(device).eval(), config, folder)
+
+
+def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
+    """A model of that configuration with any weights, to put a checkpoint into."""
+    if config.get("_class_name") in SANA or model_class in SANA:
+        from fewer.core.config import validate
+        from fewer.generate.transformer.params import SanaParams
+
+        if "fewer_params" in config:
+            return SanaTransformer(validate(SanaParams, config["fewer_params"]))
+        raise ConfigError("the Sana checkpoint has no parameters in its configuration")
+    if "_class_name" in config:
+        return _diffusers_class(config).from_config(config)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ConfigError("the configuration names no model class")
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
+    )
+
+
+def calibration(
+    opened: OpenModel, prompts: Path | None, limit: int, seed: int
+) -> Callable[[], object] | None:
+    """A function that runs the model on the prompts of a text file, one a line; None without a file.
+
+    A pipeline draws each prompt in a few steps; a language model reads each line. Raises `DataError` for an
+    empty file and `ConfigError` where there is nothing to run prompts through.
+    """
+    if prompts is None:
+        return None
+    lines = [line.strip() for line in read_bytes(prompts, 16 * 2**20).decode("utf-8", "replace").splitlines()]
+    lines = [line for line in lines if line][:limit]
+    if not lines:
+        raise DataError(f"{prompts.name!r} has no prompt; write one a line")
+    if opened.pipeline is not None:
+        pipeline = opened.pipeline
+        return lambda: [pipeline(line, seed=seed + index, steps=STEPS) for index, line in enumerate(lines)]  # pyright: ignore
+    if opened.folder is not None and (opened.folder / "tokenizer_config.json").exists():
+        return language_calibration(opened.module, opened.folder, lines)
+    raise ConfigError(
+        "prompts need a pipeline's folder (text encoder and transformer) or a language model "
+        "with its tokenizer; "
+        "calibrate other models from Python: fewer.quantize.quantize(module, calibrate=...)"
+    )
+
+
+def language_calibration(module: nn.Module, folder: Path, lines: list[str]) -> Callable[[], object]:
+    """Reads each line with the language model."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    device = next(module.parameters()).device
+
+    def run() -> None:
+        for line in lines:
+            ids = tokenizer(line, return_tensors="pt", truncation=True, max_length=TOKENS).input_ids
+            module(input_ids=ids.to(device))
+
+    return run
+
+
+def _diffusers_class(config: dict[str, object]) -> type:
+    name = str(config["_class_name"])
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if found is None or not issubclass(found, nn.Module):
+        raise ConfigError(f"this diffusers has no model class {name!r}; update it, or quantize from Python")
+    return found
+
+
+def _sana_config(module: SanaTransformer) -> dict[str, object]:
+    import dataclasses
+
+    return {"_class_name": "SanaTransformer2DModel", "fewer_params": dataclasses.asdict(module.params)}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewer.cli import main
+from fewer.core.errors import ConfigError
+from fewer.core.progress import SilentProgress
+from fewer.quantize import command
+from fewer.quantize.command import QuantizeRequest, quantize_command
+from fewer.quantize.load import load_model
+from fewer.quantize.models import open_model
+
+
+def test_a_dry_run_lists_layers_and_writes_nothing(
+    sana_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quantize", str(sana_folder), "--dry-run", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert {"svdquant", "keep"} == {line["method"] for line in layers}
+    assert [path.name for path in sana_folder.parent.iterdir()] == ["sana"]
+
+
+@pytest.mark.parametrize("form", ["int4", "h8"])
+def test_a_folder_is_quantized_whole_with_a_report_and_loads(
+    sana_folder: Path, sana_inputs: tuple[torch.Tensor, ...], capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    output = sana_folder.parent / "four"
+    words = ["quantize", str(sana_folder), "--output", str(output), "--format", form, "--rank", "4"]
+    assert main([*words, "--preset", "fast", "--dtype", "fp32", "--report", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["layers_quantized"] == 8 and result["bytes_after"] > 0 and result["worst_layer"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "report.html",
+    ]
+    assert sorted(path.name for path in sana_folder.parent.iterdir()) == ["four", "sana"]
+    exact = open_model(str(sana_folder), torch.float32, torch.device("cpu")).module
+    with torch.no_grad():
+        expected, found = exact(*sana_inputs), load_model(output)(*sana_inputs)
+    assert (found - expected).norm() < 0.2 * expected.norm()
+    assert main(words) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_resumes_and_gives_the_same_file(
+    sana_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(SilentProgress):
+        left = 3
+
+        def advance(self, steps: int = 1, **figures: float) -> None:
+            self.left -= steps
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    def request(name: str, **changes: object) -> QuantizeRequest:
+        return QuantizeRequest(
+            model=str(sana_folder), output=sana_folder.parent / name, rank=4, preset="fast", **changes
+        )
+
+    quantize_command(request("whole"), SilentProgress())
+    with pytest.raises(KeyboardInterrupt):
+        quantize_command(request("cut"), Stop())
+    assert not (sana_folder.parent / "cut").exists()
+    solved = []
+    real = command.quantize
+    monkeypatch.setattr(
+        command,
+        "quantize",
+        lambda *a, **o: solved.append(len(list(o["store"].glob("*.safe*")))) or real(*a, **o),
+    )
+    quantize_command(request("cut", resume=True), SilentProgress())
+    assert solved[0] > 0
+    first, second = (
+        (sana_folder.parent / name / "model.safetensors").read_bytes() for name in ("whole", "cut")
+    )
+    assert first == second
+
+
+def test_a_missing_output_and_a_bad_rank_are_said(
+    sana_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="--output"):
+        quantize_command(QuantizeRequest(model=str(sana_folder)), SilentProgress())
+    output = sana_folder.parent / "x"
+    assert main(["quantize", str(sana_folder), "--output", str(output), "--rank", "500"]) == 2
+    assert "transformer_blocks.0" in capsys.readouterr().err and not output.exists()

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewer.core.errors import ConfigError, FileError
+from fewer.core.tensors import read_tensors
+from fewer.quantize.checkpoint import load_quantized, save_quantized
+from fewer.quantize.convert import convert
+
+QUANTIZED = ["fewer", "nunchaku", "nunchaku-legacy", "nunchaku-lite", "cache-dit", "deepcompressor"]
+
+
+@pytest.mark.parametrize("to", QUANTIZED)
+def test_ours_becomes_every_dialect_and_comes_back(
+    flux_checkpoint, same_layers, tmp_path: Path, to: str
+) -> None:
+    checkpoint, _ = flux_checkpoint("int4")
+    save_quantized(checkpoint, tmp_path / "ours")
+    result = convert(tmp_path / "ours", tmp_path / "theirs", to)
+    assert result["from"] == "fewer" and result["bytes"] > 0
+    source = next((tmp_path / "theirs").iterdir()) if to == "nunchaku" else tmp_path / "theirs"
+    back = convert(source, tmp_path / "back", "fewer")
+    assert back["from"] == to
+    again = load_quantized(tmp_path / "back")
+    if to in ("fewer", "nunchaku", "nunchaku-legacy"):
+        assert same_layers(checkpoint, again)
+    assert 0 < len(again.layers) <= len(checkpoint.layers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours", "theirs"], (
+        "nothing half-written"
+    )
+
+
+def test_sixteen_bit_sana_goes_between_names_and_pickles_pass_the_door(
+    sana_folder: Path, tmp_path: Path
+) -> None:
+    convert(sana_folder, tmp_path / "native", "native")
+    native = read_tensors(next((tmp_path / "native").glob("*.safetensors")))
+    assert any(name.startswith("blocks.0.") for name in native)
+    convert(tmp_path / "native", tmp_path / "again", "diffusers")
+    first, second = (
+        read_tensors(next(folder.glob("*.safetensors"))) for folder in (sana_folder, tmp_path / "again")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.save({"state_dict": native}, tmp_path / "sana.pth")
+    with pytest.raises(FileError, match="--trust-pickle"):
+        convert(tmp_path / "sana.pth", tmp_path / "out", "safetensors")
+    assert not (tmp_path / "out").exists()
+    convert(tmp_path / "sana.pth", tmp_path / "out", "safetensors", trust_pickle=True)
+    opened = read_tensors(tmp_path / "out" / "sana.safetensors")
+    assert all(torch.equal(opened[name], native[name]) for name in native)
+
+
+def test_what_cannot_be_converted_leaves_no_output(
+    flux_checkpoint, sana_folder: Path, tmp_path: Path
+) -> None:
+    save_quantized(flux_checkpoint("h8")[0], tmp_path / "h8")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    for kind, text, source, to, output in [
+        (ConfigError, "h8 rank 16", tmp_path / "h8", "nunchaku", "out"),
+        (FileError, "neither a Sana nor a DC-AE", tmp_path / "h8", "diffusers", "out"),
+        (FileError, "no quantized model", sana_folder, "fewer", "out"),
+        (FileError, "not there", tmp_path / "none", "fewer", "out"),
+        (ConfigError, "no pickle", tmp_path / "h8", "safetensors", "out"),
+        (ConfigError, "not empty", tmp_path / "h8", "fewer", "full"),
+    ]:
+        with pytest.raises(kind, match=text):
+            convert(source, tmp_path / output, to)
+        assert not (tmp_path / "out").exists()

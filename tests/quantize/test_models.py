@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewer.core.errors import ConfigError, DataError, FileError
+from fewer.generate.transformer import SanaTransformer
+from fewer.quantize.models import OpenModel, calibration, empty_model, open_model
+
+CPU = torch.device("cpu")
+
+
+def test_our_sana_opens_as_ours_and_an_empty_one_has_its_tensors(sana_folder: Path) -> None:
+    opened = open_model(str(sana_folder), torch.float32, CPU)
+    assert isinstance(opened.module, SanaTransformer) and opened.pipeline is None
+    empty = empty_model(json.loads(json.dumps(opened.config)), "SanaTransformer")
+    shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in opened.module.state_dict().items()}
+
+
+def test_a_diffusers_model_opens_as_diffusers(tmp_path: Path) -> None:
+    from diffusers import PixArtTransformer2DModel
+
+    PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=1,
+        cross_attention_dim=64, caption_channels=32, sample_size=8,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    opened = open_model(str(tmp_path), torch.bfloat16, CPU)
+    assert type(opened.module).__name__ == "PixArtTransformer2DModel"
+    assert next(opened.module.parameters()).dtype == torch.bfloat16
+    assert type(empty_model(opened.config, "")).__name__ == "PixArtTransformer2DModel"
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "text"),
+    [
+        ({"quantization_config": {}}, ConfigError, "quantized already"),
+        ({}, ConfigError, "neither a _class_name"),
+        ({"_class_name": "NoSuchModel"}, ConfigError, "NoSuchModel"),
+        (None, FileError, "config.json"),
+    ],
+)
+def test_folders_that_cannot_be_opened_say_why(
+    tmp_path: Path, config: dict[str, object] | None, kind: type[Exception], text: str
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(kind, match=text):
+        open_model(str(tmp_path), torch.float32, CPU)
+    with pytest.raises(FileError, match="no folder"):
+        open_model(str(tmp_path / "nowhere"), torch.float32, CPU)
+
+
+def test_calibration_draws_each_prompt_of_the_file_with_its_own_seed(tmp_path: Path) -> None:
+    drawn = []
+    pipeline = lambda prompt, **options: drawn.append((prompt, options["seed"]))  # noqa: E731
+    opened = OpenModel(torch.nn.Linear(1, 1), {}, None, pipeline)
+    (tmp_path / "prompts.txt").write_text("one\n\n two \nthree\n")
+    assert calibration(opened, None, 5, 0) is None
+    calibration(opened, tmp_path / "prompts.txt", 2, 10)()
+    assert drawn == [("one", 10), ("two", 11)]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"empty\.txt"):
+        calibration(opened, tmp_path / "empty.txt", 2, 0)
+    opened.pipeline = None
+    with pytest.raises(ConfigError, match="from Python"):
+        calibration(opened, tmp_path / "prompts.txt", 2, 0)
