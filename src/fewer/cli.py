@@ -56,6 +56,18 @@ VERBS: dict[str, Verb] = {
         "evaluate_command",
         "accuracy and calibration of a model, or what a distilled set teaches",
     ),
+    "reconstruct": Verb(
+        "fewer.generate.command_reconstruct",
+        "ReconstructRequest",
+        "reconstruct_command",
+        "a picture through the autoencoder and back, with PSNR and SSIM",
+    ),
+    "train autoencoder": Verb(
+        "fewer.generate.command_train_autoencoder",
+        "TrainAutoencoderRequest",
+        "train_autoencoder_command",
+        "a deep compression autoencoder on your own pictures, in three phases",
+    ),
 }
 
 EXIT_INTERRUPTED = 130

@@ -14,6 +14,7 @@ from .conftest import tiny_config
     [
         ({"encoder_block_out_channels": (8, 16)}, "entries for 2 stages"),
         ({"encoder_layers_per_block": (1, 0, 1)}, "only the first stage"),
+        ({"encoder_layers_per_block": (1, 200, 1)}, "at most 128"),
         ({"encoder_block_out_channels": (8, 12, 32)}, "multiple of 12|multiple of 32"),
         ({"latent_channels": 5}, "into the latents"),
         ({"attention_head_dim": 64, "decoder_block_types": "EfficientViTBlock"}, "attention head of 64"),

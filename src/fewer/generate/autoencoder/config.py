@@ -15,6 +15,9 @@ Width = Annotated[int, Field(ge=1, le=16384)]
 Depth = Annotated[int, Field(ge=0, le=256)]
 Scales = tuple[Annotated[int, Field(ge=3, le=31)], ...]
 
+# Far above any published model (26), and few enough to be built and judged within a second.
+MAX_BLOCKS = 128
+
 _ONE_PER_STAGE = (
     "block_types",
     "layers_per_block",
@@ -119,6 +122,8 @@ def _check_stages(config: DCAutoencoderConfig, side: str) -> None:
     layers: tuple[int, ...] = getattr(config, f"{side}_layers_per_block")
     if any(depth == 0 for depth in layers[1:]):
         raise ConfigError(f"{side}_layers_per_block is {layers}; only the first stage may have no blocks")
+    if sum(layers) > MAX_BLOCKS:
+        raise ConfigError(f"{side}_layers_per_block adds up to {sum(layers)}; at most {MAX_BLOCKS} are built")
     for stage, width in enumerate(widths):
         kind = config.of_stage(f"{side}_block_types", stage)
         if kind == "EfficientViTBlock" and layers[stage] and width < config.attention_head_dim:

@@ -1,0 +1,124 @@
+"""Residual autoencoding against a plain autoencoder: equal parameters, steps and pictures.
+
+python benchmarks/residual_autoencoding.py [--seeds 0 1 2] [--steps 400] [--gpu]
+writes benchmarks/results/residual_autoencoding.json; runs that are in the file already are kept. The plain
+net is the same one with every shortcut around a change of resolution, and around the latents, switched off.
+`--gpu` trains wider nets on 64-px crops at f8, f16, f32 and f64 for the curve over the compression.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewer.core.device import isolated_randomness
+from fewer.core.progress import LineProgress, SilentProgress
+from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig, ReconstructionWeights
+from fewer.generate.autoencoder.blocks import DownBlock, UpBlock
+from fewer.generate.autoencoder.crops import PictureFolder
+from fewer.generate.autoencoder.phases import PhasePlan
+from fewer.generate.autoencoder.training import TrainingOptions, train_autoencoder
+from fewer.generate.image_metrics import psnr
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "residual_autoencoding.json"
+WIDTHS = (16, 32, 32, 64, 64, 128)
+LATENTS = {8: 2, 16: 8, 32: 32, 64: 128}
+
+
+def small_config(ratio: int, widths: tuple[int, ...], residual: bool) -> DCAutoencoderConfig:
+    stages = ratio.bit_length()
+    widths = (*widths, *widths[-1:] * max(0, stages - len(widths)))[:stages]
+    blocks = ("ResBlock",) * min(3, stages) + ("EfficientViTBlock",) * max(0, stages - 3)
+    return DCAutoencoderConfig(
+        latent_channels=LATENTS[ratio],
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(1,) * stages,
+        decoder_layers_per_block=(1,) * stages,
+        encoder_qkv_multiscales=((),) * stages,
+        decoder_qkv_multiscales=((),) * stages,
+        encoder_out_shortcut=residual,
+        decoder_in_shortcut=residual,
+    )
+
+
+def build(config: DCAutoencoderConfig, residual: bool, preserve_variance: bool, seed: int) -> DCAutoencoder:
+    with isolated_randomness(seed):
+        model = DCAutoencoder(config)
+        for module in model.modules():
+            if isinstance(module, DownBlock | UpBlock):
+                module.shortcut = module.shortcut and residual
+            if preserve_variance and isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    return model
+
+
+def run(run_name: str, options: argparse.Namespace, pictures: PictureFolder, ratio: int, seed: int) -> dict:
+    residual, preserve, rate = {
+        "residual": (True, False, 1e-3),
+        "plain": (False, False, 1e-3),
+        "plain, variance kept, lr 1e-3": (False, True, 1e-3),
+        "plain, variance kept, lr 3e-4": (False, True, 3e-4),
+    }[run_name]
+    widths, crop, batch = ((64, 128, 128, 256, 256, 256, 256), 64, 64) if options.gpu else (WIDTHS, 32, 16)
+    model = build(small_config(ratio, widths, residual), residual, preserve, seed)
+    device = "cuda" if options.gpu else "cpu"
+    training = TrainingOptions(
+        seed=seed, device=device, dtype=torch.bfloat16 if options.gpu else torch.float32, ema_decay=None,
+        schedule="cosine", warmup=20, weights=ReconstructionWeights(gradients=0.5, pyramid=0.0),
+    )  # fmt: skip
+    plan = PhasePlan(phase=1, steps=options.steps, crop=crop, batch=batch, rate=rate, weight_decay=0.01)
+    began = time.monotonic()
+    progress = LineProgress(__import__("sys").stderr) if options.verbose else SilentProgress()
+    result = train_autoencoder(model, pictures.crops, [plan], training, progress)[1]
+    seconds = time.monotonic() - began
+    test = pictures.crops(512, crop, torch.Generator().manual_seed(99), held_out=True)
+    with torch.no_grad():
+        quality = [psnr(model(part.to(device)).float().cpu().clamp(-1, 1), part) for part in test.split(64)]
+    return {
+        "run": run_name, "ratio": ratio, "seed": seed, "steps": options.steps,
+        "psnr": float(torch.cat(quality).mean()),
+        "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds, 1),
+        "last_loss": sum(result.losses[-20:]) / 20, "device": device, "crop": crop, "batch": batch,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--ratios", type=int, nargs="+", default=[32])
+    parser.add_argument("--runs", nargs="+", default=["residual", "plain"])
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args()
+    pictures = PictureFolder(ROOT / "data" / "photos")
+    found = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
+    for seed in options.seeds:
+        for ratio in options.ratios:
+            for name in options.runs:
+                key = (name, ratio, seed, options.steps, "cuda" if options.gpu else "cpu")
+                if any((r["run"], r["ratio"], r["seed"], r["steps"], r["device"]) == key for r in found):
+                    continue
+                found.append(run(name, options, pictures, ratio, seed))
+                print(json.dumps(found[-1]))
+                RESULT.parent.mkdir(exist_ok=True)
+                machine = {
+                    "machine": platform.processor() or platform.machine(),
+                    "torch": torch.__version__,
+                    "threads": torch.get_num_threads(),
+                }
+                RESULT.write_text(json.dumps({**machine, "runs": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`fewer reconstruct`: a picture through the autoencoder and back, with what it cost in quality."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from pydantic import ConfigDict, Field
+
+from fewer.core.device import DeviceName, DtypeName
+from fewer.core.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructRequest:
+    """What `fewer reconstruct` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    image: tyro.conf.Positional[Path]
+    """PNG, JPEG or WebP picture of any size."""
+    output: Path
+    """PNG file to write."""
+    model: str = "default"
+    """Folder of an autoencoder, or of a model with one in `vae/`; "default" is the built-in one."""
+    tile: Annotated[int, Field(ge=0, le=65536)] | None = None
+    """Tile side in pixels; 0 never tiles; left out, tiles appear when memory asks for them."""
+    tiling: Literal["exact", "blended"] = "exact"
+    """`exact` equals the untiled result; `blended` mixes overlapping tiles, as other tools do."""
+    channels: Annotated[int, Field(ge=1)] | None = None
+    """Structured latents: decode from this many leading channels."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Nothing here is random; accepted so that every verb takes it."""
+    device: DeviceName = "auto"
+    """Where to run."""
+    dtype: DtypeName = "auto"
+    """Number format; fp16 overflows in some published models."""
+
+
+def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict[str, object]:
+    """Encodes, decodes, writes the PNG and compares it with the input: `psnr` in dB, `ssim`, `seconds`."""
+    import io
+
+    from fewer.core.device import pick_device, pick_dtype
+    from fewer.core.files import read_image, write_bytes
+    from fewer.generate.autoencoder.crops import to_picture, to_tensor
+    from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+    from fewer.generate.image_metrics import psnr, ssim
+
+    device = pick_device(request.device)
+    autoencoder = DCAutoencoder.load(
+        autoencoder_folder(request.model), dtype=pick_dtype(request.dtype, device), device=device
+    )
+    picture = read_image(request.image)
+    grey = autoencoder.config.in_channels == 1
+    original = to_tensor(picture.convert("L") if grey else picture)[None]
+    progress.say(f"{picture.width} x {picture.height} pixels, {autoencoder.config.spatial_compression_ratio} "
+                 "pixels a latent each way")  # fmt: skip
+    began = time.monotonic()
+    latents, result = _there_and_back(autoencoder, original, request)
+    seconds = time.monotonic() - began
+    back = to_picture(result[0])
+    stream = io.BytesIO()
+    back.save(stream, format="PNG")
+    write_bytes(request.output, stream.getvalue())
+    written = to_tensor(back)[None]
+    return {
+        "output": str(request.output),
+        "psnr": float(psnr(written, original)[0]),
+        "ssim": float(ssim(written, original)[0]),
+        "latents": list(latents.shape[1:]),
+        "numbers_kept": latents[0].numel() / original[0].numel(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _there_and_back(
+    autoencoder: "DCAutoencoder", original: "Tensor", request: ReconstructRequest
+) -> "tuple[Tensor, Tensor]":
+    from fewer.generate.autoencoder.blended import decode_blended, encode_blended
+    from fewer.generate.autoencoder.dc_ae import pad_to_multiple
+
+    parameter = next(autoencoder.parameters())
+    image = original.to(parameter.device, parameter.dtype)
+    size = (image.shape[2], image.shape[3])
+    if request.tiling == "blended":
+        image = pad_to_multiple(image, autoencoder.config.spatial_compression_ratio)
+        side = request.tile or 512
+        latents = encode_blended(autoencoder, image, side, max(side * 7 // 8, 1))
+        latents = latents[:, : request.channels]
+        result = decode_blended(autoencoder, latents, side, max(side * 7 // 8, 1))[..., : size[0], : size[1]]
+    else:
+        tile = "auto" if request.tile is None else request.tile or None
+        latents = autoencoder.encode(image, tile=tile, pad=True)[:, : request.channels]
+        result = autoencoder.decode(latents, tile=tile, size=size)
+    return latents, result.float().cpu()
+
+
+def autoencoder_folder(model: str) -> Path:
+    """The folder that holds the autoencoder of `model`; a whole model keeps it in `vae/`.
+
+    Raises `FileError` where "default" is asked for and no model is built in.
+    """
+    from fewer.core.errors import FileError
+    from fewer.generate.model_folder import DEFAULT_MODEL
+
+    if model == "default" and not DEFAULT_MODEL.is_dir():
+        raise FileError("this installation has no built-in model; pass --model FOLDER", missing=True)
+    folder = DEFAULT_MODEL if model == "default" else Path(model)
+    return folder / "vae" if (folder / "vae").is_dir() else folder

@@ -1,0 +1,87 @@
+"""`fewer reconstruct`: the file it writes, the figures it prints, and its refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.generate.autoencoder.conftest import perturb, tiny_config
+
+from fewer.cli import main
+from fewer.core.errors import FileError
+from fewer.generate.autoencoder import DCAutoencoder
+from fewer.generate.command_reconstruct import autoencoder_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = DCAutoencoder(tiny_config("no_latent_shortcuts", latent_prefixes=(2, 4)))
+    perturb(model)
+    model.save(tmp_path / "model" / "vae")
+    noise = np.random.default_rng(0).integers(0, 256, (13, 18, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in.png")
+    return tmp_path
+
+
+def reconstruct(folder: Path, *options: str, model: str = "model") -> tuple[int, Path]:
+    out = folder / "out.png"
+    words = ["reconstruct", str(folder / "in.png"), "--output", str(out), "--model", str(folder / model)]
+    return main([*words, "--device", "cpu", "--json", *options]), out
+
+
+def test_writes_a_picture_of_the_same_size_and_its_figures(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = reconstruct(folder)
+    assert code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert Image.open(out).size == (18, 13)
+    assert result["latents"] == [4, 4, 5] and result["output"] == str(out)
+    assert result["psnr"] < 20 and -1 <= result["ssim"] <= 1 and result["seconds"] > 0
+    whole = np.asarray(Image.open(out)).astype(int)
+    model = DCAutoencoder.load(folder / "model" / "vae")
+    image = torch.from_numpy(np.array(Image.open(folder / "in.png"))).permute(2, 0, 1)[None] / 127.5 - 1
+    expected = model.decode(model.encode(image, pad=True), size=(13, 18))[0].clamp(-1, 1)
+    assert np.abs(((expected.permute(1, 2, 0).numpy() + 1) * 127.5).round() - whole).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [(("--tile", "8"), True), (("--tile", "0"), True), (("--tile", "8", "--tiling", "blended"), False),
+     (("--channels", "2"), False)],
+)  # fmt: skip
+def test_exact_tiles_change_nothing(folder: Path, options: tuple[str, ...], same: bool) -> None:
+    _, out = reconstruct(folder)
+    whole = np.asarray(Image.open(out)).astype(int)
+    code, out = reconstruct(folder, *options)
+    assert code == 0
+    difference = np.abs(np.asarray(Image.open(out)).astype(int) - whole).max()
+    assert (difference <= 1) == same
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "code", "words"),
+    [
+        (("--channels", "3"), "model", 2, "3 channels"),
+        ((), "nowhere", 4, "nowhere"),
+        (("--tile", "-1"), "model", 2, "tile"),
+    ],
+)
+def test_refusals(
+    folder: Path, options: tuple, model: str, code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reconstruct(folder, *options, model=model)[0] == code
+    assert words in capsys.readouterr().err
+    assert not (folder / "out.png").exists()
+
+
+def test_folders_of_models_and_of_autoencoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vae").mkdir()
+    assert autoencoder_folder(str(tmp_path)) == tmp_path / "vae"
+    assert autoencoder_folder(str(tmp_path / "vae")) == tmp_path / "vae"
+    monkeypatch.setattr("fewer.generate.model_folder.DEFAULT_MODEL", tmp_path / "none")
+    with pytest.raises(FileError, match="no built-in model") as caught:
+        autoencoder_folder("default")
+    assert caught.value.exit_code == 4
