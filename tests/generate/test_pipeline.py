@@ -83,6 +83,13 @@ def test_one_seed_one_picture_whatever_its_neighbours(pipe):
     assert difference(together.images[0], together.images[2]) > 0
 
 
+def test_a_prompt_is_read_once_however_often_it_is_drawn(pipeline_folder):
+    pipe, read = TextToImage.load(pipeline_folder, device="cpu"), []
+    pipe.encoder.model.register_forward_hook(lambda *_: read.append(1))
+    pipe(["a cat", "a dog", "a cat"], count=2, steps=1)
+    assert len(read) == 3, "two prompts and the empty negative one"
+
+
 def test_events_come_in_order_and_breaking_off_stops_the_work(pipe):
     events = list(pipe.iterate(request(count=2, steps=3)))
     kinds = [(type(event).__name__, event.index) for event in events]

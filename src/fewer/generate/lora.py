@@ -51,7 +51,9 @@ class AdaptedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The layer's own weight: code that asks for its dtype or device keeps working."""
-        return self.layer.weight
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def forward(self, inputs: Float[Tensor, "*shape"]) -> Float[Tensor, "*result"]:
         result = self.layer(inputs)

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
-from fewer.generate.autoencoder import DCAutoencoder
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.text import INSTRUCTION, PromptEncoder, smollm2_folder
 from fewer.generate.text.smollm2 import NAME as SMOLLM2
 from fewer.generate.transformer import SanaTransformer

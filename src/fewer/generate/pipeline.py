@@ -12,6 +12,7 @@ cancelling is a `break`.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,7 @@ from fewer.generate.sampling import (
     sample,
     sample_trigflow,
 )
+from fewer.generate.text import PromptEncoder, TextEmbedding
 
 _DTYPES: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
     torch.float32: "fp32",
@@ -90,6 +92,8 @@ class TextToImage:
         self.settings: ModelSettings = parts.settings
         self.name = name
         self._attached: tuple[Path, ...] = ()
+        # A prompt drawn several times, and the empty negative prompt, are read once.
+        self._encode_once = lru_cache(maxsize=16)(_encode)
 
     @classmethod
     def load(
@@ -213,11 +217,11 @@ class TextToImage:
         """The guided velocity of a request: text is encoded and projected here, once for all steps."""
         assert request.guidance is not None
         guidance = Guidance(scale=request.guidance, start=request.guidance_start, end=request.guidance_end)
-        positive = self.encoder.encode(request.prompt, instruct=request.instruction)
+        positive = self._encode_once(self.encoder, request.prompt[0], request.instruction)
         alone = self._evaluator(positive.tokens, positive.mask)
         if not guidance.wanted:
             return alone
-        negative = self.encoder.encode([request.negative], instruct=False)
+        negative = self._encode_once(self.encoder, request.negative, False)
         both = self._evaluator(
             torch.cat([negative.tokens, positive.tokens]), torch.cat([negative.mask, positive.mask])
         )
@@ -238,7 +242,7 @@ class TextToImage:
         return velocity
 
     def _sprint_velocity(self, request: GenerateRequest) -> VelocityFn:
-        positive = self.encoder.encode(request.prompt, instruct=request.instruction)
+        positive = self._encode_once(self.encoder, request.prompt[0], request.instruction)
         return self._evaluator(positive.tokens, positive.mask, request.guidance)
 
     def _decode(
@@ -267,3 +271,7 @@ class TextToImage:
     def _default_size(self) -> tuple[int, int]:
         assert self.settings.default_size is not None
         return self.settings.default_size
+
+
+def _encode(encoder: PromptEncoder, prompt: str, instruct: bool) -> TextEmbedding:
+    return encoder.encode([prompt], instruct=instruct)

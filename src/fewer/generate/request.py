@@ -75,11 +75,12 @@ class GenerateRequest:
             raise ConfigError(
                 f"seed {self.seed} leaves no room for {self.count} pictures; choose a smaller one"
             )
-        return [
+        singles: list[GenerateRequest] = [
             replace(self, prompt=(prompt,), seed=self.seed + index, count=1)
             for prompt in self.prompt
             for index in range(self.count)
         ]
+        return singles
 
 
 def as_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:

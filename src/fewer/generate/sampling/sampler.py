@@ -147,9 +147,10 @@ def check_method(method: str, order: int, solver: str) -> None:
 
 
 def _grid(steps: int, shift: float, method: Method, levels: Sequence[float] | None) -> list[float]:
-    if levels is None:
-        levels = (flow_euler_levels if method == "flow-euler" else flow_dpm_levels)(steps, shift).tolist()
-    grid = [float(level) for level in levels]
+    if levels is not None:
+        grid = [float(level) for level in levels]
+    else:
+        grid = (flow_euler_levels if method == "flow-euler" else flow_dpm_levels)(steps, shift).tolist()
     falling = all(a > b for a, b in pairwise(grid))
     if len(grid) < 2 or not falling or grid[0] > 1 or grid[-1] != 0:
         raise ConfigError("levels must fall from at most 1 to exactly 0, at least two of them")

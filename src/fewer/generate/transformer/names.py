@@ -108,7 +108,8 @@ def to_native(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if inner == _TABLE:
             result[f"{prefix}{_TABLE}" if block else f"final_layer.{_TABLE}"] = tensor
         elif fused := next((native for native, parts in _FUSED.items() if block and stem in parts), None):
-            parts = [f"transformer_blocks.{block[1]}.{part}.{kind}" for part in _FUSED[fused]]
+            stemless = name.removesuffix(f"{stem}.{kind}")
+            parts = [f"{stemless}{part}.{kind}" for part in _FUSED[fused]]
             result[f"{prefix}{fused}.{kind}"] = torch.cat([tensors[part] for part in parts])
         else:
             result[f"{prefix}{(theirs if block else stems)[stem]}.{kind}"] = tensor
