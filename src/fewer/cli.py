@@ -41,6 +41,12 @@ VERBS: dict[str, Verb] = {
     "info": Verb(
         "fewer.core.info", "InfoRequest", "info_command", "versions, devices, kernels, models found"
     ),
+    "stitch": Verb(
+        "fewer.stitch.command",
+        "StitchRequest",
+        "stitch_command",
+        "an endoscopy video becomes one map of the tube",
+    ),
     "learn semi-supervised": Verb(
         "fewer.learn.command_semi_supervised",
         "SemiSupervisedRequest",

@@ -1,0 +1,1 @@
+"""The density-weighted homography optimisation: weights, robust start, refinement, checks."""

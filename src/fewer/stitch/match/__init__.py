@@ -1,0 +1,1 @@
+"""Matchers and the pool their matches are filtered in."""

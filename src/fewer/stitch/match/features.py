@@ -1,0 +1,129 @@
+"""SIFT and ORB points of a strip, found once per frame, and their mutual nearest neighbours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from fewer.stitch.match.pool import Matches
+from fewer.stitch.options import MatchOptions
+from fewer.stitch.unfold.strip import PAD, pad_round
+
+BORDER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Points in strip pixels (columns in [0, width)), strongest first, with one descriptor a row."""
+
+    xy: Float[np.ndarray, "points 2"]
+    descriptors: np.ndarray
+
+    def strongest(self, count: int) -> "Features":
+        return Features(self.xy[:count], self.descriptors[:count])
+
+
+@dataclass(frozen=True, slots=True)
+class StripView:
+    """What matchers see of a frame: the equalised grey strip, where it may be trusted, and its points."""
+
+    grey: UInt8[np.ndarray, "height width"]
+    mask: Bool[np.ndarray, "height width"]
+    features: dict[str, Features]
+
+
+def equalise(strip: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:
+    """Lightness with adaptive histogram equalisation (CLAHE, clip 3, 8 x 8 tiles)."""
+    lightness = cv2.cvtColor(strip, cv2.COLOR_BGR2LAB)[..., 0]
+    return cv2.createCLAHE(clipLimit=3.0, tileGridSize=(8, 8)).apply(np.ascontiguousarray(lightness))
+
+
+def look(
+    strip: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], options: MatchOptions
+) -> StripView:
+    """Equalise and detect. Points lie at least 8 pixels inside the mask; the strip's ends meet."""
+    grey = equalise(strip)
+    side = 2 * BORDER + 1
+    padded = pad_round(grey)
+    inside = cv2.erode(pad_round(mask).astype(np.uint8), np.ones((side, side), np.uint8), borderValue=0)
+    found: dict[str, Features] = {}
+    if "sift" in options.matchers:
+        found["sift"] = _sift(padded, inside, grey.shape[1], options.sift_features)
+    if "orb" in options.matchers:
+        found["orb"] = _orb(padded, inside, grey.shape[1], options.orb_features)
+    return StripView(grey, mask, found)
+
+
+def match_features(name: str, new: Features, old: Features, ratio: float) -> Matches:
+    """Mutual nearest neighbours that pass the ratio test; confidence 1 - (d1 / d2)^2."""
+    if len(new.xy) < 2 or len(old.xy) < 2:
+        return Matches.empty()
+    if name == "sift":
+        nearest, first, second, mutual = _nearest_by_angle(new.descriptors, old.descriptors)
+        keep = mutual & (first < ratio**2 * np.maximum(second, 1e-9))
+    else:
+        nearest, first, second = _nearest_by_bits(new.descriptors, old.descriptors)
+        keep = first < ratio**2 * np.maximum(second, 1e-9)
+        # looking back is worth its time only for those that passed
+        keep[keep] = _is_nearest_back(new.descriptors, old.descriptors[nearest[keep]], first[keep])
+    share = first[keep] / np.maximum(second[keep], 1e-9)
+    return Matches.of(new.xy[keep], old.xy[nearest[keep]], 1 - share, name)
+
+
+def _nearest_by_angle(new: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Nearest old descriptor of each new one, squared distances of the first and second, and mutuality."""
+    squared = 2 - 2 * (new.astype(np.float32) @ old.astype(np.float32).T)
+    np.maximum(squared, 0, out=squared)
+    rows = np.arange(len(squared))
+    nearest = squared.argmin(axis=1)
+    first = squared[rows, nearest]
+    mutual = first <= squared.min(axis=0)[nearest]  # min down columns is far quicker than argmin
+    squared[rows, nearest] = np.inf
+    return nearest, first, squared.min(axis=1), mutual
+
+
+def _nearest_by_bits(new: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nearest old descriptor of each new one and the squared Hamming distances of the first and second."""
+    distance, index = cv2.batchDistance(new, old, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=2)
+    first, second = distance.astype(np.float64).T ** 2
+    return index[:, 0], first, second
+
+
+def _is_nearest_back(new: np.ndarray, chosen: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Whether no new descriptor is nearer to the chosen old one than the one that chose it."""
+    if not len(chosen):
+        return np.zeros(0, bool)
+    back, _ = cv2.batchDistance(chosen, new, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1)
+    return first <= back[:, 0].astype(np.float64) ** 2
+
+
+def _sift(padded: np.ndarray, inside: np.ndarray, width: int, count: int) -> Features:
+    detector = cv2.SIFT_create(
+        nfeatures=count, contrastThreshold=0.01, edgeThreshold=10, sigma=1.6, enable_precise_upscale=True
+    )
+    points, descriptors = detector.detectAndCompute(padded, inside)
+    if descriptors is None:
+        return Features(np.zeros((0, 2)), np.zeros((0, 128), np.float32))
+    root = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9))  # RootSIFT
+    return _inner(points, root, width)
+
+
+def _orb(padded: np.ndarray, inside: np.ndarray, width: int, count: int) -> Features:
+    detector = cv2.ORB_create(nfeatures=count, scaleFactor=1.2, nlevels=8, fastThreshold=5)
+    points, descriptors = detector.detectAndCompute(padded, inside)
+    if descriptors is None:
+        return Features(np.zeros((0, 2)), np.zeros((0, 32), np.uint8))
+    return _inner(points, descriptors, width)
+
+
+def _inner(points: Sequence[cv2.KeyPoint], descriptors: np.ndarray, width: int) -> Features:
+    """Points of the unpadded part (their copies in the padding would fail the ratio test), strongest
+    first.
+    """
+    xy = cv2.KeyPoint.convert(points).astype(np.float64).reshape(-1, 2) - [PAD, 0]
+    strength = np.array([point.response for point in points])
+    order = np.argsort(-strength, kind="stable")
+    order = order[(xy[order, 0] >= 0) & (xy[order, 0] < width)]
+    return Features(xy[order], descriptors[order])

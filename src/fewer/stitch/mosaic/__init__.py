@@ -1,0 +1,1 @@
+"""From pairs to a sequence, and from a sequence to one picture."""

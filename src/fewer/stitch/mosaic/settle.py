@@ -1,0 +1,110 @@
+"""Settling a segment: all poses at once, the lens if asked, loops, and what rolls and depths come out."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from fewer.stitch.homography.density import density_weights
+from fewer.stitch.mosaic.track import Pair, Segment, Tracker
+from fewer.stitch.options import StitchOptions
+from fewer.stitch.unfold.adjust import Adjustment, Edge, adjust
+from fewer.stitch.unfold.geometry import Geometry
+from fewer.stitch.unfold.lens import Lens
+
+_MOST_MATCHES = 250
+_CALIBRATION_FRAMES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A segment with its final poses (a, b, pan, tilt, roll, axial) and the RMS residual in picture
+    pixels.
+    """
+
+    segment: Segment
+    poses: Float[np.ndarray, "frames 6"]
+    rms: float
+
+
+def settle(segment: Segment, tracker: Tracker, options: StitchOptions) -> Settled:
+    """Adjusts, looks for loops, adjusts again. Adds the loop pairs to the segment."""
+    poses = segment.first_poses()
+    edges = edges_of(segment, options)
+    fixed = np.zeros(poses.shape, bool)
+    lumen = lumen_of(segment) if options.unfold.pose else None
+    if segment.geometry.mode != "cylinder" or not options.unfold.pose:
+        fixed[:, :4] = True
+    if options.unfold.calibrate and segment.geometry.mode == "cylinder":
+        segment.geometry = calibrated(segment, poses, edges, fixed, lumen)
+    rounds = options.track.iterations
+    result = adjust(segment.geometry, poses, edges, fixed=fixed, lumen=lumen, iterations=rounds)
+    if options.track.loops:
+        loops = tracker.close_loops(segment, result.poses)
+        if loops:
+            segment.pairs.extend(loops)
+            edges = edges_of(segment, options)
+            result = adjust(
+                segment.geometry, result.poses, edges, fixed=fixed, lumen=lumen, iterations=rounds
+            )
+    return Settled(segment, result.poses, result.rms)
+
+
+def lumen_of(segment: Segment) -> Float[np.ndarray, "frames 2"] | None:
+    """Where each frame's first pose, which came from the lumen, puts the middle of the tube."""
+    if segment.geometry.mode != "cylinder":
+        return None
+    return segment.geometry.axis_in_picture(np.array([frame.pose for frame in segment.frames]))
+
+
+def edges_of(segment: Segment, options: StitchOptions) -> list[Edge]:
+    """Pairs as edges, each with at most 250 matches: the surest, weighted by density so that all sides
+    have a say.
+    """
+    return [_edge(pair, segment, options) for pair in segment.pairs]
+
+
+def calibrated(
+    segment: Segment, poses: np.ndarray, edges: list[Edge], fixed: np.ndarray, lumen: np.ndarray | None
+) -> Geometry:
+    """Focal length that leaves the least residual over the first thirty frames: golden section over 0.7 ..
+    1.4.
+    """
+    count = min(len(poses), _CALIBRATION_FRAMES)
+    few = [edge for edge in edges if edge.first < count and edge.second < count]
+    start = segment.geometry
+    seen = None if lumen is None else lumen[:count]
+
+    def trial(factor: float) -> tuple[float, Geometry]:
+        lens = Lens(start.lens.model, start.lens.focal * factor, start.lens.coefficients)
+        geometry = replace(start, lens=lens)
+        result: Adjustment = adjust(
+            geometry, poses[:count], few, fixed=fixed[:count], lumen=seen, iterations=6
+        )
+        return result.rms, geometry
+
+    low, high, ratio = np.log(0.7), np.log(1.4), (np.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = trial(np.exp(left)), trial(np.exp(right))
+    for _ in range(9):
+        if at_left[0] < at_right[0]:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = trial(np.exp(left))
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = trial(np.exp(right))
+    return min(at_left, at_right, key=lambda pair: pair[0])[1]
+
+
+def _edge(pair: Pair, segment: Segment, options: StitchOptions) -> Edge:
+    shape = segment.shape
+    weight = pair.confidence
+    chosen = np.argsort(-weight, kind="stable")[:_MOST_MATCHES]
+    p = shape.to_pixels(segment.geometry.to_wall(pair.xy_first[chosen], segment.frames[pair.first].pose))
+    q = shape.to_pixels(segment.geometry.to_wall(pair.xy_second[chosen], segment.frames[pair.second].pose))
+    balanced = density_weights(
+        p, q, weight[chosen], shape.width, options.homography.fit_gamma, options.homography
+    )
+    return Edge(pair.first, pair.second, pair.xy_first[chosen], pair.xy_second[chosen], balanced)

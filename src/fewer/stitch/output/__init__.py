@@ -1,0 +1,1 @@
+"""What a run leaves behind: pictures, provenance, report and one page to look at them."""

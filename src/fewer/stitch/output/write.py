@@ -1,0 +1,117 @@
+"""Files of a finished map. Names are ours alone: nothing of the video's name or of a patient's enters
+them.
+"""
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from fewer.core.errors import FileError
+from fewer.core.files import write_bytes, write_json
+from fewer.stitch.output.marks import DepthScale, depth_scale
+from fewer.stitch.output.page import render_page
+from fewer.stitch.panorama import Panorama, SegmentMap
+
+PictureFormat = Literal["png", "tiff"]
+
+
+def write_panorama(
+    panorama: Panorama, folder: Path, picture_format: PictureFormat = "png", marks: tuple[str, ...] = ()
+) -> dict[str, object]:
+    """Writes everything into `folder` (made if needed); returns the paths and the headline figures.
+
+    pano_K.png|tiff, prov_K.npz (frame int32, x, y float32), segments.json, frames.json, report.json,
+    report.html.
+    """
+    scales = [depth_scale(marks, segment) for segment in panorama.segments]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{folder.name}: cannot be made as a folder ({error.strerror}); give another --output"
+        ) from error
+    pictures, entries = [], []
+    for number, segment in enumerate(panorama.segments):
+        name = f"pano_{number}.{'png' if picture_format == 'png' else 'tiff'}"
+        write_bytes(folder / name, encode_picture(segment.image, picture_format))
+        write_bytes(folder / f"prov_{number}.npz", _provenance_bytes(segment))
+        pictures.append(str(folder / name))
+        entries.append(_entry(number, name, segment, scales[number]))
+    write_json(folder / "segments.json", {"segments": entries})
+    write_json(folder / "frames.json", {"frames": panorama.report["records"], "placed": _placed(panorama)})
+    report = {**panorama.report, "depth": [entry["depth"] for entry in entries]}
+    write_json(folder / "report.json", report)
+    write_bytes(folder / "report.html", render_page(panorama, scales).encode("utf-8"))
+    return {
+        "output": str(folder),
+        "pictures": pictures,
+        "page": str(folder / "report.html"),
+        "frames": panorama.report["frames"],
+        "frames_used": panorama.report["frames_used"],
+        "segments": len(panorama.segments),
+        "warnings": panorama.report["warnings"],
+    }
+
+
+def encode_picture(image: np.ndarray, picture_format: PictureFormat) -> bytes:
+    """PNG or deflated TIFF without any metadata."""
+    picture = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    data = io.BytesIO()
+    if picture_format == "png":
+        picture.save(data, "PNG", optimize=False, compress_level=4)
+    else:
+        picture.save(data, "TIFF", compression="tiff_adobe_deflate")
+    return data.getvalue()
+
+
+def _provenance_bytes(segment: SegmentMap) -> bytes:
+    data = io.BytesIO()
+    provenance = segment.provenance
+    np.savez_compressed(data, frame=provenance.frame, x=provenance.x, y=provenance.y)
+    return data.getvalue()
+
+
+def _entry(number: int, name: str, segment: SegmentMap, scale: DepthScale | None) -> dict[str, object]:
+    lens = segment.geometry.lens
+    return {
+        "id": number,
+        "first_frame": segment.frames[0],
+        "last_frame": segment.frames[-1],
+        "first_seconds": segment.seconds[0],
+        "last_seconds": segment.seconds[-1],
+        "width": segment.image.shape[1],
+        "height": segment.image.shape[0],
+        "picture": name,
+        "provenance": f"prov_{number}.npz",
+        "unwrap": segment.geometry.mode,
+        "lens": {"model": lens.model, "focal": lens.focal, "coefficients": list(lens.coefficients)},
+        "field": {"centre": list(segment.geometry.centre), "radius": segment.geometry.field_radius},
+        "strip": {
+            "width": segment.shape.width,
+            "height": segment.shape.height,
+            "first_depth": segment.shape.first_depth,
+        },
+        "depth": None if scale is None else {"top_cm": scale.top_cm, "cm_per_row": scale.cm_per_row},
+    }
+
+
+def _placed(panorama: Panorama) -> list[dict[str, object]]:
+    """Pose of every used frame and the RMSE of the pair that placed it."""
+    out = []
+    for number, segment in enumerate(panorama.segments):
+        rmse = {pair.new: pair.fit.rmse for pair in reversed(segment.pairs) if pair.fit.ok}
+        for frame, seconds, pose in zip(segment.frames, segment.seconds, segment.poses, strict=True):
+            out.append(
+                {
+                    "frame": frame,
+                    "seconds": seconds,
+                    "segment": number,
+                    "pose": [float(value) for value in pose],
+                    "rmse": float(rmse[frame]) if frame in rmse else None,
+                }
+            )
+    return out

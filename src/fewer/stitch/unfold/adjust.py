@@ -1,0 +1,213 @@
+"""Bundle adjustment on a cylinder: the poses of all frames from the matches of all pairs.
+
+State of a frame: (a, b, pan, tilt, roll, axial). A match says that two pixels show the same place of the
+wall, so its residual is the difference of their (angle + roll, depth + axial), measured in picture pixels
+of the coarser
+view. Robust (Geman-McClure, graduated), Levenberg-Marquardt, sparse: memory grows with the number of frames
+alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import sparse
+from scipy.sparse.linalg import spsolve
+
+from fewer.stitch.unfold.geometry import Geometry
+
+PRIOR = np.array([0.2, 0.2, np.radians(8), np.radians(8), np.inf, np.inf])
+LUMEN_SIGMA = 0.01  # of the field's radius; see docs/stitch.md
+_CHUNK = 64
+_STEP = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Matches of two frames, in picture pixels, with weights."""
+
+    first: int
+    second: int
+    xy_first: Float[np.ndarray, "matches 2"]
+    xy_second: Float[np.ndarray, "matches 2"]
+    weight: Float[np.ndarray, "matches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """Poses after the fit and the robust RMS residual in picture pixels."""
+
+    poses: Float[np.ndarray, "frames 6"]
+    rms: float
+    iterations: int
+
+
+def adjust(
+    geometry: Geometry,
+    poses: Float[np.ndarray, "frames 6"],
+    edges: Sequence[Edge],
+    *,
+    fixed: Bool[np.ndarray, "frames 6"] | None = None,
+    lumen: Float[np.ndarray, "frames 2"] | None = None,
+    iterations: int = 12,
+    scale: float = 2.0,
+) -> Adjustment:
+    """`fixed` entries stay as they are; frame 0's roll and axial place always do (they are the map's origin).
+
+    `lumen` (pixels) is where each frame shows the middle of the tube. Matches of a short piece hardly tell
+    a steady tilt from a steady offset, and folds bend them; the lumen does not care.
+    """
+    poses = poses.astype(np.float64).copy()
+    target = None if geometry.mode != "cylinder" else lumen
+    held = np.zeros(poses.shape, bool) if fixed is None else fixed.copy()
+    held[0, 4:] = True
+    damping, cost, done = 1e-4, np.inf, 0
+    for done in range(iterations):
+        # from four times the scale down to it, so that far-off first guesses still pull
+        current = scale * max(1.0, 4.0 * 0.5**done)
+        normal, right, cost, _ = _normal_equations(geometry, poses, edges, target, current)
+        for _ in range(6):
+            trial = poses + _solve(normal, right, held, damping)
+            _, _, new_cost, _ = _normal_equations(geometry, trial, edges, target, current, False)
+            if new_cost <= cost:
+                break
+            damping *= 10
+        else:
+            break
+        poses, damping = trial, max(damping / 10, 1e-7)
+        if current == scale and cost - new_cost < 1e-5 * cost:
+            break
+    _, _, _, rms = _normal_equations(geometry, poses, edges, target, scale, False)
+    return Adjustment(poses, rms, done + 1)
+
+
+def residuals(
+    geometry: Geometry, poses: Float[np.ndarray, "frames 6"], edge: Edge
+) -> Float[np.ndarray, "matches 2"]:
+    """Differences on the wall in picture pixels."""
+    return _differences(geometry, poses, [edge])[0]
+
+
+def _differences(
+    geometry: Geometry, poses: np.ndarray, edges: Sequence[Edge]
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Residuals, their scale, and per side the pose and pixel of each match."""
+    counts = [len(edge.weight) for edge in edges]
+    sides, pixels, walls = [], [], []
+    for name in ("first", "second"):
+        index = np.repeat([getattr(edge, name) for edge in edges], counts)
+        xy = np.concatenate([getattr(edge, f"xy_{name}") for edge in edges])
+        pose = poses[index]
+        sides.append(pose)
+        pixels.append(xy)
+        walls.append(geometry.to_wall(xy, pose[:, :4]))
+    turn = walls[0][:, 0] + sides[0][:, 4] - walls[1][:, 0] - sides[1][:, 4]
+    move = walls[0][:, 1] + sides[0][:, 5] - walls[1][:, 1] - sides[1][:, 5]
+    round_first, deep_first = geometry.resolution(walls[0][:, 1])
+    round_second, deep_second = geometry.resolution(walls[1][:, 1])
+    scale = np.stack([np.minimum(round_first, round_second), np.minimum(deep_first, deep_second)], axis=1)
+    turn = np.mod(turn + np.pi, 2 * np.pi) - np.pi
+    return np.stack([turn, move], axis=1) * scale, scale, sides, pixels
+
+
+def _normal_equations(
+    geometry: Geometry,
+    poses: np.ndarray,
+    edges: Sequence[Edge],
+    lumen: np.ndarray | None,
+    scale: float,
+    jacobian: bool = True,
+) -> tuple[dict[tuple[int, int], np.ndarray], np.ndarray, float, float]:
+    """Blocks of J^T W J, the right side -J^T W r, the robust cost and the weighted RMS."""
+    blocks: dict[tuple[int, int], np.ndarray] = {}
+    right = np.zeros(poses.shape)
+    cost, squares, total = 0.0, 0.0, 0.0
+    for start in range(0, len(edges), _CHUNK):
+        chunk = edges[start : start + _CHUNK]
+        difference, unit, sides, pixels = _differences(geometry, poses, chunk)
+        base = np.concatenate([edge.weight for edge in chunk])
+        square = (difference**2).sum(axis=1)
+        robust = base / (1 + square / scale**2) ** 2
+        cost += float((base * square / (1 + square / scale**2)).sum())
+        squares, total = squares + float((robust * square).sum()), total + float(robust.sum())
+        if not jacobian:
+            continue
+        slopes = [
+            _slope(geometry, pixels[side], sides[side], unit) * sign for side, sign in ((0, 1.0), (1, -1.0))
+        ]
+        place = 0
+        for edge in chunk:
+            part = slice(place, place + len(edge.weight))
+            place = part.stop
+            both = np.concatenate([slopes[0][part], slopes[1][part]], axis=2).reshape(-1, 12)
+            weighted = both * np.repeat(robust[part], 2)[:, None]
+            square_block, pull = weighted.T @ both, weighted.T @ difference[part].reshape(-1)
+            i, j = edge.first, edge.second
+            right[i] -= pull[:6]
+            right[j] -= pull[6:]
+            for row, column, block in (
+                (i, i, square_block[:6, :6]), (i, j, square_block[:6, 6:]),
+                (j, i, square_block[6:, :6]), (j, j, square_block[6:, 6:]),
+            ):  # fmt: skip
+                blocks[row, column] = blocks.get((row, column), 0) + block
+    prior = 1 / PRIOR**2
+    cost += float((poses**2 * prior).sum())
+    off, slope = _lumen_residual(geometry, poses, lumen)
+    cost += float((off**2).sum())
+    if jacobian:
+        right -= poses * prior
+        for index in range(len(poses)):
+            blocks[index, index] = blocks.get((index, index), np.zeros((6, 6))) + np.diag(prior)
+            blocks[index, index][:4, :4] += slope[index].T @ slope[index]
+        right[:, :4] -= np.einsum("fxp,fx->fp", slope, off)
+    return blocks, right, cost, float(np.sqrt(squares / max(total, 1e-12)))
+
+
+def _lumen_residual(
+    geometry: Geometry, poses: np.ndarray, lumen: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far the tube's middle appears from where the lumen was found, in standard deviations, and its
+    slope.
+    """
+    if lumen is None:
+        return np.zeros((len(poses), 2)), np.zeros((len(poses), 2, 4))
+    unit = 1 / (LUMEN_SIGMA * geometry.field_radius)
+    slope = np.zeros((len(poses), 2, 4))
+    for axis in range(4):
+        step = np.zeros(4)
+        step[axis] = _STEP
+        there = geometry.axis_in_picture(poses[:, :4] + step)
+        slope[:, :, axis] = (there - geometry.axis_in_picture(poses[:, :4] - step)) * unit / (2 * _STEP)
+    return (geometry.axis_in_picture(poses[:, :4]) - lumen) * unit, slope
+
+
+def _slope(geometry: Geometry, xy: np.ndarray, pose: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Derivative of the scaled wall coordinates by the six values, central differences for the first four."""
+    out = np.zeros((len(xy), 2, 6))
+    for axis in range(4):
+        step = np.zeros(4)
+        step[axis] = _STEP
+        change = geometry.to_wall(xy, pose[:, :4] + step) - geometry.to_wall(xy, pose[:, :4] - step)
+        change[:, 0] = np.mod(change[:, 0] + np.pi, 2 * np.pi) - np.pi
+        out[:, :, axis] = change / (2 * _STEP) * unit
+    out[:, 0, 4] = unit[:, 0]
+    out[:, 1, 5] = unit[:, 1]
+    return out
+
+
+def _solve(
+    blocks: dict[tuple[int, int], np.ndarray], right: np.ndarray, held: np.ndarray, damping: float
+) -> np.ndarray:
+    keys = np.array(list(blocks))
+    values = np.stack(list(blocks.values()))
+    rows = keys[:, 0, None, None] * 6 + np.arange(6)[None, :, None] + np.zeros((1, 1, 6), int)
+    columns = keys[:, 1, None, None] * 6 + np.arange(6)[None, None, :] + np.zeros((1, 6, 1), int)
+    size = right.size
+    matrix = sparse.coo_matrix((values.ravel(), (rows.ravel(), columns.ravel())), shape=(size, size)).tocsc()
+    diagonal = matrix.diagonal()
+    matrix = matrix + sparse.diags(diagonal * damping + 1e-9)
+    free = np.flatnonzero(~held.ravel())
+    out = np.zeros(size)
+    out[free] = spsolve(matrix[free][:, free], right.ravel()[free])
+    return out.reshape(right.shape)

@@ -1,0 +1,110 @@
+"""Unwrapping: a frame becomes a strip, x = angle round the tube, y = depth, through `cv2.remap`."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from fewer.stitch.unfold.geometry import TAU, Geometry
+
+PAD = 80
+_GRID = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StripShape:
+    """Size of a strip and the depth of its row 0; `scale` pixels are one tube radius, along both axes."""
+
+    width: int
+    height: int
+    first_depth: float
+
+    @property
+    def scale(self) -> float:
+        return self.width / TAU
+
+    def to_pixels(self, wall: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "points 2"]:
+        """(angle, depth) -> (column, row); columns lie in [0, width)."""
+        column = np.mod(wall[:, 0] * self.scale, self.width)
+        return np.stack([column, (wall[:, 1] - self.first_depth) * self.scale], axis=1)
+
+    def to_wall(self, pixels: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "points 2"]:
+        """(column, row) -> (angle, depth)."""
+        return np.stack([pixels[:, 0] / self.scale, pixels[:, 1] / self.scale + self.first_depth], axis=1)
+
+
+def strip_shape(geometry: Geometry, width: int, far: float | None = None) -> StripShape:
+    """Strip from a little nearer than a centred camera sees to `far` (default: the geometry's depth).
+
+    The margin is there because a tilted camera sees nearer wall on one side.
+    """
+    first = geometry.near_depth() * 0.6
+    last = geometry.far_depth() if far is None else far
+    return StripShape(width, max(16, round((last - first) * width / TAU)), first)
+
+
+def picture_coordinates(
+    geometry: Geometry, shape: StripShape, pose: Float[np.ndarray, "4"], turn: float = 0.0
+) -> Float[np.ndarray, "height width 2"]:
+    """Where each pixel of a strip lies in the picture (float32). Exact on every 8th pixel, cubic between.
+
+    `turn` is the angle that column 0 of the frame's own strip has in this one (the roll of the frame on a
+    map).
+    """
+    columns = np.arange(-_GRID * 2, shape.width + _GRID * 3, _GRID)
+    rows = np.arange(-_GRID * 2, shape.height + _GRID * 3, _GRID)
+    grid = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2).astype(np.float64)
+    exact = geometry.to_picture(shape.to_wall(grid) - [turn, 0.0], pose).reshape(len(rows), len(columns), 2)
+    x = (np.arange(shape.width, dtype=np.float32) / _GRID + 2)[None].repeat(shape.height, 0)
+    y = (np.arange(shape.height, dtype=np.float32) / _GRID + 2)[:, None].repeat(shape.width, 1)
+    # remap rounds coordinates to 1/32: fine for a picture, not for coordinates, so resize exactly by steps
+    # instead
+    return _upsample(exact.astype(np.float32), x, y)
+
+
+def _upsample(coarse: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Catmull-Rom along rows, then columns, at fixed fractions (multiples of 1/8), by matrix products."""
+    across = _cubic_matrix(x[0], coarse.shape[1])
+    down = _cubic_matrix(y[:, 0], coarse.shape[0])
+    planes = [down @ (coarse[..., axis] @ across.T) for axis in (0, 1)]
+    return np.stack(planes, axis=-1)
+
+
+def _cubic_matrix(places: np.ndarray, size: int) -> np.ndarray:
+    matrix = np.zeros((len(places), size), np.float32)
+    whole = np.floor(places).astype(int)
+    t = places - whole
+    weights = (
+        -0.5 * t + t**2 - 0.5 * t**3,
+        1 - 2.5 * t**2 + 1.5 * t**3,
+        0.5 * t + 2 * t**2 - 1.5 * t**3,
+        -0.5 * t**2 + 0.5 * t**3,
+    )
+    for step, weight in zip((-1, 0, 1, 2), weights, strict=True):
+        matrix[np.arange(len(places)), np.clip(whole + step, 0, size - 1)] += weight
+    return matrix
+
+
+def unwrap(
+    picture: Shaped[np.ndarray, "rows columns ..."],
+    coordinates: Float[np.ndarray, "height width 2"],
+    interpolation: int = cv2.INTER_LINEAR,
+) -> Shaped[np.ndarray, "height width ..."]:
+    """The strip, black outside the picture."""
+    return cv2.remap(picture, coordinates[..., 0], coordinates[..., 1], interpolation)
+
+
+def unwrap_mask(
+    mask: Bool[np.ndarray, "rows columns"], coordinates: Float[np.ndarray, "height width 2"]
+) -> Bool[np.ndarray, "height width"]:
+    """Strip pixels whose whole neighbourhood lies inside the mask."""
+    strip = cv2.remap(mask.view(np.uint8) * 255, coordinates[..., 0], coordinates[..., 1], cv2.INTER_LINEAR)
+    return strip > 254
+
+
+def pad_round(
+    strip: Shaped[np.ndarray, "height width ..."], pad: int = PAD
+) -> Shaped[np.ndarray, "height padded ..."]:
+    """The strip with `pad` columns of its other end on either side, because the angle is periodic."""
+    return np.concatenate([strip[:, -pad:], strip, strip[:, :pad]], axis=1)

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewer.core.errors import FileError
+from fewer.stitch.frames.source import open_frames
+
+CLIP = Path("data/endoscopy/laparoscopy_circle_640x360_25fps.mp4")
+
+
+def test_frames_come_with_their_time() -> None:
+    source = open_frames(CLIP)
+    frames = [frame for frame, _ in zip(source, range(6), strict=False)]
+    assert source.length == 100
+    assert frames[0].picture.shape == (360, 640, 3)
+    assert [frame.index for frame in frames] == list(range(6))
+    assert np.allclose([frame.seconds for frame in frames], np.arange(6) / 25, atol=1e-6)
+
+
+def test_a_truncated_video_gives_what_decodes_and_a_warning(tmp_path: Path) -> None:
+    import av
+
+    # matroska keeps its index along the way, so a cut file still opens (an mp4 without its end does not)
+    whole = tmp_path / "whole.mkv"
+    with av.open(str(whole), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        random = np.random.default_rng(0)
+        for _ in range(40):
+            frame = av.VideoFrame.from_ndarray(random.integers(0, 255, (48, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    source = open_frames(cut)
+    count = sum(1 for _ in source)
+    assert 5 < count < 40
+
+
+def test_a_cut_mp4_warns_with_the_frame_number(tmp_path: Path) -> None:
+    data = bytearray(CLIP.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = bytes(3000)
+    spoiled = tmp_path / "spoiled.mp4"
+    spoiled.write_bytes(data)
+    source = open_frames(spoiled)
+    count = sum(1 for _ in source)
+    assert 0 < count <= 100
+    assert count == 100 or any("after frame" in warning for warning in source.warnings)
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing that decodes", bytes(5000)])
+def test_what_is_no_video_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"broken\.mp4") as caught:
+        open_frames(path)
+    assert str(tmp_path) not in str(caught.value)

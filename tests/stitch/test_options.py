@@ -1,0 +1,27 @@
+import pytest
+
+from fewer.core.config import validate
+from fewer.core.errors import ConfigError
+from fewer.stitch.options import HomographyOptions, MatchOptions, StitchOptions, UnfoldOptions
+
+
+def test_defaults_are_valid_and_frozen() -> None:
+    options = validate(StitchOptions, StitchOptions())
+    assert options == StitchOptions()
+    with pytest.raises(AttributeError):
+        options.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("cls", "wrong"),
+    [
+        (UnfoldOptions, {"width": 0}),
+        (UnfoldOptions, {"lens": "fish"}),
+        (MatchOptions, {"ratio": float("nan")}),
+        (HomographyOptions, {"threshold": -1}),
+        (HomographyOptions, {"gama": 1}),
+    ],
+)
+def test_wrong_values_are_refused_by_name(cls: type, wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        validate(cls, wrong)
