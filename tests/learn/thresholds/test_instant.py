@@ -54,6 +54,18 @@ def test_all_estimators_and_forms_run(
     assert sum(float(p.grad.abs().sum()) for p in state.parameters() if p.grad is not None) > 0
 
 
+def test_a_class_given_too_often_is_held_to_a_higher_threshold(network: nn.Module, batch: Batch) -> None:
+    plan = replace(PLAN, estimation="counted")
+    state = InstantState(plan, 1, 3, 8)
+    # All labelled images are answered with class 0.
+    lost = replace(batch, labelled=torch.tensor([6.0, 0, 0, 0]).reshape(1, 1, 2, 2).expand(3, 1, 2, 2))
+    for _ in range(30):
+        instant(network, lost, state, plan)
+    alike = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])
+    decision = state.threshold(alike, state.transition(None))
+    assert decision.tau[0] > 2 * decision.tau[1]
+
+
 def test_decisions_outside_the_loop_do_not_move_the_means(network: nn.Module, batch: Batch) -> None:
     state = InstantState(PLAN, 1, 3, 8)
     before = state.alignment.p_model.clone()

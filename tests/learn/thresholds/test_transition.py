@@ -6,6 +6,7 @@ from torch import nn
 
 from fewer.learn.thresholds.transition import (
     ClassTransition,
+    CountedTransition,
     InstanceTransition,
     forward_corrected_loss,
     labelled_row_loss,
@@ -39,6 +40,18 @@ def test_labelled_rows_alone_get_gradient() -> None:
     assert matrix.grad is not None
     assert matrix.grad[1].abs().min() > 0
     assert matrix.grad[[0, 2]].abs().max() == 0
+
+
+def test_counted_matrix_is_the_running_mean_of_answers() -> None:
+    transition = CountedTransition(2, momentum=0.5)
+    assert torch.equal(transition(), torch.eye(2))
+    transition.update(torch.tensor([0, 0]), torch.tensor([[0.2, 0.8], [0.4, 0.6]]))
+    # Row 0: half an image answered rightly before, two images now.
+    torch.testing.assert_close(transition(), torch.tensor([[1.1 / 2.5, 1.4 / 2.5], [0.0, 1.0]]))
+    truth = flipped(2, 0.2)
+    for _ in range(40):
+        transition.update(torch.tensor([0, 1]), truth)
+    torch.testing.assert_close(transition(), truth)
 
 
 def flipped(classes: int, share: float) -> torch.Tensor:

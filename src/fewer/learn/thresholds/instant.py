@@ -12,6 +12,7 @@ from fewer.learn.thresholds.batch import Batch, Outcome, forward_together, outco
 from fewer.learn.thresholds.instance import Decision, InstanceThreshold, Transition, base_threshold
 from fewer.learn.thresholds.transition import (
     ClassTransition,
+    CountedTransition,
     InstanceTransition,
     forward_corrected_loss,
     labelled_row_loss,
@@ -29,6 +30,8 @@ class InstantState(nn.Module):
             self.transition = ClassTransition(
                 classes, plan.transition_scale or (5.0 if classes < 50 else 10.0)
             )
+        elif plan.estimation == "counted":
+            self.transition = CountedTransition(classes, plan.running_momentum())
         else:
             self.transition = InstanceTransition(
                 channels, classes, plan.transition_scale or 1.0, body=plan.transition_body
@@ -49,6 +52,8 @@ def instant(network: nn.Module, batch: Batch, state: InstantState, plan: SemiSup
     known, raw = labelled.detach().softmax(1), weak.detach().softmax(1)
     state.alignment.update(raw, known)
     probabilities = state.alignment(raw)
+    if isinstance(state.transition, CountedTransition):
+        state.transition.update(batch.labels, state.alignment(known))
     supervised = F.cross_entropy(labelled, batch.labels)
     if batch.progress < plan.warm_up:
         confidence, pseudo = probabilities.max(1)

@@ -1,7 +1,8 @@
 """Estimating T(x), T_ij(x) = P(pseudo-label j | true class i, x): one matrix for all images, or one for each.
 
 Both are trained through the forward-corrected loss -log (softmax(f(x)) T(x))_s, or (`labelled_row_loss`)
-from labelled images, whose row y of T must reproduce the classifier's current answer.
+from labelled images, whose row y of T must reproduce the classifier's current answer. `CountedTransition`
+needs no training: it counts those answers.
 """
 
 from __future__ import annotations
@@ -53,6 +54,30 @@ class InstanceTransition(nn.Module):
     ) -> Float[Tensor, "batch classes classes"]:
         rows = self.head(self.body(images).mean((2, 3))).float().unflatten(1, (self.classes, self.classes))
         return (rows + self.scale * torch.eye(self.classes, device=rows.device)).softmax(2)
+
+
+class CountedTransition(nn.Module):
+    """One K x K matrix, counted instead of trained: row y is the running mean of the classifier's answers
+    for labelled images of class y. It knows from the first steps which classes are given too often."""
+
+    sums: Tensor
+
+    def __init__(self, classes: int, momentum: float = 0.999) -> None:
+        super().__init__()
+        self.momentum = momentum
+        # One image of each class answered rightly stands at the start, so that no row is empty.
+        self.register_buffer("sums", torch.eye(classes))
+
+    @torch.no_grad()
+    def update(self, labels: Int64[Tensor, " batch"], probabilities: Float[Tensor, "batch classes"]) -> None:
+        """Adds the answers for one labelled batch."""
+        self.sums.mul_(self.momentum).index_add_(0, labels, probabilities.float())
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"] | None = None
+    ) -> Float[Tensor, "classes classes"]:
+        """The matrix; images are not looked at."""
+        return self.sums / self.sums.sum(1, keepdim=True)
 
 
 def forward_corrected_loss(
