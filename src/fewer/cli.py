@@ -38,6 +38,27 @@ VERBS: dict[str, Verb] = {
     "quantize": Verb(
         "fewer.quantize.command", "QuantizeRequest", "quantize_command", "a 16-bit model to 4 bits"
     ),
+    "recommend train": Verb(
+        "fewer.recommend.command", "TrainRequest", "train_command", "learn what comes next from interactions"
+    ),
+    "recommend search": Verb(
+        "fewer.recommend.command", "SearchRequest", "search_command", "find the length of short-term interest"
+    ),
+    "recommend evaluate": Verb(
+        "fewer.recommend.command_serving",
+        "EvaluateRequest",
+        "evaluate_command",
+        "full-ranking figures of a model",
+    ),
+    "recommend suggest": Verb(
+        "fewer.recommend.command_serving", "SuggestRequest", "suggest_command", "next items for histories"
+    ),
+    "recommend export": Verb(
+        "fewer.recommend.command_serving", "ExportRequest", "export_command", "ONNX encoder, vectors, index"
+    ),
+    "recommend update": Verb(
+        "fewer.recommend.command", "UpdateRequest", "update_command", "go on learning from new interactions"
+    ),
     "info": Verb(
         "fewer.core.info", "InfoRequest", "info_command", "versions, devices, kernels, models found"
     ),

@@ -1,0 +1,83 @@
+"""Top 10 of 1,000,000 items for one user: exact, and through a graph. runs on: cpu
+
+Random unit vectors (the hardest case) and vectors in 2,000 clusters. `wall` is what a user waits on this
+machine, `cpu` the processor time of the same call (the two differ on a busy machine).
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from recommend_record import peak_mebibytes, record, recorded
+
+from fewer.recommend.serving.index import ExactIndex, GraphIndex, GraphPlan, ItemIndex, recall
+
+
+def make_vectors(kind: str, items: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(item vectors, 50 queries), all of unit length."""
+    generator = torch.Generator().manual_seed(0)
+    if kind == "random":
+        table, asked = torch.randn(items, 64, generator=generator), torch.randn(50, 64, generator=generator)
+    else:  # 2,000 groups of similar items; a query is near an item
+        centres = torch.randn(2000, 64, generator=generator)
+        table = centres[torch.randint(0, 2000, (items,), generator=generator)]
+        table = table + 0.5 * torch.randn(items, 64, generator=generator)
+        asked = table[:50] + 0.3 * torch.randn(50, 64, generator=generator)
+    return torch.nn.functional.normalize(table), torch.nn.functional.normalize(asked)
+
+
+def timed(index: ItemIndex, asked: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
+    """Milliseconds per query (median), one query at a time, and what was found."""
+    wall, cpu, found = [], [], []
+    for query in asked.split(1):
+        began, began_cpu = time.perf_counter(), time.process_time()
+        _, places = index.search(query, 10)
+        wall.append(1e3 * (time.perf_counter() - began))
+        cpu.append(1e3 * (time.process_time() - began_cpu))
+        found.append(places)
+    return {
+        "wall_p50": statistics.median(wall),
+        "wall_min": min(wall),
+        "cpu_p50": statistics.median(cpu),
+    }, torch.cat(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--kinds", nargs="+", default=["random", "clustered"])
+    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--neighbours", type=int, default=16)
+    parser.add_argument("--build-width", type=int, default=100)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048])
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    results: dict[str, dict] = recorded("recommend_serving").get("results", {})
+    for kind in given.kinds:
+        table, asked = make_vectors(kind, given.items)
+        exact, truth = timed(ExactIndex(table), asked)
+        entry = results.setdefault(f"{kind} {given.items}", {})
+        entry["exact"] = exact
+        record(
+            "recommend_serving",
+            {"results": results, "threads": given.threads, "peak_mebibytes": peak_mebibytes()},
+        )
+        if not given.graph:
+            continue
+        began = time.process_time()
+        graph = GraphIndex(table, GraphPlan(neighbours=given.neighbours, build_width=given.build_width))
+        entry["graph_build_cpu_seconds"] = time.process_time() - began
+        for width in given.widths:
+            object.__setattr__(graph, "plan", GraphPlan(search_width=width))
+            times, found = timed(graph, asked)
+            entry[f"graph, width {width}"] = {**times, "recall_at_10": recall(found, truth)}
+            record(
+                "recommend_serving",
+                {"results": results, "threads": given.threads, "peak_mebibytes": peak_mebibytes()},
+            )
+
+
+if __name__ == "__main__":
+    main()

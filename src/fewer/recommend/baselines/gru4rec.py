@@ -1,0 +1,52 @@
+"""GRU4Rec (Hidasi et al. 2016): a recurrent network over the history; learns from every position at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fewer.recommend.baselines.transformer import initialise
+from fewer.recommend.dropout import Dropout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GRUShape:
+    """Sizes; RecBole's defaults are 128 hidden, one layer."""
+
+    items: int
+    length: int = 50
+    dim: int = 64
+    layers: int = 1
+    hidden: int = 128
+    dropout: float = 0.2
+
+
+class GRU4Rec(nn.Module):
+    """Histories are moved to the left edge first, so that padding never reaches the recurrent state."""
+
+    learns_from: Literal["positions"] = "positions"
+
+    def __init__(self, shape: GRUShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.item_embedding = nn.Embedding(shape.items + 1, shape.dim, padding_idx=0)
+        self.dropout = Dropout(shape.dropout)
+        self.recurrent = nn.GRU(shape.dim, shape.hidden, shape.layers, batch_first=True)
+        self.output = nn.Linear(shape.hidden, shape.dim)
+        self.apply(initialise)
+
+    def encode_all(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch kept dim"]:
+        """The state after every item, at the item's own (right-aligned) place."""
+        histories = histories[:, -self.shape.length :]
+        length = histories.shape[1]
+        padding = (histories == 0).sum(1, keepdim=True)
+        places = torch.arange(length, device=histories.device)
+        to_left = (places + padding).clamp(max=length - 1)
+        states, _ = self.recurrent(self.dropout(self.item_embedding(histories.gather(1, to_left))))
+        back = (places - padding).clamp(min=0)[:, :, None].expand(-1, -1, states.shape[2])
+        return self.output(states.gather(1, back))
+
+    def forward(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        return self.encode_all(histories)[:, -1]

@@ -1,0 +1,184 @@
+"""The verbs that use a trained model: `fewer recommend evaluate`, `suggest`, `export`."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field
+
+from fewer.core.device import DeviceName
+from fewer.core.errors import ConfigError, DataError, FileError
+from fewer.core.files import read_bytes
+from fewer.core.progress import Progress
+from fewer.recommend.data.interactions import Interactions
+from fewer.recommend.data.reading import column_names, read_interactions
+from fewer.recommend.fitting import compare, make_split
+from fewer.recommend.recommender import Recommender
+from fewer.recommend.serving.index import GraphIndex, GraphPlan
+
+MAX_HISTORIES_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateRequest:
+    """What `fewer recommend evaluate` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: Path
+    """Folder of a trained model."""
+    data: Path
+    """Interactions; every user's last item (known to the model) is the question."""
+    user_column: str | None = None
+    item_column: str | None = None
+    time_column: str | None = None
+    split: Literal["leave-last-out", "temporal"] = "leave-last-out"
+    k: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = (5, 10, 20)
+    exclude_seen: bool = False
+    """Take items of the history out of the competition."""
+    sampled: Annotated[int, Field(ge=1)] | None = None
+    """Rank among so many random items instead of all (misleading; prints a warning)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: DeviceName = "auto"
+
+
+def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, object]:
+    """HR, NDCG and MRR at every k, full ranking, beside popularity, the last item again and Markov."""
+    columns = column_names(request.user_column, request.item_column, request.time_column)
+    recommender = Recommender.load(request.model, request.device)
+    interactions = in_vocabulary(read_interactions(request.data, columns), recommender, progress)
+    split = make_split(interactions, request.split)
+    if request.sampled is not None:
+        progress.say(
+            f"sampled metrics ({request.sampled} negatives): 5 to 8 times larger than full ranking, "
+            "and they order models wrongly"
+        )
+    table = compare(
+        recommender,
+        split,
+        ks=request.k,
+        exclude_seen=request.exclude_seen,
+        sampled_negatives=request.sampled,
+        seed=request.seed,
+    )
+    protocol = "full ranking" if request.sampled is None else f"sampled, {request.sampled} negatives"
+    own = table.pop(recommender.method)
+    return {"protocol": protocol, "method": recommender.method, **own, "baselines": table}
+
+
+def in_vocabulary(interactions: Interactions, recommender: Recommender, progress: Progress) -> Interactions:
+    """The interactions in the model's item numbers; items it does not know are skipped, with a count.
+
+    Raises `DataError` when nothing is left.
+    """
+    numbers = np.array([0, *[(recommender.numbers([one]) or [0])[0] for one in interactions.item_ids]])
+    items = numbers[interactions.items]
+    keep = items > 0
+    if not keep.any():
+        raise DataError(f"the model knows none of the {interactions.item_count} items of this file")
+    if not keep.all():
+        progress.say(f"{int((~keep).sum())} interactions with items that the model does not know: skipped")
+    times = interactions.times
+    return Interactions.from_codes(
+        interactions.user_codes[keep],
+        interactions.user_ids,
+        items[keep],
+        recommender.item_ids,
+        None if times is None else times[keep],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuggestRequest:
+    """What `fewer recommend suggest` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: Path
+    """Folder of a trained model."""
+    history: str | None = None
+    """Items of one user, oldest first, separated by commas."""
+    histories: Path | None = None
+    """Or a file with one such line per user."""
+    k: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """How many items."""
+    exclude_seen: Literal["auto", "yes", "no"] = "auto"
+    """May a suggestion repeat the history? `auto` follows the training data."""
+    index: Path | None = None
+    """Graph index that `fewer recommend export --index` wrote; default: exact."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: DeviceName = "auto"
+
+
+def suggest_command(request: SuggestRequest, progress: Progress) -> dict[str, object]:
+    """The best next items; says when unknown items were skipped and when popularity had to answer."""
+    if (request.history is None) == (request.histories is None):
+        raise ConfigError(
+            "give either --history ITEM,ITEM,... or --histories FILE with one such line per user"
+        )
+    if request.history is not None:
+        histories = [_words(request.history)]
+    else:
+        assert request.histories is not None
+        raw = read_bytes(request.histories, MAX_HISTORIES_BYTES)
+        try:
+            histories = [_words(line) for line in raw.decode("utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise FileError(f"{request.histories.name}: not UTF-8 text") from error
+    recommender = Recommender.load(request.model, request.device)
+    if request.index is not None:
+        dim = recommender.sizes.dim
+        recommender.use_index(GraphIndex.load(request.index, recommender.item_count, dim))
+    exclude = {"auto": None, "yes": True, "no": False}[request.exclude_seen]
+    answers = recommender.suggest(histories, request.k, exclude_seen=exclude)
+    for number, answer in enumerate(answers, start=1):
+        if answer.fallback:
+            progress.say(f"history {number}: no known item, so this is the popularity list (fallback)")
+        elif answer.unknown:
+            progress.say(f"history {number}: {answer.unknown} unknown items skipped")
+    if request.history is not None:
+        return asdict(answers[0])
+    return {"suggestions": [asdict(answer) for answer in answers]}
+
+
+def _words(line: str) -> list[str]:
+    return [word for word in (part.strip() for part in line.split(",")) if word]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What `fewer recommend export` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: Path
+    """Folder of a trained model."""
+    output: Path
+    """Folder for encoder.onnx, item_vectors.safetensors and items.json."""
+    index: bool = False
+    """Also build the graph index (hnswlib)."""
+    neighbours: Annotated[int, Field(ge=2, le=256)] = 24
+    build_width: Annotated[int, Field(ge=8, le=4096)] = 200
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def export_command(request: ExportRequest, progress: Progress) -> dict[str, object]:
+    """Writes the ONNX encoder with its parity against PyTorch, the vectors, and the index if asked."""
+    from fewer.recommend.serving.export import export_onnx
+
+    recommender = Recommender.load(request.model)
+    exported = export_onnx(recommender, request.output)
+    result: dict[str, object] = {
+        "output": str(request.output),
+        "encoder": str(exported.encoder),
+        "largest_difference": exported.largest_difference,
+        "items": recommender.item_count,
+    }
+    if request.index:
+        progress.say(f"building the graph index over {recommender.item_count} items")
+        plan = GraphPlan(neighbours=request.neighbours, build_width=request.build_width)
+        index = GraphIndex(recommender.vectors()[1:], plan, request.seed)
+        index.save(request.output / "items.hnsw")
+        result["index"] = str(request.output / "items.hnsw")
+    return result

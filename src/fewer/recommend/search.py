@@ -1,0 +1,218 @@
+"""Which short-term length? Bilevel search by gradient, then one length is kept (spec 2.7).
+
+Every step updates the weights w on training targets with the architecture `a` fixed; every second step
+updates `a` on validation targets with w fixed (first-order DARTS). Every length at least as long as the true
+one fits equally well, so the architecture objective also pays for length: penalty * sum_j p_j n_j / n_max.
+
+Test targets are never read here.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from fewer.core.device import isolated_randomness, seeded
+from fewer.core.errors import ConfigError, DataError
+from fewer.core.progress import Progress, SilentProgress
+from fewer.recommend.automlp import AutoMLPNetwork, AutoMLPShape
+from fewer.recommend.data.features import ItemFeatures
+from fewer.recommend.data.prefixes import Batch, Prefixes
+from fewer.recommend.data.splits import Split
+from fewer.recommend.training.encoders import item_table
+from fewer.recommend.training.loop import FULL_SOFTMAX_LIMIT, TrainingPlan, train_network
+from fewer.recommend.training.losses import next_item_loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan:
+    """How the search runs."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """At most this many."""
+    warmup: Annotated[int, Field(ge=0)] = 3
+    """Epochs before `a` moves, so that candidates compete fairly."""
+    penalty: Annotated[float, Field(ge=0)] = 0.1
+    """Cost of length (lambda); 0 is the paper."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Of the weights."""
+    architecture_rate: Annotated[float, Field(gt=0)] = 2e-2
+    """Of `a`. The usual 3e-3 leaves p flat after a short search [measured: spec 2.7]."""
+    final_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """tau falls geometrically from 1 to this."""
+    batch_size: Annotated[int, Field(ge=1)] = 1024
+    validation_batch_size: Annotated[int, Field(ge=1)] = 2048
+    """Targets per step of `a`: large, because the differences between lengths are small."""
+    as_good: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """With a penalty, the shortest length whose p is at least this share of the largest is chosen."""
+    patience: Annotated[int, Field(ge=1)] = 5
+    """Stop when the most likely length stays the same for so many epochs."""
+    certain: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Stop when one length has this probability."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(slots=True)
+class SearchResult:
+    """The chosen length and how it came about; `path[e][j]` is p_j after epoch e."""
+
+    length: int
+    candidates: tuple[int, ...]
+    probabilities: list[float]
+    path: list[list[float]] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+    seconds: float = 0.0
+    grid: list[dict[str, float | int]] = field(default_factory=list)
+    """With `verify_search`: every fixed length's validation NDCG@10, best first."""
+
+
+def search_length(
+    shape: AutoMLPShape,
+    split: Split,
+    plan: SearchPlan,
+    *,
+    features: ItemFeatures | None = None,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """The most likely candidate after the search. The searched weights are thrown away.
+
+    Raises `ConfigError` without a short branch, `DataError` when there are no training or validation targets.
+    """
+    progress = progress or SilentProgress()
+    if not shape.short_branch:
+        raise ConfigError("there is no length to search: the short branch is off")
+    if len(split.train) == 0 or len(split.validation) == 0:
+        raise DataError(
+            "the search needs training and validation targets: users with at least 3 interactions"
+        )
+    with isolated_randomness(plan.seed):
+        network = AutoMLPNetwork(shape, features).to(device or torch.device("cpu"))
+    if len(network.candidates) == 1:
+        return SearchResult(length=network.candidates[0], candidates=network.candidates, probabilities=[1.0])
+    began, cpu = time.monotonic(), time.process_time()
+    path: list[list[float]] = []
+    search = _Search(network, split, plan)
+    progress.start("searching the short-term length", plan.epochs)
+    try:
+        for number in range(plan.epochs):
+            loss = search.epoch(number)
+            path.append(network.probabilities().tolist())
+            leader = choose(path[-1], plan)
+            progress.advance(
+                1, loss=loss, length=float(network.candidates[leader]), probability=path[-1][leader]
+            )
+            if _settled(path, plan):
+                break
+    finally:
+        progress.stop()
+    chosen = network.candidates[choose(path[-1], plan)]
+    return SearchResult(
+        length=chosen,
+        candidates=network.candidates,
+        probabilities=path[-1],
+        path=path,
+        cpu_seconds=time.process_time() - cpu,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Search:
+    """Both optimizers and the data of one search."""
+
+    def __init__(self, network: AutoMLPNetwork, split: Split, plan: SearchPlan) -> None:
+        self.network, self.split, self.plan = network, split, plan
+        self.items = split.interactions.item_count
+        self.prefixes = Prefixes(split, network.shape.length)
+        weights = [p for name, p in network.named_parameters() if name != "architecture"]
+        self.weight_optimizer = torch.optim.Adam(weights, lr=plan.learning_rate)
+        self.architecture_optimizer = torch.optim.Adam([network.architecture], lr=plan.architecture_rate)
+        lengths = torch.tensor(network.candidates, dtype=torch.float32)
+        self.costs = (lengths / lengths.max()).to(network.architecture.device)
+        self._validation: list[torch.Tensor] = []
+        self._validation_epoch = 0
+
+    def epoch(self, number: int) -> float:
+        """One pass over the training targets; returns the mean training loss."""
+        network, plan = self.network, self.plan
+        moving = number >= plan.warmup
+        network.temperature = plan.final_temperature ** (number / max(plan.epochs - 1, 1))
+        generator = seeded(plan.seed, 5, number)
+        losses = []
+        network.train()
+        with isolated_randomness(int(torch.randint(2**31, (1,), generator=generator))):
+            for step, positions in enumerate(
+                self.prefixes.epoch(self.split.train, plan.batch_size, plan.seed, number)
+            ):
+                loss = self._loss(self.prefixes.gather(positions), generator)
+                network.zero_grad(set_to_none=True)
+                loss.backward()
+                self.weight_optimizer.step()
+                losses.append(loss.item())
+                if moving and step % 2 == 1:
+                    self._move_architecture(generator)
+        return sum(losses) / len(losses)
+
+    def _move_architecture(self, generator: torch.Generator) -> None:
+        network = self.network
+        loss = self._loss(self.prefixes.gather(self._next_validation()), generator)
+        loss = loss + self.plan.penalty * (network.probabilities() * self.costs).sum()
+        (network.architecture.grad,) = torch.autograd.grad(loss, [network.architecture])
+        self.architecture_optimizer.step()
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        table = item_table(self.network, self.items)
+        encoded = self.network(batch.histories.to(table.device))
+        name = "cross-entropy" if self.items <= FULL_SOFTMAX_LIMIT else "sampled-softmax"
+        return next_item_loss(name, encoded, table, batch.targets.to(table.device), generator)
+
+    def _next_validation(self) -> torch.Tensor:
+        if not self._validation:
+            self._validation = self.prefixes.epoch(
+                self.split.validation,
+                self.plan.validation_batch_size,
+                self.plan.seed + 1,
+                self._validation_epoch,
+            )
+            self._validation_epoch += 1
+        return self._validation.pop()
+
+
+def choose(probabilities: Sequence[float], plan: SearchPlan) -> int:
+    """Index of the length to keep. Without a penalty the most likely (the paper); with one, the shortest of
+    those that are nearly as likely, since equally good lengths differ by noise only."""
+    most = max(probabilities)
+    least = most if plan.penalty == 0 else plan.as_good * most
+    return next(index for index, p in enumerate(probabilities) if p >= least)
+
+
+def _settled(path: list[list[float]], plan: SearchPlan) -> bool:
+    if len(path) <= plan.warmup:
+        return False
+    leaders = [choose(p, plan) for p in path[plan.warmup :]]
+    recent = leaders[-plan.patience :]
+    return max(path[-1]) > plan.certain or (len(recent) == plan.patience and len(set(recent)) == 1)
+
+
+def verify_by_grid(
+    shape: AutoMLPShape,
+    split: Split,
+    plan: TrainingPlan,
+    *,
+    features: ItemFeatures | None = None,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, float | int]]:
+    """Trains every fixed length with the same plan; best validation NDCG@10 first."""
+    results = []
+    for length in sorted({n for n in shape.candidates if n <= shape.length}):
+        with isolated_randomness(plan.seed):
+            network = AutoMLPNetwork(replace(shape, candidates=(length,)), features)
+        network = nn.Module.to(network, device or torch.device("cpu"))
+        result = train_network(network, split, plan, length=shape.length, progress=progress)
+        results.append({"length": length, "ndcg_at_10": result.best_ndcg, "cpu_seconds": result.cpu_seconds})
+    return sorted(results, key=lambda entry: -entry["ndcg_at_10"])

@@ -1,0 +1,14 @@
+import torch
+
+from fewer.recommend.baselines.gru4rec import GRU4Rec, GRUShape
+
+
+def test_states_are_those_of_a_plain_gru_at_the_items_places() -> None:
+    torch.manual_seed(0)
+    network = GRU4Rec(GRUShape(items=9, length=6, dim=4, hidden=5)).eval()
+    histories = torch.tensor([[0, 0, 1, 2], [3, 4, 5, 6]])
+    encoded = network.encode_all(histories)
+    states, _ = network.recurrent(network.item_embedding(torch.tensor([[1, 2]])))
+    torch.testing.assert_close(encoded[0, 2:], network.output(states)[0])
+    torch.testing.assert_close(network(histories), encoded[:, -1])
+    torch.testing.assert_close(network(torch.tensor([[0] * 4 + [1, 2]])), encoded[:1, -1])

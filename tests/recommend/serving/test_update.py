@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+
+from fewer.core.errors import DataError
+from fewer.recommend.data.interactions import Interactions
+from fewer.recommend.recommender import Recommender
+from fewer.recommend.serving.update import UpdatePlan, join_logs, update
+from fewer.recommend.training.loop import TrainingPlan
+
+PLAN = TrainingPlan(epochs=6, patience=6, batch_size=32, learning_rate=1e-2)
+
+
+def news() -> Interactions:
+    """New users who alternate between an old item and two new ones."""
+    users = np.repeat(np.arange(500, 540), 6)
+    return Interactions.build(users, ["3", "new-a", "new-b"] * 80)
+
+
+def test_new_behaviour_is_learned_with_figures_on_both_sides(
+    trained: Recommender, planted: Interactions
+) -> None:
+    before = trained.vectors().clone()
+    changed = update(trained, news(), planted, UpdatePlan(training=PLAN))
+    assert (changed.new_items, changed.new_interactions) == (2, 240)
+    assert changed.after["new"]["ndcg_at_10"] > changed.before["new"]["ndcg_at_10"] + 0.2
+    assert changed.after["old"]["ndcg_at_10"] > 0.6  # replay keeps the old rule
+    assert "new-b" in changed.recommender.suggest([["3", "new-a"]], 2)[0].items
+    assert torch.equal(trained.vectors(), before) and trained.item_count == 20  # the old model is untouched
+
+
+def test_only_new_items_move_when_asked(trained: Recommender, planted: Interactions) -> None:
+    changed = update(trained, news(), planted, UpdatePlan(training=PLAN, only_new_items=True))
+    state, old = changed.recommender.network.state_dict(), trained.network.state_dict()
+    for name, tensor in old.items():
+        assert torch.equal(state[name][: len(tensor)], tensor), name
+    assert changed.after["new"]["ndcg_at_10"] >= changed.before["new"]["ndcg_at_10"]
+    assert all(p.requires_grad for p in changed.recommender.network.parameters())
+
+
+def test_returning_users_keep_their_history() -> None:
+    old = Interactions.build(["u", "v", "u"], ["a", "b", "b"], [1, 1, 2])
+    new = Interactions.build(["u", "w"], ["c", "a"], [9, 9])
+    joined, is_new = join_logs(["a", "b", "c"], old, new)
+    histories = {name: joined.history(u).tolist() for u, name in enumerate(joined.user_ids)}
+    assert histories == {"u": [1, 2, 3], "v": [2], "w": [1]}
+    assert joined.items[is_new].tolist() == [3, 1]
+
+
+def test_one_new_item_without_a_history_teaches_nothing(trained: Recommender) -> None:
+    with pytest.raises(DataError, match="--replay"):
+        update(trained, Interactions.build(["u"], ["3"]))

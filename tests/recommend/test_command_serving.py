@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fewer import cli
+from fewer.recommend.recommender import Recommender
+
+
+@pytest.fixture
+def model(trained: Recommender, tmp_path: Path) -> str:
+    return str(trained.save(tmp_path / "model"))
+
+
+def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict, str]:
+    code = cli.main(["recommend", *words, "--json"])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out) if captured.out else {}, captured.err
+
+
+def test_suggest_answers_one_history_and_says_what_it_skipped(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result, said = run(["suggest", "--model", model, "--history", "3, 4,nobody", "--k", "4"], capsys)
+    assert code == 0 and len(result["items"]) == 4 and result["unknown"] == 1 and "1 unknown items" in said
+    code, result, said = run(["suggest", "--model", model, "--history", "nobody"], capsys)
+    assert code == 0 and result["fallback"] and "popularity list (fallback)" in said
+
+
+def test_suggest_answers_a_file_of_histories(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "h.txt").write_text("3,4\n\n7\n")
+    code, result, _ = run(
+        ["suggest", "--model", model, "--histories", str(tmp_path / "h.txt"), "--k", "2"], capsys
+    )
+    assert code == 0 and [s["fallback"] for s in result["suggestions"]] == [False, True, False]
+
+
+def test_export_and_its_index_serve(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result, _ = run(["export", "--model", model, "--output", str(tmp_path / "out"), "--index"], capsys)
+    assert code == 0 and result["largest_difference"] < 1e-4
+    words = ["suggest", "--model", model, "--history", "3,4"]
+    _, plain, _ = run(words, capsys)
+    _, indexed, _ = run([*words, "--index", result["index"]], capsys)
+    assert plain["items"] == indexed["items"]
+
+
+def test_evaluate_prints_the_protocol_and_the_baselines(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(
+        "user,item\n"
+        + "".join(f"u{u},{1 + (u + s) % 12}\n" for u in range(9) for s in range(4))
+        + "u1,alien\n"
+    )
+    words = ["evaluate", "--model", model, "--data", str(log), "--k", "10"]
+    code, result, said = run(words, capsys)
+    assert code == 0 and result["protocol"] == "full ranking" and result["users"] == 9
+    assert (
+        set(result["baselines"]) == {"popularity", "last-item", "markov"}
+        and "1 interactions with items" in said
+    )
+    code, result, said = run([*words, "--sampled", "5"], capsys)
+    assert code == 0 and "sampled" in result["protocol"] and "wrongly" in said
+    log.write_text("user,item\na,alien\na,alien\na,alien\n")
+    assert run(words, capsys)[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["suggest"], 2),
+        (["suggest", "--history", "1", "--histories", "x"], 2),
+        (["suggest", "--history", "1", "--k", "0"], 2),
+        (["suggest", "--histories", "/nowhere"], 4),
+        (["suggest", "--history", "1", "--index", "/nowhere"], 4),
+    ],
+)
+def test_wrong_input_has_its_exit_code(
+    model: str, words: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([words[0], "--model", model, *words[1:]], capsys)[0] == code

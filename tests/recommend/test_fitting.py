@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from fewer.core.errors import ConfigError
+from fewer.recommend.data.interactions import Interactions
+from fewer.recommend.data.splits import Split
+from fewer.recommend.fitting import FitSettings, compare, fit, make_split, settings_from
+from fewer.recommend.methods import Sizes
+from fewer.recommend.recommender import Recommender
+from fewer.recommend.training.loop import TrainingPlan
+
+
+def test_the_same_seed_gives_the_same_figures(planted: Interactions) -> None:
+    settings = FitSettings(
+        sizes=Sizes(length=5, dim=8, layers=1, candidates=(1, 2)),
+        training=TrainingPlan(epochs=1, batch_size=64),
+    )
+    one, other = fit(planted, settings), fit(planted, settings)
+    assert one.report["metrics"] == other.report["metrics"]
+    assert torch.equal(one.vectors(), other.vectors())
+
+
+def test_evaluation_stands_beside_the_counting_baselines(trained: Recommender, split: Split) -> None:
+    table = compare(trained, split, ks=(3,))
+    assert list(table) == ["automlp", "popularity", "last-item", "markov"]
+    assert all(0 <= row["hr_at_3"] <= 1 for row in table.values())
+
+
+def test_settings_from_flat_names(planted: Interactions) -> None:
+    made = settings_from("gru4rec", dim=32, epochs=3, seed=5, penalty=0.3, search_epochs=7)
+    assert (made.method, made.sizes.dim, made.training.epochs) == ("gru4rec", 32, 3)
+    assert (made.search.seed, made.training.seed, made.search.penalty, made.search.epochs) == (5, 5, 0.3, 7)
+    with pytest.raises(ConfigError, match="dim"):
+        settings_from(dim=-1)
+    with pytest.raises(ConfigError, match="allowed: leave-last-out"):
+        make_split(planted, "random")

@@ -1,0 +1,72 @@
+from dataclasses import replace
+
+import pytest
+
+from fewer.core.errors import ConfigError, DataError
+from fewer.recommend.automlp import AutoMLPShape
+from fewer.recommend.data.interactions import Interactions
+from fewer.recommend.data.planted import planted_lag
+from fewer.recommend.data.splits import Split, leave_last_out
+from fewer.recommend.search import SearchPlan, choose, search_length, verify_by_grid
+from fewer.recommend.training.loop import TrainingPlan
+
+SHAPE = AutoMLPShape(
+    items=30, length=6, candidates=(1, 2, 5), dim=16, short_layers=1, hidden_sequence=16, hidden_channel=16,
+    dropout=0.0, long_branch=False,
+)  # fmt: skip
+PLAN = SearchPlan(epochs=10, warmup=2, batch_size=128, learning_rate=5e-3, architecture_rate=5e-2)
+
+
+@pytest.fixture(scope="module")
+def lag_two() -> Split:
+    return leave_last_out(planted_lag(2, items=30, users=150, length=14, seed=0))
+
+
+def test_the_search_finds_the_planted_length(lag_two: Split) -> None:
+    found = search_length(SHAPE, lag_two, PLAN)
+    assert found.length == 2
+    assert len(found.path) <= 10 and all(abs(sum(p) - 1) < 1e-5 for p in found.path)
+    assert max(abs(a - b) for a, b in zip(found.path[0], found.path[1], strict=True)) == 0  # warm-up: a rests
+
+
+def test_the_same_seed_gives_the_same_path(lag_two: Split) -> None:
+    plan = replace(PLAN, epochs=4)
+    assert search_length(SHAPE, lag_two, plan).path == search_length(SHAPE, lag_two, plan).path
+
+
+def test_test_items_never_touch_the_search(lag_two: Split) -> None:
+    plan = replace(PLAN, epochs=4)
+    items = lag_two.interactions.items.copy()
+    items[lag_two.test] = 1
+    changed = leave_last_out(replace(lag_two.interactions, items=items))
+    assert search_length(SHAPE, lag_two, plan).path == search_length(SHAPE, changed, plan).path
+
+
+def test_among_equally_likely_lengths_the_shortest_is_kept_only_with_a_penalty() -> None:
+    near, clear = [0.14, 0.37, 0.39, 0.10], [0.1, 0.2, 0.6, 0.1]
+    assert [choose(p, PLAN) for p in (near, clear)] == [1, 2]
+    assert [choose(p, replace(PLAN, penalty=0.0)) for p in (near, clear)] == [2, 2]
+
+
+def test_a_large_penalty_prefers_the_shortest(lag_two: Split) -> None:
+    assert search_length(SHAPE, lag_two, replace(PLAN, penalty=50.0)).length == 1
+
+
+def test_the_grid_shows_the_planted_length_too(lag_two: Split) -> None:
+    grid = verify_by_grid(SHAPE, lag_two, TrainingPlan(epochs=8, batch_size=128, learning_rate=5e-3))
+    assert grid[-1]["length"] == 1  # too short to know
+    assert grid[0]["ndcg_at_10"] > 2 * grid[-1]["ndcg_at_10"]
+
+
+def test_what_cannot_be_searched() -> None:
+    short = leave_last_out(Interactions.build([1, 1], [1, 2]))
+    with pytest.raises(DataError, match="at least 3"):
+        search_length(replace(SHAPE, items=2), short, PLAN)
+    with pytest.raises(ConfigError, match="short branch"):
+        search_length(replace(SHAPE, short_branch=False, long_branch=True), short, PLAN)
+    one = search_length(
+        replace(SHAPE, items=2, candidates=(2, 99)),
+        leave_last_out(Interactions.build([1] * 4, [1, 2, 1, 2])),
+        PLAN,
+    )
+    assert (one.length, one.path) == (2, [])
