@@ -1,7 +1,8 @@
 """Residual autoencoding against a plain autoencoder: equal parameters, steps and pictures.
 
 python benchmarks/residual_autoencoding.py [--seeds 0 1 2] [--steps 400] [--gpu]
-writes benchmarks/results/residual_autoencoding.json; runs that are in the file already are kept. The plain
+writes benchmarks/results/residual_autoencoding.json. Runs found there are not made again, and a run that was
+stopped goes on from its checkpoint in outputs/ (its `cpu_seconds` are those of the last piece). The plain
 net is the same one with every shortcut around a change of resolution, and around the latents, switched off.
 `--gpu` trains wider nets on 64-px crops at f8, f16, f32 and f64 for the curve over the compression.
 """
@@ -9,6 +10,7 @@ net is the same one with every shortcut around a change of resolution, and aroun
 import argparse
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -72,23 +74,29 @@ def run(run_name: str, options: argparse.Namespace, pictures: PictureFolder, rat
     widths, crop, batch = ((64, 128, 128, 256, 256, 256, 256), 64, 64) if options.gpu else (WIDTHS, 32, 16)
     model = build(small_config(ratio, widths, residual), residual, preserve, seed)
     device = "cuda" if options.gpu else "cpu"
+    folder = (
+        ROOT / "outputs" / "residual_autoencoding" / f"{run_name}-{ratio}-{seed}-{options.steps}-{device}"
+    )
     training = TrainingOptions(
         seed=seed, device=device, dtype=torch.bfloat16 if options.gpu else torch.float32, ema_decay=None,
-        schedule="cosine", warmup=20, weights=ReconstructionWeights(gradients=0.5, pyramid=0.0),
+        schedule="cosine", warmup=20, checkpoint_every=100, resume=True, checkpoint_folder=folder,
+        weights=ReconstructionWeights(gradients=0.5, pyramid=0.0),
     )  # fmt: skip
     plan = PhasePlan(phase=1, steps=options.steps, crop=crop, batch=batch, rate=rate, weight_decay=0.01)
-    began = time.monotonic()
-    progress = LineProgress(__import__("sys").stderr) if options.verbose else SilentProgress()
+    began = time.process_time()
+    progress = LineProgress(sys.stderr) if options.verbose else SilentProgress()
     result = train_autoencoder(model, pictures.crops, [plan], training, progress)[1]
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     test = pictures.crops(512, crop, torch.Generator().manual_seed(99), held_out=True)
     with torch.no_grad():
         quality = [psnr(model(part.to(device)).float().cpu().clamp(-1, 1), part) for part in test.split(64)]
     return {
         "run": run_name, "ratio": ratio, "seed": seed, "steps": options.steps,
         "psnr": float(torch.cat(quality).mean()),
-        "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds, 1),
-        "last_loss": sum(result.losses[-20:]) / 20, "device": device, "crop": crop, "batch": batch,
+        "parameters": sum(p.numel() for p in model.parameters()), "cpu_seconds": round(seconds, 1),
+        "steps_in_last_piece": len(result.losses),
+        "last_loss": sum(result.losses[-20:]) / max(len(result.losses[-20:]), 1),
+        "device": device, "crop": crop, "batch": batch,
     }  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def peak_bytes(network: Encoder | Decoder, pixels: tuple[int, ...], itemsize: in
     tile_area = area if tile is None else batch * min(side, height) * min(side, width)
     peak = 0.0
     for index, stage in enumerate(stages):
-        for block in stage:
+        for block in stage.children():
             size = _map_bytes(block, itemsize) / 4**index
             if index < first:
                 peak = max(peak, size * tile_area)

@@ -54,7 +54,7 @@ def global_stage(stages: nn.ModuleList) -> int:
     attentive = [
         index
         for index, stage in enumerate(stages)
-        if any(isinstance(block, EfficientViTBlock) for block in stage)
+        if any(isinstance(block, EfficientViTBlock) for block in stage.children())
     ]
     return min(attentive) if attentive else min(SMALL_ENOUGH, len(stages) - 1)
 
