@@ -32,6 +32,18 @@ VERBS: dict[str, Verb] = {
     "generate": Verb(
         "fewer.generate.command", "GenerateCommand", "generate_command", "pictures from prompts"
     ),
+    "train sana": Verb(
+        "fewer.generate.training.command",
+        "TrainSanaRequest",
+        "train_sana_command",
+        "a text-to-image transformer, on your pictures or on composed emoji",
+    ),
+    "train lora": Verb(
+        "fewer.generate.training.command",
+        "TrainLoraRequest",
+        "train_lora_command",
+        "an adapter that teaches a model a subject or a style from a few pictures",
+    ),
     "convert": Verb(
         "fewer.quantize.command_convert", "ConvertRequest", "convert_command", "checkpoints from form to form"
     ),

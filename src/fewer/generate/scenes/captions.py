@@ -1,0 +1,87 @@
+"""Several captions for a scene, each with a score for how much of the scene it tells.
+
+The score plays the part of the CLIP score in Sana's caption sampling: 30 for a caption that tells everything,
+less for one that leaves the style or the colour open, and never below 25, the usual threshold.
+"""
+
+from dataclasses import dataclass
+
+from fewer.generate.scenes.compose import Scene
+from fewer.generate.scenes.vocabulary import STYLES, plural
+
+_SINGLE = (
+    "{a_style} {name}{place} on {a_colour} background",
+    "{a_name}{place} on {a_colour} background, {style} style",
+    "{style} style picture of {a_name}{place}, {colour} background",
+    "{colour} background with {a_style} {name}{place}",
+    "{a_name}{place} on {a_colour} background",
+    "{a_style} {name}{place}",
+    "{a_name}{place}",
+)
+_PAIR = (
+    "{a_name} to the left of {a_other} on {a_colour} background, {style} style",
+    "{a_other} to the right of {a_name} on {a_colour} background, {style} style",
+    "{a_style} {name} on the left and {a_style} {other} on the right, {colour} background",
+    "{style} style picture of {a_name} next to {a_other}, {colour} background",
+    "{a_name} and {a_other} on {a_colour} background",
+    "{a_name} to the left of {a_other}",
+)
+_ROW = (
+    "{count} {style} {names} on {a_colour} background",
+    "{count} {names} on {a_colour} background, {style} style",
+    "{style} style picture of {count} {names}, {colour} background",
+    "{count} {names} in a row, {style} style, {colour} background",
+    "{count} {names} on {a_colour} background",
+    "{count} {names}",
+)
+_TEMPLATES = {"single": _SINGLE, "pair": _PAIR, "row": _ROW}
+_COUNTS = {1: "one", 2: "two", 3: "three"}
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A sentence in lower case and its score (25 to 30)."""
+
+    text: str
+    score: float
+
+
+def captions_of(scene: Scene) -> list[Caption]:
+    """All captions of a scene, in the order of the templates; every style word gives one more."""
+    found: dict[str, float] = {}
+    for words in STYLES[scene.style].words:
+        for template in _TEMPLATES[scene.arrangement]:
+            text = template.format(**_fields(scene, words))
+            told = 1 + ("style}" in template) + ("colour}" in template)
+            found.setdefault(text, 25.0 + 5.0 * told / 3)
+    return [Caption(text, score) for text, score in found.items()]
+
+
+def full_caption(scene: Scene) -> str:
+    """The first caption of `captions_of`: it tells everything."""
+    return captions_of(scene)[0].text
+
+
+def _fields(scene: Scene, style: str) -> dict[str, str]:
+    name, other = scene.concepts[0], scene.concepts[-1]
+    size = f"{scene.size} " if scene.arrangement == "single" and scene.size == "small" else ""
+    place = "" if scene.place == "center" else f" on the {scene.place}"
+    return {
+        "name": name,
+        "a_name": _article(size + name),
+        "other": other,
+        "a_other": _article(other),
+        "names": plural(name),
+        "count": _COUNTS[len(scene.objects)],
+        "style": style,
+        "a_style": _article(size + style),
+        "colour": scene.colour,
+        "a_colour": _article(scene.colour),
+        "place": place,
+    }
+
+
+def _article(words: str) -> str:
+    # "a unicorn", "a ukulele": a u that is spoken as in "you".
+    vowel = words[0] in "aeio" or (words[0] == "u" and words[:3] not in ("uni", "uku", "use"))
+    return f"{'an' if vowel else 'a'} {words}"

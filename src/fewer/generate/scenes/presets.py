@@ -1,0 +1,163 @@
+"""The sizes in which the built-in model is trained: one for a GPU, one for two CPU cores."""
+
+from dataclasses import dataclass, field
+
+from fewer.core.errors import ConfigError
+from fewer.generate.autoencoder.config import DCAutoencoderConfig
+from fewer.generate.scenes.vocabulary import SMALL_VOCABULARY
+from fewer.generate.training.transformer import TransformerTraining
+from fewer.generate.transformer.params import SanaParams
+
+# Sixteen concepts that nobody mistakes for one another: what ten CPU minutes of training can hold.
+_FEW = (
+    "red-apple", "banana", "strawberry", "watermelon", "pizza", "doughnut", "cat-face", "dog-face", "frog",
+    "panda", "fire", "star", "red-heart", "rocket", "bus", "deciduous-tree",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoencoderTraining:
+    """How the scenes' autoencoder is trained: on cut-outs that touch a sprite."""
+
+    steps: int
+    batch: int
+    crop: int
+    learning_rate: float
+    latent_noise: float = 0.05
+    """Noise on the latents in shares of their spread: the decoder learns to forgive the transformer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmojiPreset:
+    """Everything that decides what a built-in model is made of."""
+
+    side: int
+    """Pixels of a scene's side."""
+    concepts: dict[str, str] | None
+    """Package name to word; None takes every distinct concept that all styles draw."""
+    styles: tuple[str, ...]
+    autoencoder: DCAutoencoderConfig
+    autoencoder_training: AutoencoderTraining
+    transformer: SanaParams
+    training: TransformerTraining
+    scenes: int
+    """Size of the pool that is encoded ahead."""
+    captions_per_scene: int
+    text_layers: int
+    text_length: int
+    shift: float
+    """Shift of the noise levels when sampling."""
+    guidance: float
+    sprite_side: int = field(default=112)
+
+
+def preset(name: str) -> EmojiPreset:
+    """ "emoji" for a GPU, "emoji-cpu" for two cores, "emoji-test" for a minute. Raises `ConfigError`."""
+    builders = {"emoji": _gpu, "emoji-cpu": _cpu, "emoji-test": _test}
+    if name not in builders:
+        raise ConfigError(f"preset {name!r} is not known; allowed: {', '.join(builders)}")
+    return builders[name]()
+
+
+def _autoencoder(
+    widths: tuple[int, ...], decoder_depth: int, latent_channels: int = 32
+) -> DCAutoencoderConfig:
+    kinds = ("ResBlock",) * (len(widths) - 1) + ("EfficientViTBlock",)
+    none = ((),) * len(widths)
+    return DCAutoencoderConfig(
+        latent_channels=latent_channels,
+        attention_head_dim=min(32, widths[-1]),
+        encoder_block_types=kinds,
+        decoder_block_types=kinds,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(0,) + (1,) * (len(widths) - 1),
+        decoder_layers_per_block=(0,) + (decoder_depth,) * (len(widths) - 1),
+        encoder_qkv_multiscales=none,
+        decoder_qkv_multiscales=none,
+        upsample_block_type="interpolate",
+        decoder_conv_act_fn="silu",
+    )
+
+
+def _transformer(heads: int, depth: int, sample_size: int, channels: int = 32) -> SanaParams:
+    return SanaParams(
+        in_channels=channels,
+        out_channels=channels,
+        heads=heads,
+        depth=depth,
+        cross_heads=heads,
+        cross_head_dim=32,
+        caption_channels=576,
+        sample_size=sample_size,
+        interpolation_scale=1.0,
+        qk_norm=True,
+    )
+
+
+def _gpu() -> EmojiPreset:
+    return EmojiPreset(
+        side=256,
+        concepts=None,
+        styles=("glossy", "flat", "soft 3d", "bold flat"),
+        autoencoder=_autoencoder((64, 64, 128, 256, 512), 2),
+        autoencoder_training=AutoencoderTraining(steps=6000, batch=64, crop=128, learning_rate=5e-4),
+        transformer=_transformer(12, 12, 16),
+        training=TransformerTraining(
+            steps=12000, batch=512, learning_rate=1e-3, warmup=300, ema_decay=0.999, shift=1.5, dtype="bf16"
+        ),
+        scenes=131072,
+        captions_per_scene=4,
+        text_layers=30,
+        text_length=64,
+        shift=1.5,
+        guidance=4.0,
+        sprite_side=192,
+    )
+
+
+def _cpu() -> EmojiPreset:
+    return EmojiPreset(
+        side=64,
+        concepts={name: SMALL_VOCABULARY[name] for name in _FEW},
+        styles=("glossy", "flat", "soft 3d"),
+        autoencoder=_autoencoder((32, 32, 64, 128, 128), 2),
+        autoencoder_training=AutoencoderTraining(steps=1500, batch=8, crop=64, learning_rate=1.6e-3),
+        # Sixteen tokens. Patches of two at 128 px make as many, but 128 numbers a token are too many for this
+        # width: after 600 steps backgrounds were still mottled.
+        transformer=_transformer(5, 6, 4),
+        training=TransformerTraining(
+            steps=2400,
+            batch=32,
+            learning_rate=1.5e-3,
+            warmup=100,
+            ema_decay=0.997,
+            dtype="fp32",
+            checkpoint_every=100,
+        ),
+        scenes=3072,
+        captions_per_scene=1,
+        text_layers=6,
+        text_length=32,
+        shift=1.0,
+        guidance=3.0,
+    )
+
+
+def _test() -> EmojiPreset:
+    return EmojiPreset(
+        side=32,
+        concepts=None,
+        styles=("glossy", "flat", "soft 3d"),
+        autoencoder=_autoencoder((8, 8, 16), 1, latent_channels=4),
+        autoencoder_training=AutoencoderTraining(steps=4, batch=2, crop=16, learning_rate=1e-3),
+        transformer=_transformer(1, 1, 8, channels=4),
+        training=TransformerTraining(steps=4, batch=4, learning_rate=1e-3, dtype="fp32", ema_decay=0.9),
+        scenes=12,
+        captions_per_scene=1,
+        text_layers=1,
+        text_length=16,
+        shift=1.0,
+        guidance=2.0,
+        sprite_side=24,
+    )

@@ -1,0 +1,145 @@
+"""The built-in model from nothing: sprites -> autoencoder -> encoded pool -> transformer -> folder.
+
+Each stage writes its result into the output folder and is skipped when that is there (`resume`), so a run
+may be stopped at any moment and continued.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fewer.core.device import isolated_randomness, seeded
+from fewer.core.errors import FileError
+from fewer.core.progress import Progress, SilentProgress
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.model_folder import ModelSettings
+from fewer.generate.scenes.autoencode import reconstruction_psnr, train_autoencoder
+from fewer.generate.scenes.compose import SceneRenderer
+from fewer.generate.scenes.package import write_model
+from fewer.generate.scenes.pool import Vocabulary, draw_scenes, encode_scenes, scene_captions, to_tensor
+from fewer.generate.scenes.presets import EmojiPreset
+from fewer.generate.scenes.sprites import SpriteSheet, load_sprites, render_sprites, save_sprites
+from fewer.generate.scenes.vocabulary import wide_vocabulary
+from fewer.generate.text.prompt import PromptEncoder
+from fewer.generate.training.encoded import EncodedSet, assemble, load_encoded, save_encoded
+from fewer.generate.training.transformer import train_transformer
+from fewer.generate.transformer.initialise import initialise
+from fewer.generate.transformer.sana import SanaTransformer
+
+
+def build_model(
+    preset: EmojiPreset,
+    output: Path,
+    encoder: PromptEncoder,
+    *,
+    packages: Path | None = None,
+    resume: bool = False,
+    device: torch.device | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, object]:
+    """Trains everything and writes `output/model`; returns figures for the report.
+
+    `packages` is the `node_modules` folder with the emoji; not needed when `output/sprites.safetensors` is
+    there. Raises `FileError` (missing) when neither is.
+    """
+    device = device or torch.device("cpu")
+    progress = progress or SilentProgress()
+    began = time.monotonic()
+    sheet = sprites_of(preset, output, packages, progress)
+    vocabulary = Vocabulary(sheet.words(), sheet.styles)
+    renderer = SceneRenderer(sheet, preset.side)
+
+    if resume and (output / "autoencoder" / "config.json").is_file():
+        autoencoder = DCAutoencoder.load(output / "autoencoder", device=device)
+    else:
+        autoencoder = train_autoencoder(
+            preset,
+            renderer,
+            vocabulary,
+            checkpoints=output / "autoencoder-run",
+            resume=resume,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+        autoencoder.save(output / "autoencoder")
+
+    pool = output / "pool.safetensors"
+    if resume and pool.is_file():
+        data = load_encoded(pool)
+    else:
+        data = encode_pool(preset, renderer, vocabulary, autoencoder, encoder, seed, progress)
+        save_encoded(pool, data)
+    transformer = fresh_transformer(preset, seed)
+    result = train_transformer(
+        transformer,
+        data,
+        replace(preset.training, seed=seed),
+        device=device,
+        checkpoints=output / "transformer-run",
+        resume=resume,
+        progress=progress,
+    )
+    sizes = write_model(output / "model", transformer.cpu(), autoencoder.cpu(), settings_of(preset))
+    held_out = draw_scenes(vocabulary, min(64, preset.scenes), "held-out", seed)
+    return {
+        "output": str(output / "model"),
+        "steps": result.step,
+        "loss": sum(result.losses[-100:]) / max(1, len(result.losses[-100:])),
+        "psnr": reconstruction_psnr(autoencoder, to_tensor([renderer(scene) for scene in held_out])),
+        "bytes": sizes,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def sprites_of(preset: EmojiPreset, output: Path, packages: Path | None, progress: Progress) -> SpriteSheet:
+    """The rendered sprites: from the output folder, or made from the packages and kept there."""
+    path = output / "sprites.safetensors"
+    if path.is_file():
+        return load_sprites(path)
+    if packages is None:
+        raise FileError(
+            "the emoji are not there; give --packages NODE_MODULES, or --download to fetch them with npm",
+            missing=True,
+        )
+    concepts = preset.concepts or wide_vocabulary(packages, preset.styles)
+    sheet = render_sprites(packages, concepts, preset.styles, preset.sprite_side, progress)
+    save_sprites(sheet, path)
+    return sheet
+
+
+def encode_pool(
+    preset: EmojiPreset,
+    renderer: SceneRenderer,
+    vocabulary: Vocabulary,
+    autoencoder: DCAutoencoder,
+    encoder: PromptEncoder,
+    seed: int,
+    progress: Progress,
+) -> EncodedSet:
+    """Draws the training scenes and encodes their pictures and captions."""
+    scenes = draw_scenes(vocabulary, preset.scenes, "train", seed)
+    latents = encode_scenes(scenes, renderer, autoencoder, progress)
+    captions = scene_captions(scenes, preset.captions_per_scene, seeded(seed, 7))
+    return assemble(latents, captions, encoder, progress=progress)
+
+
+def fresh_transformer(preset: EmojiPreset, seed: int) -> SanaTransformer:
+    """A transformer with starting weights that depend on the seed alone."""
+    with isolated_randomness(seed):
+        return initialise(SanaTransformer(preset.transformer), seeded(seed, 5))
+
+
+def settings_of(preset: EmojiPreset) -> ModelSettings:
+    """How the finished model wants to be used."""
+    return ModelSettings(
+        text_layers=preset.text_layers,
+        text_length=preset.text_length,
+        chi=False,
+        default_size=(preset.side, preset.side),
+        shift=preset.shift,
+        guidance=preset.guidance,
+    )

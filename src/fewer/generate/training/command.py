@@ -1,0 +1,190 @@
+"""`fewer train sana` and `fewer train lora`: a request, a folder of pictures, a model."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+
+from fewer.core.device import DeviceName, DtypeName, pick_device
+from fewer.core.errors import ConfigError
+from fewer.core.progress import Progress
+from fewer.generate.training.captions import WeightMode
+from fewer.generate.training.transformer import TransformerTraining
+
+EmojiName = Literal["emoji", "emoji-cpu", "emoji-test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSanaRequest:
+    """What `fewer train sana` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    output: Path
+    """Folder for checkpoints and, in `model`, the finished model."""
+    data: Path | None = None
+    """Folder of pictures with captions (a.png and a.txt, or metadata.jsonl)."""
+    preset: EmojiName | None = None
+    """Instead of --data: train the built-in model on composed emoji, in its GPU or its CPU size."""
+    model: str = "default"
+    """The model to go on from: default, or a folder in diffusers' layout."""
+    fresh: Annotated[int, Field(ge=0, le=128)] = 0
+    """Start a new transformer of this many blocks instead, with the model's autoencoder and text encoder."""
+    width: Annotated[int, Field(ge=32, le=8192, multiple_of=32)] = 192
+    """Width of a new transformer."""
+    size: Annotated[int, Field(ge=32, le=8192)] | None = None
+    """Side of the pictures in pixels; the model's own by default. Other shapes keep its area."""
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    batch: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Pictures a step, over all processes."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    optimizer: Literal["adamw", "came"] = "adamw"
+    shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Shift of the noise levels; the model's own by default."""
+    caption_mode: WeightMode = "power"
+    """How scores of several captions become probabilities."""
+    recompute: bool = False
+    """Gradient checkpointing: less memory, a third more work."""
+    packages: Path | None = None
+    """With --preset: the node_modules folder that holds the emoji packages."""
+    download: bool = False
+    """With --preset: fetch those packages with npm."""
+    resume: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainLoraRequest:
+    """What `fewer train lora` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    data: Path
+    """Folder of pictures with captions (a.png and a.txt, or metadata.jsonl)."""
+    output: Path
+    """Folder for checkpoints and the finished `pytorch_lora_weights.safetensors`."""
+    model: str = "default"
+    """The model to adapt: default, or a folder in diffusers' layout."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v")
+    """Last names of the layers that are adapted."""
+    size: Annotated[int, Field(ge=32, le=8192)] | None = None
+    """Side of the pictures in pixels; the model's own by default."""
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    batch: Annotated[int, Field(ge=1, le=65536)] = 8
+    """Pictures a step, over all processes."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    optimizer: Literal["adamw", "came"] = "adamw"
+    shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Shift of the noise levels; the model's own by default."""
+    caption_mode: WeightMode = "power"
+    recompute: bool = False
+    """Gradient checkpointing: less memory, a third more work."""
+    resume: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+
+
+def train_sana_command(request: TrainSanaRequest, progress: Progress) -> dict[str, object]:
+    """Trains a transformer and writes a model folder: `output`, `loss`, `steps`, `seconds`."""
+    if (request.preset is None) == (request.data is None):
+        raise ConfigError("give either --data DIR (your own pictures) or --preset emoji, and not both")
+    joined = join_processes(request.device)
+    try:
+        return _train_emoji(request, progress) if request.preset else _train_on_folder(request, progress)
+    finally:
+        if joined:
+            torch.distributed.destroy_process_group()
+
+
+def join_processes(device: str) -> bool:
+    """Joins the processes that torchrun started, if it did; returns whether it did."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or torch.distributed.is_initialized():
+        return False
+    on_gpu = pick_device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return True
+
+
+def _train_emoji(request: TrainSanaRequest, progress: Progress) -> dict[str, object]:
+    from fewer.generate.scenes.presets import preset
+    from fewer.generate.scenes.recipe import build_model
+    from fewer.generate.scenes.sprites import fetch_packages
+    from fewer.generate.text.prompt import PromptEncoder
+    from fewer.generate.text.smollm2 import smollm2_folder
+
+    chosen = preset(request.preset or "emoji")
+    given = _given(request, ("steps", "batch", "learning_rate", "shift"))
+    if request.dtype != "auto":
+        given["dtype"] = request.dtype
+    training = dataclasses.replace(
+        chosen.training, **given, optimizer=request.optimizer, recompute=request.recompute, seed=request.seed
+    )
+    packages = request.packages
+    if packages is None and request.download:
+        packages = fetch_packages(request.output / "packages")
+    device = pick_device(request.device)
+    encoder = PromptEncoder.load(
+        smollm2_folder(),
+        length=chosen.text_length,
+        instruction=None,
+        layers=chosen.text_layers,
+        device=device,
+    )
+    return build_model(
+        dataclasses.replace(chosen, training=training),
+        request.output,
+        encoder,
+        packages=packages,
+        resume=request.resume,
+        device=device,
+        seed=request.seed,
+        progress=progress,
+    )
+
+
+def _train_on_folder(request: TrainSanaRequest, progress: Progress) -> dict[str, object]:
+    from fewer.generate.training.own_pictures import train_sana_on_folder
+
+    return train_sana_on_folder(request, progress)
+
+
+def train_lora_command(request: TrainLoraRequest, progress: Progress) -> dict[str, object]:
+    """Trains an adapter and writes one PEFT file: `output`, `loss`, `steps`, `seconds`."""
+    from fewer.generate.training.own_pictures import train_lora_on_folder
+
+    joined = join_processes(request.device)
+    try:
+        return train_lora_on_folder(request, progress)
+    finally:
+        if joined:
+            torch.distributed.destroy_process_group()
+
+
+def training_of(request: TrainSanaRequest | TrainLoraRequest, shift: float) -> TransformerTraining:
+    """How to train on a folder; `shift` is the model's own."""
+    fields = _given(request, ("steps", "batch", "learning_rate"))
+    return TransformerTraining(
+        **fields,  # type: ignore[arg-type]
+        optimizer=request.optimizer,
+        shift=request.shift or shift,
+        dtype=request.dtype,
+        recompute=request.recompute,
+        seed=request.seed,
+        # An adapter has few steps and small weights: averaging them would only delay it.
+        ema_decay=None if isinstance(request, TrainLoraRequest) else 0.999,
+    )
+
+
+def _given(request: object, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}

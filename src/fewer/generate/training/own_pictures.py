@@ -1,0 +1,147 @@
+"""Training on a user's folder: open a model, encode the pictures, train, write what came out."""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fewer.core.device import isolated_randomness, pick_device, seeded
+from fewer.core.errors import ConfigError
+from fewer.core.files import write_json
+from fewer.core.progress import Progress
+from fewer.core.train import FitResult, rank
+from fewer.generate.lora import write_lora
+from fewer.generate.model_folder import DEFAULT_MODEL, ModelSettings, Parts, open_parts
+from fewer.generate.training.buckets import bucket_shapes
+from fewer.generate.training.command import TrainLoraRequest, TrainSanaRequest, training_of
+from fewer.generate.training.encoded import EncodedSet, assemble
+from fewer.generate.training.folder import count_buckets, encode_pictures, read_folder
+from fewer.generate.training.lora import train_lora
+from fewer.generate.training.transformer import train_transformer
+from fewer.generate.transformer.initialise import initialise
+from fewer.generate.transformer.params import SanaParams
+from fewer.generate.transformer.sana import SanaTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    parts: Parts
+    data: EncodedSet
+    device: torch.device
+
+
+def train_sana_on_folder(request: TrainSanaRequest, progress: Progress) -> dict[str, object]:
+    """Goes on with a model, or with `fresh` starts a new transformer for it; writes `output/model`."""
+    if request.data is None:
+        raise ConfigError("give --data DIR with your own pictures")
+    prepared = _prepare(request, request.data, request.size, progress)
+    parts = prepared.parts
+    transformer = parts.transformer
+    if request.fresh:
+        transformer = _new_transformer(parts, request.fresh, request.width, request.seed)
+    result = train_transformer(
+        transformer,
+        prepared.data,
+        training_of(request, parts.settings.shift),
+        device=prepared.device,
+        checkpoints=request.output / "run",
+        resume=request.resume,
+        progress=progress,
+    )
+    folder = request.output / "model"
+    settings = parts.settings
+    if request.size is not None:
+        settings = replace(settings, default_size=(request.size, request.size))
+    if rank() == 0:
+        _write_beside(folder, _source_of(request.model), settings)
+        transformer.cpu().save(folder / "transformer")
+    return _report(folder, result, prepared.data)
+
+
+def train_lora_on_folder(request: TrainLoraRequest, progress: Progress) -> dict[str, object]:
+    """Trains an adapter for a model; writes `output/pytorch_lora_weights.safetensors`."""
+    prepared = _prepare(request, request.data, request.size, progress)
+    adapter, result = train_lora(
+        prepared.parts.transformer,
+        prepared.data,
+        training_of(request, prepared.parts.settings.shift),
+        rank=request.rank,
+        targets=request.targets,
+        device=prepared.device,
+        checkpoints=request.output / "run",
+        resume=request.resume,
+        progress=progress,
+    )
+    path = request.output / "pytorch_lora_weights.safetensors"
+    if rank() == 0:
+        write_lora(path, adapter)
+    return _report(path, result, prepared.data)
+
+
+def _prepare(
+    request: TrainSanaRequest | TrainLoraRequest, folder: Path, size: int | None, progress: Progress
+) -> _Prepared:
+    pictures = read_folder(folder)
+    device = pick_device(request.device)
+    parts = open_parts(request.model, dtype=torch.float32, device=device)
+    unit = parts.autoencoder.config.spatial_compression_ratio * parts.transformer.params.patch_size
+    side = size or (parts.settings.default_size or (512, 512))[0]
+    began = time.monotonic()
+    latents = encode_pictures(pictures, parts.autoencoder, bucket_shapes(side, unit), progress)
+    captions = [picture.captions for picture in pictures]
+    data = assemble(latents, captions, parts.encoder, request.caption_mode, progress)
+    progress.say(f"{len(pictures)} pictures encoded in {time.monotonic() - began:.0f} s")
+    return _Prepared(parts, data, device)
+
+
+def _new_transformer(parts: Parts, depth: int, width: int, seed: int) -> SanaTransformer:
+    latent_side = (parts.settings.default_size or (512, 512))[
+        0
+    ] // parts.autoencoder.config.spatial_compression_ratio
+    channels = parts.autoencoder.config.latent_channels
+    params = SanaParams(
+        in_channels=channels,
+        out_channels=channels,
+        heads=width // 32,
+        depth=depth,
+        cross_heads=width // 32,
+        cross_head_dim=32,
+        caption_channels=parts.encoder.channels,
+        sample_size=latent_side,
+        interpolation_scale=1.0,
+        qk_norm=True,
+    )
+    with isolated_randomness(seed):
+        return initialise(SanaTransformer(params), seeded(seed, 5))
+
+
+def _source_of(model: str) -> Path:
+    return DEFAULT_MODEL if model == "default" else Path(model)
+
+
+def _write_beside(folder: Path, source: Path, settings: ModelSettings) -> None:
+    """Copies everything of a model folder except its transformer, so that the result is a model by itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("model_index.json", "vae", "scheduler", "text_encoder", "tokenizer"):
+        found = source / part
+        if found.is_dir():
+            shutil.copytree(found, folder / part, dirs_exist_ok=True)
+        elif found.is_file():
+            shutil.copyfile(found, folder / part)
+    write_json(folder / "fewer.json", asdict(settings))
+
+
+def _report(output: Path, result: FitResult, data: EncodedSet) -> dict[str, object]:
+    last = result.losses[-50:]
+    return {
+        "output": str(output),
+        "steps": result.step,
+        "loss": sum(last) / len(last) if last else None,
+        "first_loss": result.losses[0] if result.losses else None,
+        "pictures": len(data.latents),
+        "captions": data.text.tokens.shape[0] - 1,
+        "buckets": count_buckets(data.latents),
+        "seconds": result.seconds,
+    }

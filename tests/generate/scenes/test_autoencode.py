@@ -1,0 +1,33 @@
+"""The scenes' autoencoder learns, and its latents have zero mean and unit spread."""
+
+from dataclasses import replace
+
+import torch
+
+from fewer.generate.scenes.autoencode import normalised, reconstruction_psnr, train_autoencoder
+from fewer.generate.scenes.pool import draw_scenes, to_tensor
+from fewer.generate.scenes.presets import preset
+
+
+def test_it_learns_and_normalises(renderer, vocabulary, tmp_path) -> None:
+    chosen = preset("emoji-test")
+    training = replace(chosen.autoencoder_training, steps=40, batch=4, learning_rate=4e-3)
+    plan = replace(chosen, autoencoder_training=training, scenes=24)
+    pictures = to_tensor([renderer(scene) for scene in draw_scenes(vocabulary, 8, "held-out", 3)])
+    short = replace(plan, autoencoder_training=replace(training, steps=1))
+    before = reconstruction_psnr(train_autoencoder(short, renderer, vocabulary), pictures)
+    model = train_autoencoder(plan, renderer, vocabulary, checkpoints=tmp_path)
+    assert reconstruction_psnr(model, pictures) > before + 2
+    seen = to_tensor([renderer(scene) for scene in draw_scenes(vocabulary, 24, "train", 1)])
+    latents = model.encode(seen)
+    assert torch.allclose(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.02)
+    assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=0.02)
+
+
+def test_normalising_changes_no_reconstruction(small_autoencoder) -> None:
+    pictures = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain = small_autoencoder.decode(small_autoencoder.encode(pictures))
+    scaled = normalised(small_autoencoder, pictures)
+    assert torch.allclose(scaled.decode(scaled.encode(pictures)), plain, atol=1e-4)
+    latents = scaled.encode(pictures)
+    assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=0.02)

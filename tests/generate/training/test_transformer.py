@@ -1,0 +1,108 @@
+"""Training: it learns, resumes to the bit, and does in two processes what it does in one."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewer.core.errors import ConfigError
+from fewer.core.progress import SilentProgress
+from fewer.generate.training.transformer import TransformerTraining, train_transformer
+
+PLAN = TransformerTraining(steps=8, batch=4, learning_rate=3e-3, warmup=2, ema_decay=0.9, dtype="fp32")
+SHAPES = [(4, 4)] * 5 + [(2, 8)] * 3
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "came"])
+def test_the_loss_falls(tiny, encoded, optimizer: str) -> None:
+    plan = replace(PLAN, steps=30, optimizer=optimizer, ema_decay=None)
+    losses = train_transformer(tiny(), encoded(SHAPES), plan).losses
+    assert sum(losses[-8:]) < 0.95 * sum(losses[:8])
+
+
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(tiny, encoded, tmp_path: Path) -> None:
+    whole = tiny()
+    train_transformer(whole, encoded(SHAPES), PLAN)
+    first, second = tiny(), tiny()
+    data = encoded(SHAPES)
+
+    class Stopping(SilentProgress):
+        """Ctrl-C after five steps."""
+
+        done = 0
+
+        def advance(self, steps: int = 1, **figures: float) -> None:
+            self.done += steps
+            if self.done == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_transformer(first, data, PLAN, checkpoints=tmp_path, progress=Stopping())
+    result = train_transformer(second, data, PLAN, checkpoints=tmp_path, resume=True)
+    assert result.step == 8 and len(result.losses) == 3
+    assert torch.equal(weights(second), weights(whole))
+
+
+def test_recomputing_blocks_changes_nothing(tiny, encoded) -> None:
+    plain, frugal = tiny(), tiny()
+    train_transformer(plain, encoded(SHAPES), replace(PLAN, steps=2))
+    train_transformer(frugal, encoded(SHAPES), replace(PLAN, steps=2, recompute=True))
+    assert torch.allclose(weights(plain), weights(frugal), atol=1e-6)
+
+
+def test_bf16_keeps_fp32_weights_and_a_near_loss(tiny, encoded) -> None:
+    exact = train_transformer(tiny(), encoded(SHAPES), replace(PLAN, steps=2)).losses
+    model = tiny()
+    rounded = train_transformer(model, encoded(SHAPES), replace(PLAN, steps=2, dtype="bf16")).losses
+    assert rounded == pytest.approx(exact, rel=0.03)
+    assert rounded != exact
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_frozen_model_and_fp16_are_refused(tiny, encoded) -> None:
+    with pytest.raises(ConfigError, match="trainable"):
+        train_transformer(tiny().requires_grad_(False), encoded(SHAPES), PLAN)
+    with pytest.raises(ConfigError, match="fp16"):
+        train_transformer(tiny(), encoded(SHAPES), replace(PLAN, dtype="fp16"))
+
+
+SCRIPT = """
+import json, os, sys, torch
+sys.path.insert(0, sys.argv[1])
+from generate.training.two_ranks import run
+run(sys.argv[2])
+"""
+
+
+def test_two_processes_have_the_losses_of_one(tiny, tmp_path: Path) -> None:
+    from generate.training.two_ranks import run
+
+    alone = run(str(tmp_path / "one.json"))
+    root = Path(__file__).parents[3]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([p for p in sys.path if p]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731"]
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [*command, str(script), str(root / "tests"), str(tmp_path / "two.json")],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "two.json").read_text()) == pytest.approx(alone, rel=1e-4)
