@@ -125,3 +125,23 @@ def test_only_plain_layers_are_eligible() -> None:
         and not eligible(torch.nn.ReLU())
     )
     assert not eligible(nn.Conv2d(2, 2, 1, stride=2))
+
+
+def test_our_autoencoder_quantizes_the_pointwise_convolutions_of_its_attention_blocks() -> None:
+    from fewer.generate.autoencoder import DCAutoencoder
+    from fewer.generate.autoencoder.config import DCAutoencoderConfig
+
+    config = DCAutoencoderConfig(
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(16, 32),
+        decoder_block_out_channels=(16, 32),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        latent_channels=4,
+        attention_head_dim=16,
+    )
+    names = plan_layers(DCAutoencoder(config)).names("svdquant")
+    assert len(names) == 4 and all("conv_inverted" in name or "conv_point" in name for name in names)

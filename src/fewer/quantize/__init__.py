@@ -13,7 +13,7 @@ _PUBLIC = {
     "QuantizedLayer": "layer",
     "LayerReport": "solve",
     "load_model": "load",
-    "convert": "convert",
+    "convert": "conversion",
     "attach": "adapters",
     "detach": "adapters",
     "set_strength": "adapters",

@@ -57,7 +57,7 @@ class AdaptedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base's weight, for models that look at its dtype."""
-        return self.base.weight
+        return self.base.weight  # pyright: ignore
 
     def forward(self, inputs: Tensor) -> Tensor:
         moved = (inputs.movedim(1, -1) if self.channels_first else inputs).float()

@@ -19,7 +19,8 @@ class CandidateLinear(nn.Module):
     def __init__(self, original: nn.Module, candidate: tuple[Tensor, Tensor, Tensor], form: Format) -> None:
         super().__init__()
         self.rounded, self.product, self.scales = candidate
-        self.bias, self.form = original.bias, form
+        self.form = form
+        self.bias: Tensor | None = original.bias  # pyright: ignore
         self.channels_first = isinstance(original, nn.Conv2d)
 
     def forward(self, inputs: Tensor) -> Tensor:

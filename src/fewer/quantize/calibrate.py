@@ -21,6 +21,7 @@ from fewer.quantize.solve import Samples
 
 ENOUGH_ROWS = 512  # below this another pass over the calibration data is better than a smaller sample
 BLOCK_CALLS = 2  # calls of an attention block that are kept for the search's whole-block comparison
+BLOCK_SHARE = 4  # blocks' calls may take a quarter of the memory for samples
 
 
 class Reservoir:
@@ -101,6 +102,8 @@ def plan_passes(
     Later groups come first: their samples are taken before any earlier layer could be changed.
     """
     budget = recipe.sample_mebibytes * 2**20
+    if recipe.evaluate == "block" and any(group.block for group in groups):
+        budget -= budget // BLOCK_SHARE
     sizes = [sum(widths[part[0]] for part in group.parts) * itemsize for group in groups]
     affordable = budget // max(1, sum(sizes))
     if affordable >= min(recipe.rows, ENOUGH_ROWS):

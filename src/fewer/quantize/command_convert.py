@@ -7,7 +7,7 @@ import tyro
 from pydantic import ConfigDict
 
 from fewer.core.progress import Progress
-from fewer.quantize.convert import Dialect, convert
+from fewer.quantize.conversion import Dialect, convert
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

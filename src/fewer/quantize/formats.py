@@ -25,6 +25,7 @@ ActivationGrid = Literal["int4", "nvfp4", "int8", "none"]
 GELU_SHIFT = 11 / 64  # GELU(tanh) >= -0.17004, so h + 11/64 is never negative (spec of the INT4 engine)
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E4M3_MAX = 448.0
+ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def weight_scales(
 ) -> Scales:
     """The scales of a residual whose width is a multiple of the group. All-zero groups get a scale of 1."""
     groups = residual.float().unflatten(1, (-1, form.group))
-    peak = groups.abs().amax(dim=2)
+    peak = torch.linalg.vector_norm(groups, ord=torch.inf, dim=2)  # the largest magnitude, without a copy
     if form.weight == "int4":
         scale = (peak / 7).to(scale_dtype)
         return Scales(torch.where(scale > 0, scale, torch.ones_like(scale)))
@@ -141,8 +142,12 @@ def encode_weight(
     """Round-to-nearest of a whole weight; its width is zero-padded to a multiple of the group."""
     padded = pad_to(residual.float(), form.group)
     scales = weight_scales(padded, form, scale_dtype)
-    scaled = padded.unflatten(1, (-1, form.group)) / scales.effective()[:, :, None]
-    return nearest_codes(scaled, form).flatten(1), scales
+    codes, steps = torch.empty_like(padded, dtype=torch.int8), scales.effective()
+    for begin in range(0, len(padded), ROWS_AT_ONCE):  # a few rows at a time: no second and third copy
+        rows = slice(begin, begin + ROWS_AT_ONCE)
+        scaled = padded[rows].unflatten(1, (-1, form.group)) / steps[rows, :, None]
+        codes[rows] = nearest_codes(scaled, form).flatten(1)
+    return codes, scales
 
 
 def decode_weight(
@@ -150,15 +155,23 @@ def decode_weight(
 ) -> Float[Tensor, "out dim"]:
     """The fp32 weight that codes and scales stand for, without the padding."""
     values = code_values(codes, form).unflatten(1, (-1, form.group))
-    return (values * scales.effective()[:, :, None]).flatten(1)[:, :width]
+    return values.mul_(scales.effective()[:, :, None]).flatten(1)[:, :width]
 
 
 def round_weight(
     residual: Float[Tensor, "out dim"], form: Format, scale_dtype: torch.dtype = torch.bfloat16
 ) -> Float[Tensor, "out dim"]:
     """`decode(encode(residual))`: the residual on the format's grid."""
-    codes, scales = encode_weight(residual, form, scale_dtype)
-    return decode_weight(codes, scales, form, residual.shape[1])
+    padded = pad_to(residual.float(), form.group)
+    scales = weight_scales(padded, form, scale_dtype)
+    steps = scales.effective()
+    rounded = torch.empty_like(residual, dtype=torch.float32)
+    for begin in range(0, len(padded), ROWS_AT_ONCE):
+        rows = slice(begin, begin + ROWS_AT_ONCE)
+        step = steps[rows, :, None]
+        codes = nearest_codes(padded[rows].unflatten(1, (-1, form.group)) / step, form)
+        rounded[rows] = (code_values(codes, form) * step).flatten(1)[:, : residual.shape[1]]
+    return rounded
 
 
 def round_activations(

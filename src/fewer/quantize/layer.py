@@ -51,9 +51,9 @@ class QuantizedLayer:
         """The dense fp32 weight this layer stands for, acting on the unsmoothed input."""
         dense = decode_weight(self.codes, self.scales, self.form, self.shape[1])
         if self.smooth is not None:
-            dense = dense / self.smooth.float()
+            dense = dense.div_(self.smooth.float())
         if self.up is not None and self.down is not None:
-            dense = dense + self.up.float() @ self.down.float()
+            dense = dense.addmm_(self.up.float(), self.down.float())
         return dense
 
     def dense_bias(self) -> Float[Tensor, "out"] | None:
@@ -79,8 +79,8 @@ class QuantizedLayer:
 
     def facts(self) -> dict[str, object]:
         """What the configuration says of this layer beside its tensors."""
-        flags = {name: True for name in ("unsigned", "convolution") if getattr(self, name)}
-        return {"format": self.format, "shape": list(self.shape), "rank": self.rank} | flags
+        flags: dict[str, object] = {name: True for name in ("unsigned", "convolution") if getattr(self, name)}
+        return {"format": self.format, "shape": list(self.shape), "rank": self.rank, **flags}
 
     def byte_count(self) -> int:
         """Bytes of its tensors in a file."""

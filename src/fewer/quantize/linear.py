@@ -24,6 +24,14 @@ from fewer.quantize.layer import QuantizedLayer, pack_halves, unpack_halves
 class QuantizedLinear(nn.Module):
     """y = round(x / lambda) decode(codes)^T + (x down^T) up^T + bias, plus any adapters."""
 
+    codes: Tensor
+    group_scale: Tensor
+    channel_scale: Tensor | None
+    smooth: Tensor | None
+    low_down: Tensor | None
+    low_up: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, layer: QuantizedLayer, *, name: str = "") -> None:
         super().__init__()
         self.name = name

@@ -93,9 +93,13 @@ def refine(
     losses: list[float] = []
     for _ in range(rounds):
         branch = decompose(weight - rounded)
-        product = branch.product()
-        rounded = round_residual(weight - product)
-        error = (weight - product - rounded).square().sum().item() if loss is None else loss(branch, rounded)
+        residual = torch.addmm(weight, branch.up, branch.down, alpha=-1)
+        rounded = round_residual(residual)
+        if loss is None:
+            error = residual.sub_(rounded).square().sum().item()
+        else:
+            del residual
+            error = loss(branch, rounded)
         if best is not None and error > losses[-1]:
             break
         best, losses = branch, [*losses, error]

@@ -119,7 +119,8 @@ KNOWN: dict[str, tuple[Rule, ...]] = {
     "UNet2DConditionModel": _transformer_rules(r".*\.transformer_blocks\.\d+", gelu=False),
     "FluxTransformer2DModel": _FLUX,
     "AutoencoderDC": _AUTOENCODER,
-    "DCAutoencoder": _AUTOENCODER,
+    # our attention multiplies by its projections' weights itself: as modules they are never called
+    "DCAutoencoder": _AUTOENCODER[2:],
 }
 
 SMALLEST = 64  # channels; below this the branch and the scales cost as much as the weight saves
@@ -176,7 +177,7 @@ def _linear_layers(
     for name, child in module.named_modules():
         if not name or not eligible(child):
             continue
-        out, dim = child.weight.shape[:2]  # pyright: ignore
+        out, dim = map(int, child.weight.shape[:2])  # pyright: ignore
         if name in splits:
             for piece, width in zip(SPLIT_NAMES, splits[name], strict=True):
                 yield f"{name}.{piece}", (out, width)

@@ -29,7 +29,7 @@ from fewer.quantize.lowrank import Branch, check_rank, randomized_svd, refine, t
 from fewer.quantize.recipe import Recipe
 
 EXACT_SVD_UP_TO = 512  # channels; above it the randomised SVD gives the same image quality 18 times faster
-CHUNK = 512  # rows per product when a loss is computed, so that no full output is ever held
+CHUNK = 128  # rows per product when a loss is computed, so that no full output is ever held
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,19 @@ class Part:
 
     @property
     def weight(self) -> Float[Tensor, "out dim"]:
-        """All weights of the part below each other, in fp32."""
-        return torch.cat([weight.float() for weight in self.weights])
+        """All weights of the part below each other, in fp32: a new tensor each time."""
+        rows = sum(len(weight) for weight in self.weights)
+        joined = torch.empty(rows, self.weights[0].shape[1], device=self.weights[0].device)
+        for piece, weight in zip(
+            joined.split([len(weight) for weight in self.weights]), self.weights, strict=True
+        ):
+            piece.copy_(weight)
+        return joined
+
+    def column_peak(self) -> Float[Tensor, "dim"]:
+        """Largest magnitude of each input channel."""
+        peaks = [torch.linalg.vector_norm(weight, ord=torch.inf, dim=0) for weight in self.weights]
+        return torch.stack(peaks).amax(dim=0).float()
 
 
 @dataclass(slots=True)
@@ -138,28 +149,27 @@ def _smoothing(
     samples = [part.samples for part in parts if part.samples is not None and len(part.samples.rows)]
     if not recipe.smooth or form.activation == "none" or len(samples) < len(parts):
         return None, None
-    weights = [part.weight for part in parts]
     activation_peak = torch.stack([sample.peak.float() for sample in samples]).amax(dim=0)
-    weight_peak = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+    weight_peak = torch.stack([part.column_peak() for part in parts]).amax(dim=0)
     starts: list[Tensor | None] = [None] * len(parts)
     generator = seeded(recipe.seed, 1)
 
     def error(scales: Tensor) -> float:
         total, candidate = 0.0, {}
-        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            smoothed = weight * scales
+        for index, part in enumerate(parts):
+            residual = part.weight.mul_(scales)
             # consecutive candidates have nearly the same leading directions: one warm iteration is enough
             warm = starts[index]
             branch = randomized_svd(
-                smoothed, rank, iterations=4 if warm is None else 1, generator=generator, start=warm
+                residual, rank, iterations=4 if warm is None else 1, generator=generator, start=warm
             )
             starts[index] = _warm_start(branch, generator)
-            product = branch.product()
-            rounded = round_weight(smoothed - product, form, _scale_dtype(part, recipe))
+            residual.addmm_(branch.up, branch.down, alpha=-1)
+            rounded = round_weight(residual, form, _scale_dtype(part, recipe))
             if block_loss is None:
-                total += _output_loss(part, scales, smoothed, product, rounded, form, recipe)
+                total += _output_loss(part, scales, residual, rounded, form, recipe)
             else:
-                candidate |= _split(part, rounded, product, scales)
+                candidate |= _split(part, rounded, branch.product(), scales)
         return total if block_loss is None else block_loss(candidate)
 
     scales, trials = smooth.search(activation_peak, weight_peak, error, recipe.grid)
@@ -174,7 +184,7 @@ def _branch(
     """The refined branch of one part, on the smoothed weight."""
     weight = part.weight
     factor = torch.ones(weight.shape[1], device=weight.device) if scales is None else scales.float()
-    smoothed = weight * factor
+    smoothed = weight.mul_(factor)
     exact = recipe.svd == "exact" or (recipe.svd == "auto" and min(weight.shape) <= EXACT_SVD_UP_TO)
     generator = seeded(recipe.seed, 2)
     start: list[Tensor | None] = [None]
@@ -190,10 +200,10 @@ def _branch(
         return branch
 
     def loss(branch: Branch, rounded: Tensor) -> float:
-        product = branch.product()
         if block_loss is not None:
-            return block_loss(_split(part, rounded, product, factor))
-        return _output_loss(part, factor, smoothed, product, rounded, form, recipe)
+            return block_loss(_split(part, rounded, branch.product(), factor))
+        residual = torch.addmm(smoothed, branch.up, branch.down, alpha=-1)
+        return _output_loss(part, factor, residual, rounded, form, recipe)
 
     dtype = _scale_dtype(part, recipe)
     measured = loss if part.samples is not None and len(part.samples.rows) else None
@@ -210,7 +220,7 @@ def _encode(
     weight = part.weight
     factor = torch.ones(weight.shape[1], device=weight.device) if scales is None else scales.float()
     down, up = (branch.down / factor).to(storage), branch.up.to(storage)
-    residual = weight * factor - up.float() @ (down.float() * factor)
+    residual = weight.mul_(factor).addmm_(up.float(), down.float() * factor, alpha=-1)
     dtype = _scale_dtype(part, recipe)
     if recipe.gptq and part.samples is not None and form.activation != "none":
         inputs = _smoothed(part, factor, part.samples.rows)
@@ -254,15 +264,14 @@ def _smoothed(part: Part, factor: Tensor, rows: Tensor) -> Tensor:
 def _output_loss(
     part: Part,
     factor: Tensor,
-    smoothed: Tensor,
-    product: Tensor,
+    residual: Tensor,
     rounded: Tensor,
     form: Format,
     recipe: Recipe,
 ) -> float:
     """||Qa(x) Qw(R)^T + x L^T - x W^T||^2 = ||Qa(x) Qw(R)^T - x R^T||^2 over the sampled rows, x smoothed."""
     assert part.samples is not None
-    residual, total = smoothed - product, 0.0
+    total = 0.0
     for chunk in part.samples.rows.split(CHUNK):
         inputs = _smoothed(part, factor, chunk)
         rounded_inputs = round_activations(
@@ -278,13 +287,13 @@ def _report(
 ) -> LayerReport:
     index = part.names.index(name)
     weight, bias = part.weights[index], part.biases[index]
-    dense = layer.weight()
+    difference = layer.weight().sub_(weight).norm()
     return LayerReport(
         name=name,
         shape=layer.shape,
         method=layer.format,
         error=None if part.samples is None else layer_error(layer, weight, bias, part.samples.rows),
-        weight_error=((dense - weight.float()).norm() / weight.float().norm().clamp_min(1e-30)).item(),
+        weight_error=(difference / weight.float().norm().clamp_min(1e-30)).item(),
         alpha=trial.alpha if trial else 0.0,
         beta=trial.beta if trial else 0.0,
         rounds=len(branch.losses),

@@ -20,7 +20,7 @@ from fewer.core.errors import ConfigError, DataError
 from fewer.core.modules import set_module
 from fewer.core.progress import Progress, SilentProgress
 from fewer.quantize.block import block_loss
-from fewer.quantize.calibrate import Observations, observe, plan_passes
+from fewer.quantize.calibrate import BLOCK_SHARE, Observations, observe, plan_passes
 from fewer.quantize.formats import FORMATS, Format, pick_format
 from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.linear import QuantizedLinear
@@ -116,7 +116,7 @@ def _solve_all(
             seen = Observations({}, {})
             if calibrate is not None and chunk:
                 budget = recipe.sample_mebibytes * 2**20
-                seen = observe(module, chunk, calibrate, recipe, rows, budget)
+                seen = observe(module, chunk, calibrate, recipe, rows, budget // BLOCK_SHARE)
                 _warn_unseen(chunk, seen)
             for group in chunk:
                 parts = [_part(module, plan, names, seen, form, recipe) for names in group.parts]
@@ -223,7 +223,9 @@ def _fingerprint(module: nn.Module, plan: Plan, form: Format, rank: int, recipe:
     sums.
     """
     sums = [
-        parameter.detach().double().sum().item() for parameter in module.parameters() if parameter.numel()
+        parameter.detach().sum(dtype=torch.float64).item()
+        for parameter in module.parameters()
+        if parameter.numel()
     ]
     return repr((plan, form, rank, recipe, sums))
 

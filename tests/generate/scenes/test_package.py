@@ -1,10 +1,10 @@
 """A written model opens again as what it was, in half the bytes."""
 
 import torch
-from fewer.generate.model_folder import ModelSettings, read_settings
 
 from fewer.core.files import read_json
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.model_folder import ModelSettings, read_settings
 from fewer.generate.scenes.package import write_model
 from fewer.generate.transformer.sana import SanaTransformer
 

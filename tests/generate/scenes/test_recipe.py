@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fewer.generate.model_folder import read_settings
 
 from fewer.core.errors import FileError
+from fewer.generate.model_folder import read_settings
 from fewer.generate.scenes.presets import preset
 from fewer.generate.scenes.recipe import build_model
 from fewer.generate.scenes.sprites import save_sprites

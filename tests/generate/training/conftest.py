@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from fewer.generate.text.prompt import PromptEncoder
 
 from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig
+from fewer.generate.text.prompt import PromptEncoder
 from fewer.generate.training.encoded import EncodedSet, TextTable
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from fewer.generate.lora import attach, read_lora, write_lora
 
 from fewer.core.errors import ConfigError
+from fewer.generate.lora import attach, read_lora, write_lora
 from fewer.generate.training.lora import train_lora
 from fewer.generate.training.transformer import TransformerTraining
 

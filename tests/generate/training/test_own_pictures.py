@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewer.generate.lora import read_lora
-from fewer.generate.model_folder import ModelSettings, read_settings
 from PIL import Image
 
 from fewer.core.files import read_json
 from fewer.core.progress import SilentProgress
 from fewer.generate import model_folder
+from fewer.generate.lora import read_lora
+from fewer.generate.model_folder import ModelSettings, read_settings
 from fewer.generate.scenes.package import write_model
 from fewer.generate.training.command import (
     TrainLoraRequest,

@@ -6,7 +6,7 @@ import torch
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors
 from fewer.quantize.checkpoint import load_quantized, save_quantized
-from fewer.quantize.convert import convert
+from fewer.quantize.conversion import convert
 
 QUANTIZED = ["fewer", "nunchaku", "nunchaku-legacy", "nunchaku-lite", "cache-dit", "deepcompressor"]
 
