@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.generate.autoencoder.conftest import perturb, tiny_config
 
 from fewer.cli import main
 from fewer.core.errors import FileError
 from fewer.generate.autoencoder import DCAutoencoder
 from fewer.generate.command_reconstruct import autoencoder_folder
+from tests.generate.autoencoder.conftest import perturb, tiny_config
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.generate.autoencoder.conftest import tiny_config
 
 from fewer.cli import main
 from fewer.core.tensors import read_tensors
 from fewer.generate.autoencoder import DCAutoencoder
+from tests.generate.autoencoder.conftest import tiny_config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 QUICK = ["--steps", "2", "--adapt-steps", "1", "--refine-steps", "1", "--crop", "24", "--batch", "2"]

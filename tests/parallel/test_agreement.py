@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tests.parallel import ranks
 
 from fewer.core.errors import ConfigError
 from fewer.parallel.agreement import check_agreement, fingerprint
 from fewer.parallel.group import Group
 from fewer.parallel.simulated import run_simulated
+from tests.parallel import ranks
 
 
 def test_agreeing_ranks_pass() -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.parallel.conftest import randomise
 
 from fewer.core.errors import ConfigError
 from fewer.generate.autoencoder.config import DCAutoencoderConfig
@@ -10,6 +9,7 @@ from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.parallel.parallelize import parallelize
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.simulated import run_simulated
+from tests.parallel.conftest import randomise
 
 
 def tiny(down: str, up: str, scales: tuple) -> DCAutoencoder:

@@ -3,12 +3,12 @@
 import time
 
 import pytest
-from tests.parallel import ranks
 
 from fewer.core.errors import ConfigError
 from fewer.parallel.group import GroupFailed
 from fewer.parallel.launch import measure_link, run_on_devices
 from fewer.parallel.simulated import run_simulated
+from tests.parallel import ranks
 
 
 def test_a_rank_that_dies_ends_the_others_and_is_named() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.parallel import ranks
 
 from fewer.parallel.launch import run_on_devices
+from tests.parallel import ranks
 
 
 def test_collectives_between_two_processes() -> None:

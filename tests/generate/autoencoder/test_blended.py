@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.generate.autoencoder.test_tiling import MODELS, build
 
 from fewer.core.errors import ConfigError
 from fewer.generate.autoencoder.blended import decode_blended, encode_blended
+from tests.generate.autoencoder.test_tiling import MODELS, build
 
 
 @pytest.mark.parametrize("name", ["f32-sana", "f64-1.5", "f128-in"])

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.generate.autoencoder.conftest import tiny_config
 
 from fewer.generate.autoencoder import DCAutoencoder
 from fewer.generate.autoencoder.phases import prepare
+from tests.generate.autoencoder.conftest import tiny_config
 
 
 def trained(model: DCAutoencoder, phase: int, depth: int) -> set[str]:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tests.generate.autoencoder.conftest import tiny_config
 
 from fewer.generate.autoencoder import DCAutoencoder
 from fewer.generate.autoencoder.report import RandomFeatures, frechet_distance, reconstruction_report
+from tests.generate.autoencoder.conftest import tiny_config
 
 
 def test_frechet_distance_equals_the_formula_with_scipy() -> None:

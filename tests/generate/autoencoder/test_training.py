@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.generate.autoencoder.conftest import tiny_config
 
 from fewer.core.device import isolated_randomness
 from fewer.core.errors import ConfigError
@@ -18,6 +17,7 @@ from fewer.generate.autoencoder.training import (
     train_autoencoder,
     training_losses,
 )
+from tests.generate.autoencoder.conftest import tiny_config
 
 OPTIONS = TrainingOptions(ema_decay=None, critic_width=8, warmup=0)
 
