@@ -74,6 +74,42 @@ VERBS: dict[str, Verb] = {
     "info": Verb(
         "fewer.core.info", "InfoRequest", "info_command", "versions, devices, kernels, models found"
     ),
+    "learn distill": Verb(
+        "fewer.learn.distillation.command_distill",
+        "DistillRequest",
+        "distill_command",
+        "a labelled set -> a few synthetic pictures that train almost as well",
+    ),
+    "learn audit": Verb(
+        "fewer.learn.distillation.command_audit",
+        "AuditRequest",
+        "audit_command",
+        "what a distilled file gives away about real pictures",
+    ),
+    "learn merge": Verb(
+        "fewer.learn.distillation.command_merge",
+        "MergeRequest",
+        "merge_command",
+        "distilled files of several sites -> one",
+    ),
+    "learn export": Verb(
+        "fewer.learn.distillation.command_merge",
+        "ExportRequest",
+        "export_command",
+        "a distilled file -> .npz, PNG folder, page or datasheet",
+    ),
+    "learn indicator": Verb(
+        "fewer.learn.distillation.command_indicator",
+        "IndicatorRequest",
+        "indicator_command",
+        "is distilling worth it? asked of random subsets beforehand",
+    ),
+    "learn variation": Verb(
+        "fewer.learn.distillation.command_variation",
+        "VariationRequest",
+        "variation_command",
+        "several data sets distilled together against one by one",
+    ),
     "stitch": Verb(
         "fewer.stitch.command",
         "StitchRequest",

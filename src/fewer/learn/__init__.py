@@ -20,6 +20,11 @@ _PUBLIC = {
     "InstanceThreshold": "fewer.learn.thresholds.instance",
     "ClassTransition": "fewer.learn.thresholds.transition",
     "InstanceTransition": "fewer.learn.thresholds.transition",
+    "DistillPlan": "fewer.learn.distillation.plan",
+    "DistilledSet": "fewer.learn.distillation.distilled_set",
+    "distill": "fewer.learn.distillation.loop",
+    "merge": "fewer.learn.distillation.merge",
+    "audit": "fewer.learn.distillation.audit",
 }
 
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,0 +1,195 @@
+"""Random against distilled pictures on one data set: bars D2 (mnist10k) and D3, D6, D7 (pneumoniamnist).
+
+runs on: cpu (one thread, 16 x 16 pixels, ConvNet-3 of width 32; the same recipe and steps for every set).
+Each line is several sets x networks; the peer row "plain" is gradient matching of the public recipe written
+out in plain PyTorch, at the same number of iterations. Several runs may add to one file:
+
+    python benchmarks/distill_small_sets.py --data mnist10k --images-per-class 1 --methods dm plain
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from fewer.learn.data import load_images
+from fewer.learn.distillation.architectures import NetworkPlan, build_network
+from fewer.learn.distillation.audit import audit
+from fewer.learn.distillation.distilled_set import DistilledSet
+from fewer.learn.distillation.loop import distill
+from fewer.learn.distillation.plan import DistillPlan
+from fewer.learn.distillation.scores import (
+    Score,
+    TestPictures,
+    pooled,
+    resized,
+    score_distilled,
+    score_full,
+    score_random,
+)
+from fewer.learn.distillation.task import Source
+from fewer.learn.distillation.training import Recipe
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "distill_small_sets.json"
+AGAIN = """
+import sys, torch
+from fewer.learn.data import load_images
+from fewer.learn.distillation.distilled_set import DistilledSet
+from fewer.learn.distillation.scores import score_distilled
+torch.set_num_threads(1)
+made, test = DistilledSet.load(sys.argv[1]), load_images(sys.argv[2]).evaluation()
+print(score_distilled(made, test, seeds=(10, 11)).balanced_accuracy)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="mnist10k", choices=["mnist10k", "pneumoniamnist"])
+    parser.add_argument("--images-per-class", type=int, default=1)
+    parser.add_argument("--methods", nargs="*", default=["random", "dm", "plain"])
+    parser.add_argument("--iterations", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--sets", type=int, default=3)
+    parser.add_argument("--networks", type=int, default=3)
+    parser.add_argument("--side", type=int, default=16)
+    parser.add_argument("--full-steps", type=int, default=600)
+    parser.add_argument("--audit", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    splits = load_images(ROOT / "data" / options.data / f"{options.data}.npz")
+    train, test = (resized(one, (options.side, options.side)) for one in (splits.train, splits.test))
+    network, recipe = NetworkPlan(width=32), Recipe(epochs=options.epochs)
+    source = Source.of(train, torch.device("cpu"))
+    model = build_network(network, 1, train.size, train.classes)
+    judged = TestPictures.of(test, source.mean, source.deviation)
+    seeds = tuple(range(options.networks))
+    facts = {"recipe": asdict(recipe), "torch": torch.__version__, "threads": 1, "side": options.side}
+    facts |= {"python": platform.python_version(), "machine": platform.machine(), "width": 32}
+    for method in options.methods:
+        began = time.time()
+        if method == "random":
+            score = score_random(
+                source, model, judged, recipe, options.images_per_class, options.sets, seeds[:1]
+            )
+            row = asdict(score)
+        elif method == "full":
+            whole = replace(recipe, steps=options.full_steps)
+            both = score_full(source, model, judged, whole, seeds[:1])
+            row = {name: asdict(one) for name, one in both.items()}
+            score = both["balanced"]
+        else:
+            score, row = distilled_row(method, options, splits, train, test, network, recipe)
+        row |= {"seconds": time.time() - began, "options": vars(options)}
+        show(method, score, row["seconds"])
+        keep(f"{options.data} {options.images_per_class}", method, row, facts)
+
+
+def distilled_row(method, options, splits, train, test, network, recipe) -> tuple[Score, dict]:
+    """Several sets by one method, each judged by several networks; the last one also by a fresh process."""
+    scores, seconds, made = [], [], None
+    for number in range(options.sets):
+        began = time.time()
+        made = make(method, train, options, network, number)
+        seconds.append(time.time() - began)
+        seeds = tuple(range(options.networks))
+        scores.append(score_distilled(made, test, network=network, recipe=recipe, seeds=seeds))
+    assert made is not None
+    both = pooled(scores)
+    row = {**asdict(both), "seconds_per_set": seconds, "set_means": [s.balanced_accuracy for s in scores]}
+    if method != "plain":
+        made = replace(made, datasheet=replace(made.datasheet, recipe=recipe))
+        row["reported"] = scores[-1].balanced_accuracy
+        row["fresh_process"] = reproduced(made, options.data)
+    if options.audit and splits.validation is not None:
+        row["audit"] = audit(made, splits.train, splits.validation, networks=1).summary()
+    return both, row
+
+
+def keep(key: str, method: str, row: dict, facts: dict) -> None:
+    """Adds one row to the file at once: a run that is cut short loses nothing."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    entry = known.setdefault(key, {"sets": {}})
+    entry |= facts
+    entry["sets"][method] = row
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def show(name: str, score, seconds: float) -> None:
+    print(
+        f"{name:14} balanced {100 * score.balanced_accuracy:.1f} +- {100 * score.balanced_spread:.1f} "
+        f"ACC {100 * score.accuracy:.1f} AUC {score.auc:.3f} runs {score.runs} {seconds:.0f} s",
+        flush=True,
+    )
+
+
+def make(method: str, train, options, network: NetworkPlan, number: int) -> DistilledSet:
+    """One set; `METHOD-real` and `METHOD-noise` name another start than the default."""
+    name, _, start = method.partition("-")
+    if name == "plain":
+        return plain_gradient_matching(train, options, network, number)
+    plan = DistillPlan(
+        method=name,
+        images_per_class=options.images_per_class,
+        iterations=options.iterations,
+        real_batch=64,
+        network=network,
+        seed=number,
+        start=start or None,
+        outer_steps=min(10, options.images_per_class) if name in ("dc", "dsa", "idc") else None,
+        inner_steps=5 if name in ("dc", "dsa", "idc") else None,
+    )
+    return distill(train, plan=plan)
+
+
+def plain_gradient_matching(train, options, network: NetworkPlan, number: int) -> DistilledSet:
+    """The peer: DC as its public code does it (one class after the other, autograd on a module)."""
+    base = distill(train, options.images_per_class, "random", seed=number, plan=DistillPlan(network=network))
+    source = Source.of(train, torch.device("cpu"))
+    torch.manual_seed(number)
+    pictures = torch.randn(
+        options.images_per_class * train.classes, *source.images.shape[1:], requires_grad=True
+    )
+    labels = base.labels
+    optimizer = torch.optim.SGD([pictures], lr=0.1, momentum=0.5)
+    for _ in range(options.iterations):
+        model = build_network(network, 1, train.size, train.classes)
+        parameters, loss = list(model.parameters()), torch.zeros(())
+        for label in range(train.classes):
+            own = source.of_class(label)
+            real = own[torch.randperm(len(own))[:64]]
+            target = torch.autograd.grad(
+                torch.nn.functional.cross_entropy(model(real), torch.full((len(real),), label)), parameters
+            )
+            rows = labels == label
+            answer = torch.nn.functional.cross_entropy(model(pictures[rows]), labels[rows])
+            found = torch.autograd.grad(answer, parameters, create_graph=True)
+            for a, b in zip(found, target, strict=True):
+                if a.ndim > 1:
+                    a, b = a.flatten(1), b.flatten(1)
+                    loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    pixels = pictures.detach() * source.deviation[:, None, None] + source.mean[:, None, None]
+    return replace(base, images=(pixels.clamp(0, 1) * 255).round().to(torch.uint8))
+
+
+def reproduced(made: DistilledSet, data: str) -> float:
+    """Balanced accuracy that a new process reaches with nothing but the file and the test data."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "set.distilled.safetensors"
+        made.save(file)
+        words = [sys.executable, "-c", AGAIN, str(file), str(ROOT / "data" / data / f"{data}.npz")]
+        return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+if __name__ == "__main__":
+    main()

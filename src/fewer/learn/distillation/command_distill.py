@@ -1,0 +1,305 @@
+"""`fewer learn distill`: a labelled set in, one distilled file and its page out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field
+
+from fewer.core.device import DeviceName, pick_device
+from fewer.core.errors import ConfigError, DataError
+from fewer.core.files import read_arrays, write_bytes
+from fewer.core.progress import Progress
+from fewer.learn.data import ImageSplits, LabelledImages, load_images
+from fewer.learn.distillation.architectures import NETWORK_POOL, NetworkPlan, build_network
+from fewer.learn.distillation.augment import default_augmentations
+from fewer.learn.distillation.datasheet import Datasheet, to_markdown
+from fewer.learn.distillation.distilled_set import SUFFIX, DistilledSet
+from fewer.learn.distillation.loop import RunOptions, distill
+from fewer.learn.distillation.page import to_html
+from fewer.learn.distillation.plan import DistillPlan, MethodName, PrivacyPlan, StartName, TrajectoryPlan
+from fewer.learn.distillation.scores import (
+    TestPictures,
+    score_distilled,
+    score_full,
+    score_random,
+)
+from fewer.learn.distillation.task import Source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillRequest:
+    """What `fewer learn distill` is asked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore
+    data: Path
+    """A MedMNIST-style .npz, a .csv list, or a folder split/class/*.png."""
+    output: Path
+    """FILE.distilled.safetensors; the page and the datasheet are written beside it."""
+    images_per_class: Annotated[int, Field(ge=1, le=5000)] = 10
+    """Stored pictures per class."""
+    method: MethodName = "dm"
+    """dc, dsa, idc: gradients. dm, idm, ncfm: features. mtt, datm: trajectories. Others: controls."""
+    iterations: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Default: the method's own."""
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """Stop after this time."""
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Resize every picture to this side first."""
+    start: StartName | None = None
+    """noise, class-means (noised means of 32 pictures) or real (best figures, least privacy)."""
+    factor: Annotated[int, Field(ge=1, le=4)] | None = None
+    """Multi-formation: factor x factor small pictures in each stored one."""
+    flips: bool = False
+    """Mirror pictures left-right while augmenting: only where the subject allows it."""
+    real_batch: Annotated[int, Field(ge=1, le=8192)] = 256
+    """Real pictures per class in a step."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of the pictures; default: the method's own."""
+    outer_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """dc, dsa, idc: steps per network."""
+    inner_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """dc, dsa, idc: training steps of the network between them."""
+    width: Annotated[int, Field(ge=4, le=1024)] = 128
+    """Channels of the ConvNet: 128 is published, 32 suits a CPU."""
+    experts: Annotated[int, Field(ge=1, le=200)] = 20
+    """Networks trained beforehand (mtt, datm, idm, ncfm)."""
+    expert_epochs: Annotated[int, Field(ge=1, le=200)] = 30
+    """Epochs of each of them, and of the teacher of soft labels."""
+    soft_labels: bool | None = None
+    """Labels from a teacher instead of class numbers."""
+    epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Differential privacy (dm, dc, dsa): the epsilon wanted."""
+    noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """The noise instead of the epsilon."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Of the guarantee; below 1 / number of pictures."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Longest influence of a picture (or patient) on a sum."""
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Chance of a picture (or patient) to take part in a step."""
+    patients: Path | None = None
+    """An .npz with `train_patients`: one number per training picture, the unit that is protected."""
+    score: bool = True
+    """Train networks on the set and on random pictures, and write the figures into the file."""
+    full: bool = False
+    """Also on the full set."""
+    across: bool = False
+    """Also five other networks."""
+    networks: Annotated[int, Field(ge=1, le=100)] = 3
+    """Networks per figure."""
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 300
+    """Of the recipe that trains on a set."""
+    title: str = ""
+    """For the datasheet, as are the next."""
+    modality: str = ""
+    licence: str = ""
+    source_name: str = ""
+    source_licence: str = ""
+    ethics: str = ""
+    contact: str = ""
+    site: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    resume: bool = False
+    """Go on from the newest checkpoint beside the output."""
+    device: DeviceName = "auto"
+
+
+def distill_command(request: DistillRequest, progress: Progress) -> dict[str, object]:
+    """Writes the file, `NAME.html` and `NAME.md`; returns figures and names."""
+    name = request.output.name
+    if not name.endswith(".safetensors"):
+        raise ConfigError(f"--output was {name!r}: the file must end in {SUFFIX}")
+    splits = load_images(request.data, size=request.image_size)
+    train = splits.train.labelled()
+    if len(train) == 0:
+        raise DataError(f"{request.data.name}: the training split has no labelled picture")
+    warn_of_overlap(splits, progress)
+    checkpoints = request.output.parent / f".{name}.checkpoints"
+    options = RunOptions(
+        checkpoint_folder=checkpoints, resume=request.resume, units=_patients(request, train)
+    )
+    plan = plan_of(request, train)
+    distilled = distill(train, plan=plan, device=request.device, options=options, progress=progress)
+    recipe = replace(distilled.datasheet.recipe, epochs=request.epochs)
+    sheet = replace(distilled.datasheet, recipe=recipe)
+    distilled = replace(distilled, datasheet=described(sheet, request))
+    figures: dict[str, object] = {}
+    judged = splits.test if splits.test is not None else splits.validation
+    if request.score and judged is not None:
+        figures, across = measure(distilled, train, judged.labelled(), request, progress)
+        sheet = replace(distilled.datasheet, metrics=figures, cross_architecture=across)
+        distilled = replace(distilled, datasheet=sheet)
+    distilled.save(request.output)
+    page = request.output.with_name(name.removesuffix(".safetensors") + ".html")
+    write_bytes(page, to_html(distilled).encode())
+    write_bytes(page.with_suffix(".md"), to_markdown(distilled.datasheet).encode())
+    for left in checkpoints.glob("step-*.safetensors"):
+        left.unlink()
+    if checkpoints.is_dir():
+        checkpoints.rmdir()
+    return _result(request, distilled, figures, page)
+
+
+def plan_of(request: DistillRequest, train: LabelledImages) -> DistillPlan:
+    """The request's settings as a plan."""
+    private = request.epsilon is not None or request.noise_multiplier is not None
+    privacy = None
+    if private:
+        privacy = PrivacyPlan(
+            epsilon=request.epsilon,
+            noise_multiplier=request.noise_multiplier,
+            delta=request.delta,
+            clip=request.clip,
+            sample_rate=request.sample_rate,
+        )
+    elif request.patients is not None:
+        raise ConfigError("--patients says what differential privacy protects; give --epsilon with it")
+    return DistillPlan(
+        method=request.method,
+        images_per_class=request.images_per_class,
+        seed=request.seed,
+        iterations=request.iterations,
+        seconds=request.seconds,
+        start=request.start,
+        factor=request.factor,
+        augmentations=default_augmentations(train.channels, flips=True) if request.flips else None,
+        real_batch=request.real_batch,
+        outer_steps=request.outer_steps,
+        inner_steps=request.inner_steps,
+        learning_rate=request.learning_rate,
+        soft_labels=request.soft_labels,
+        network=NetworkPlan(width=request.width),
+        trajectory=TrajectoryPlan(
+            experts=request.experts,
+            epochs=request.expert_epochs,
+            latest_start=min(10, max(1, request.expert_epochs - 1)),
+            expert_steps=min(2, request.expert_epochs),
+        ),
+        privacy=privacy,
+    )
+
+
+def measure(
+    distilled: DistilledSet,
+    train: LabelledImages,
+    test: LabelledImages,
+    request: DistillRequest,
+    progress: Progress,
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Random, distilled and (asked) full through one recipe; then the other networks. -> (figures, across)"""
+    device = pick_device(request.device)
+    seeds = tuple(range(request.networks))
+    sheet = distilled.datasheet
+    progress.say("scoring the distilled set and random pictures")
+    ours = score_distilled(distilled, test, seeds=seeds, device=device, progress=progress)
+    figures: dict[str, object] = {"distilled": ours.as_dict()}
+    if sheet.privacy.get("dp"):
+        # Figures of networks trained on real pictures are not covered by the guarantee: they stay out.
+        return figures, {}
+    source = Source.of(train, device)
+    judged = TestPictures.of(test, source.mean, source.deviation, device)
+
+    def network(plan: NetworkPlan) -> torch.nn.Module:
+        return build_network(plan, train.channels, train.size, train.classes).to(device)
+
+    plan = NetworkPlan(width=request.width)
+    smallest = int(train.counts().min())
+    draws = min(request.images_per_class, smallest)
+    if draws == request.images_per_class:
+        control = score_random(source, network(plan), judged, sheet.recipe, draws, 3, seeds[:1])  # pyright: ignore
+        figures["random"] = control.as_dict()
+    if request.full:
+        full_recipe = replace(sheet.recipe, epochs=max(1, min(sheet.recipe.epochs, 30)))
+        whole = score_full(source, network(plan), judged, full_recipe, seeds[:1], progress)  # pyright: ignore
+        figures["full"] = {name: score.as_dict() for name, score in whole.items()}
+    across: dict[str, object] = {}
+    if request.across:
+        for other in NETWORK_POOL:
+            own = replace(plan, name=other)
+            across[other] = score_distilled(
+                distilled, test, network=own, seeds=seeds, device=device
+            ).as_dict()
+    return figures, across
+
+
+def warn_of_overlap(splits: ImageSplits, progress: Progress) -> int:
+    """Says how many test or validation pictures are also in the training split; returns the number."""
+    found = 0
+    known = {picture.numpy().tobytes() for picture in splits.train.images}
+    for name, split in (("test", splits.test), ("validation", splits.validation)):
+        if split is None or split.size != splits.train.size:
+            continue
+        copies = sum(picture.numpy().tobytes() in known for picture in split.images)
+        if copies:
+            progress.say(
+                f"warning: {copies} {name} pictures are also in the training split; figures on them flatter"
+            )
+            logger.warning("%d %s pictures are also in the training split", copies, name)
+        found += copies
+    return found
+
+
+def described(sheet: Datasheet, request: DistillRequest) -> Datasheet:
+    """The datasheet with what only the user knows."""
+    sources = tuple(
+        replace(
+            source,
+            name=request.source_name,
+            licence=request.source_licence,
+            ethics=request.ethics,
+            contact=request.contact,
+            site=request.site,
+        )
+        for source in sheet.sources
+    )
+    return replace(
+        sheet, title=request.title, modality=request.modality, licence=request.licence, sources=sources
+    )
+
+
+def _patients(request: DistillRequest, train: LabelledImages) -> torch.Tensor | None:
+    if request.patients is None:
+        return None
+    arrays = read_arrays(request.patients)
+    if "train_patients" not in arrays:
+        raise DataError(f"{request.patients.name}: no array 'train_patients'; it holds {sorted(arrays)[:8]}")
+    numbers = arrays["train_patients"].reshape(-1)
+    if not np.issubdtype(numbers.dtype, np.integer) or len(numbers) != len(train):
+        raise DataError(
+            f"{request.patients.name}: {len(train)} whole numbers are needed, one per training picture"
+        )
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def _result(
+    request: DistillRequest, distilled: DistilledSet, figures: dict[str, object], page: Path
+) -> dict[str, object]:
+    sheet = distilled.datasheet
+    result: dict[str, object] = {
+        "output": str(request.output),
+        "page": str(page),
+        "method": sheet.method,
+        "pictures": len(distilled),
+        "images_per_class": sheet.images_per_class,
+        "iterations": sheet.iterations,
+        "seconds": sheet.seconds,
+        "bytes": request.output.stat().st_size,
+    }
+    ours = figures.get("distilled")
+    if isinstance(ours, dict):
+        result |= {key: ours[key] for key in ("accuracy", "balanced_accuracy", "auc")}
+    for name in ("random", "full"):
+        if name in figures:
+            result[name] = figures[name]
+    if sheet.privacy.get("dp"):
+        result["privacy"] = sheet.privacy["dp"]
+    result["warnings"] = list(sheet.warnings)
+    return result

@@ -1,0 +1,84 @@
+"""Gradient matching (DC, Zhao, Mopuri & Bilen 2021; DSA, Zhao & Bilen 2021): equation 6 of DC.
+
+A small set teaches like a large one if both pull a network's weights in the same direction. The distance
+sums, over every output unit of every weight tensor, one minus the cosine of the two gradients; biases and
+norms (one-dimensional) are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewer.learn.distillation.stacked import Parameters, class_gradients
+from fewer.learn.distillation.task import Synthetic, Task
+from fewer.learn.distillation.training import descend
+
+DistanceName = Literal["units", "cosine", "squares"]
+_TINY = 1e-6
+
+
+def gradient_distance(
+    ours: Parameters, theirs: Parameters, kind: DistanceName = "units", leading: int = 0
+) -> Tensor:
+    """Distance of two gradients, summed over `leading` leading axes (classes, networks).
+
+    units: DC's, per output unit. cosine: one cosine over everything. squares: sum of squared differences.
+    """
+    names = [name for name, value in ours.items() if value.ndim - leading >= 2]
+    if kind == "units":
+        return torch.stack([_by_unit(ours[name], theirs[name], leading) for name in names]).sum()
+    flat = [torch.cat([side[name].flatten(leading) for name in names], -1) for side in (ours, theirs)]
+    if kind == "squares":
+        return (flat[0] - flat[1]).square().sum()
+    return (1 - _cosine(flat[0], flat[1])).sum()
+
+
+def _by_unit(ours: Tensor, theirs: Tensor, leading: int) -> Tensor:
+    return (1 - _cosine(ours.flatten(leading + 1), theirs.flatten(leading + 1))).sum()
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    # sqrt has an infinite slope at 0, where dead units sit; the clamp gives them slope 0.
+    norms = (a.square().sum(-1) * b.square().sum(-1)).clamp(min=1e-30).sqrt()
+    return (a * b).sum(-1) / (norms + _TINY)
+
+
+def gradient_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator[Tensor]:
+    """The losses of one fresh network: after each, the caller moves the pictures, then the network
+    learns them.
+
+    DSA is this with `task.augmentations`; IDC is DSA with a multi-formation factor above 1.
+    """
+    plan = task.plan
+    outer_steps, inner_steps = plan.outer_steps or 1, plan.inner_steps or 1
+    parameters = task.fresh_network(step)
+    for outer in range(outer_steps):
+        generator = task.generator(step, outer)
+        real = task.source.sample(plan.real_batch, generator)
+        change = task.draw_augmentation(generator)
+        target = class_gradients(
+            task.network, parameters, change.on_classes(real), task.labels_of(real), batched=task.batched
+        )
+        pictures = synthetic.by_class()
+        ours = class_gradients(
+            task.network,
+            parameters,
+            change.on_classes(pictures),
+            task.labels_of(pictures),
+            batched=task.batched,
+        )
+        target = {name: value.detach() for name, value in target.items()}
+        yield gradient_distance(ours, target, plan.distance, leading=1)
+        if outer + 1 < outer_steps:
+            parameters = descend(
+                task.network,
+                parameters,
+                synthetic.by_class().detach().flatten(0, 1),
+                synthetic.labels(),
+                steps=inner_steps,
+                learning_rate=plan.network_learning_rate,
+            )

@@ -1,0 +1,226 @@
+"""How good a set is: networks trained on it by one recipe, judged on real test pictures.
+
+Random, distilled and full sets go through the same function with the same recipe; the last epoch counts,
+never
+the best. Several sets x several networks give mean and spread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from fewer.core.errors import ConfigError, DataError
+from fewer.core.progress import Progress
+from fewer.learn.data import LabelledImages
+from fewer.learn.distillation.architectures import Classifier, NetworkPlan, build_network
+from fewer.learn.distillation.distilled_set import DistilledSet
+from fewer.learn.distillation.selection import random_rows
+from fewer.learn.distillation.task import Source, normalise
+from fewer.learn.distillation.training import Recipe, probabilities, train_networks
+from fewer.learn.evaluate import evaluate_probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Mean and spread (standard deviation) over `runs` trained networks, as fractions of 1."""
+
+    accuracy: float
+    balanced_accuracy: float
+    auc: float
+    accuracy_spread: float
+    balanced_spread: float
+    auc_spread: float
+    runs: int
+    each: tuple[float, ...]
+    """Balanced accuracy of every run."""
+
+    def as_dict(self) -> dict[str, object]:
+        return {name: round(v, 5) if isinstance(v, float) else v for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TestPictures:
+    """Real pictures to be judged on, normalised like the set."""
+
+    __test__ = False  # no test case, whatever pytest thinks of the name
+    images: Float[Tensor, "n channels height width"]
+    labels: Int64[Tensor, " n"]
+
+    @classmethod
+    def of(
+        cls,
+        data: LabelledImages,
+        mean: Float[Tensor, " channels"],
+        deviation: Float[Tensor, " channels"],
+        device: torch.device | str = "cpu",
+    ) -> TestPictures:
+        data = data.labelled()
+        return cls(normalise(data.as_float(), mean, deviation).to(device), data.labels)
+
+
+def score_training(
+    network: Classifier,
+    images: Float[Tensor, "n channels height width"],
+    labels: Shaped[Tensor, " n ..."],
+    test: TestPictures,
+    recipe: Recipe,
+    seeds: tuple[int, ...],
+    progress: Progress | None = None,
+) -> Score:
+    """Trains one network per seed on (images, labels) and judges each on `test`."""
+    stacked = train_networks(network, images, labels, recipe, seeds, progress)
+    answers = probabilities(network, stacked, test.images).cpu()
+    figures = [
+        evaluate_probabilities(one.double() / one.double().sum(1, keepdim=True), test.labels)
+        for one in answers
+    ]
+    return summarise([(f.accuracy, f.balanced_accuracy, f.auc) for f in figures])
+
+
+def score_distilled(
+    distilled: DistilledSet,
+    test: LabelledImages,
+    *,
+    network: NetworkPlan | None = None,
+    recipe: Recipe | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Score:
+    """A file's score with its own recipe and network, unless others are given. Raises `DataError`."""
+    test = fit_to(distilled, test)
+    plan = network or stored_network(distilled)
+    sheet = distilled.datasheet
+    model = build_network(plan, sheet.channels, sheet.image_size, len(sheet.class_names)).to(device)
+    judged = TestPictures.of(test, distilled.mean, distilled.deviation, device)
+    return score_training(
+        model,
+        distilled.normalised().to(device),
+        distilled.targets().to(device),
+        judged,
+        recipe or distilled.recipe(),
+        seeds,
+        progress,
+    )
+
+
+def stored_network(distilled: DistilledSet) -> NetworkPlan:
+    """The network the set was made with."""
+    from fewer.core.config import validate
+
+    return (
+        validate(NetworkPlan, dict(distilled.datasheet.network))
+        if distilled.datasheet.network
+        else NetworkPlan()
+    )
+
+
+def fit_to(distilled: DistilledSet, data: LabelledImages) -> LabelledImages:
+    """`data` at the file's picture size, its classes renumbered by name. Raises `DataError` where they
+    differ.
+    """
+    sheet = distilled.datasheet
+    data = data.labelled()
+    if data.channels != sheet.channels:
+        raise DataError(f"the data has {data.channels} channel(s), the distilled set {sheet.channels}")
+    if data.size != sheet.image_size:
+        data = resized(data, sheet.image_size)
+    if data.class_names == sheet.class_names:
+        return data
+    unknown = [name for name in data.class_names if name not in sheet.class_names]
+    if unknown:
+        raise DataError(
+            f"class {unknown[0]!r} is not in the distilled set; it has {list(sheet.class_names)[:10]}"
+        )
+    places = torch.tensor([sheet.class_names.index(name) for name in data.class_names])
+    return LabelledImages(data.images, places[data.labels], sheet.class_names)
+
+
+def resized(data: LabelledImages, size: tuple[int, int]) -> LabelledImages:
+    """The pictures at another size, by antialiased bilinear interpolation."""
+    if data.size == size:
+        return data
+    parts = []
+    for part in data.images.split(4096):
+        pixels = torch.nn.functional.interpolate(
+            part.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True
+        )
+        parts.append(pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
+    images = torch.cat(parts).contiguous() if parts else data.images.new_zeros(0, *size, data.channels)
+    return LabelledImages(images, data.labels, data.class_names)
+
+
+def score_random(
+    source: Source,
+    network: Classifier,
+    test: TestPictures,
+    recipe: Recipe,
+    images_per_class: int,
+    draws: int,
+    seeds: tuple[int, ...],
+    first_draw: int = 0,
+) -> Score:
+    """The control: `draws` random subsets with as many pictures per class, the same recipe and networks
+    each.
+    """
+    runs = []
+    for draw in range(first_draw, first_draw + draws):
+        rows = random_rows(source, images_per_class, draw).to(source.images.device)
+        runs.append(
+            score_training(
+                network,
+                source.images[rows],
+                source.labels[rows],
+                test,
+                recipe,
+                tuple(s + 1000 * draw for s in seeds),
+            )
+        )
+    return pooled(runs)
+
+
+def score_full(
+    source: Source,
+    network: Classifier,
+    test: TestPictures,
+    recipe: Recipe,
+    seeds: tuple[int, ...],
+    progress: Progress | None = None,
+) -> dict[str, Score]:
+    """The ceiling: all real pictures, drawn as they are (`plain`) and every class equally often
+    (`balanced`).
+    """
+    return {
+        name: score_training(
+            network,
+            source.images,
+            source.labels,
+            test,
+            replace(recipe, balanced=name == "balanced"),
+            seeds,
+            progress,
+        )
+        for name in ("plain", "balanced")
+    }
+
+
+def pooled(scores: list[Score]) -> Score:
+    """Several sets as one: means over all; the spreads are those *between sets* (of the sets' means)."""
+    if not scores:
+        raise ConfigError("there is no score to pool")
+    means = torch.tensor([(s.accuracy, s.balanced_accuracy, s.auc) for s in scores], dtype=torch.float64)
+    deviations = means.std(0, correction=1) if len(scores) > 1 else torch.zeros(3, dtype=torch.float64)
+    mean = means.mean(0).tolist()
+    each = tuple(value for score in scores for value in score.each)
+    return Score(*mean, *deviations.tolist(), sum(s.runs for s in scores), each)
+
+
+def summarise(runs: list[tuple[float, float, float]]) -> Score:
+    """Mean and spread of (accuracy, balanced accuracy, AUC)."""
+    values = torch.tensor(runs, dtype=torch.float64)
+    spread = values.std(0, correction=1) if len(runs) > 1 else torch.zeros(3, dtype=torch.float64)
+    return Score(*values.mean(0).tolist(), *spread.tolist(), len(runs), tuple(values[:, 1].tolist()))

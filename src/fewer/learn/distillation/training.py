@@ -1,0 +1,143 @@
+"""Training on a set, the same recipe for every set that is compared (DC's evaluation): SGD 0.01, momentum
+0.9, weight decay 5e-4, batch 256, 300 epochs, the rate divided by ten after half; the last epoch counts.
+
+Networks are trained side by side as one stack (see `stacked`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from fewer.core.device import seeded
+from fewer.core.progress import Progress, SilentProgress
+from fewer.learn.distillation.architectures import Classifier
+from fewer.learn.distillation.augment import OperationName, draw_augmentation
+from fewer.learn.distillation.stacked import (
+    Parameters,
+    fresh_parameters,
+    gradients,
+    logits,
+    member,
+    over_stack,
+    stack,
+    stack_size,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a network is trained on a set; written into every file, so that a figure can be reached again."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 300
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Exactly so many steps instead of epochs."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 256
+    augmentations: tuple[OperationName, ...] = ()
+    balanced: bool = False
+    """Draw every class equally often, whatever its share."""
+
+
+def train_networks(
+    network: Classifier,
+    images: Float[Tensor, "n channels height width"],
+    labels: Shaped[Tensor, " n ..."],
+    recipe: Recipe,
+    seeds: tuple[int, ...],
+    progress: Progress | None = None,
+) -> Parameters:
+    """One network per seed, trained from scratch, stacked.
+
+    `labels` are class numbers (n,) or class probabilities (n, classes).
+    """
+    progress = progress or SilentProgress()
+    device = images.device
+    stacked = stack([fresh_parameters(network, seeded(seed, 201), device) for seed in seeds])
+    velocity = {name: torch.zeros_like(value) for name, value in stacked.items()}
+    batch = min(recipe.batch_size, len(images))
+    per_epoch = -(-len(images) // batch)
+    steps = recipe.steps or recipe.epochs * per_epoch
+
+    def one(parameters: Parameters, pictures: Tensor, targets: Tensor) -> Parameters:
+        return gradients(network, parameters, pictures, targets)
+
+    progress.start("train on the set", steps)
+    orders: list[Tensor] = []
+    for step in range(steps):
+        if step % per_epoch == 0:
+            orders = [_order(labels, recipe, batch * per_epoch, seed, step) for seed in seeds]
+        position = step % per_epoch * batch
+        rows = torch.stack([order[position : position + batch] for order in orders]).to(device)
+        pictures = images[rows]
+        if recipe.augmentations:
+            generator = seeded(seeds[0], 203, step)
+            change = draw_augmentation(recipe.augmentations, rows.numel(), generator)
+            pictures = change(pictures.flatten(0, 1)).unflatten(0, rows.shape)
+        slopes = over_stack(one, stacked, pictures, labels[rows])
+        rate = recipe.learning_rate * (1.0 if step < (steps + 1) // 2 else 0.1)
+        momentum_step(stacked, slopes, velocity, rate, recipe.momentum, recipe.weight_decay)
+        progress.advance()
+    progress.stop()
+    return stacked
+
+
+def momentum_step(
+    values: Parameters, slopes: Parameters, velocity: Parameters, rate: float, momentum: float, decay: float
+) -> None:
+    """torch.optim.SGD's update, in place, on dictionaries."""
+    for name, value in values.items():
+        velocity[name].mul_(momentum).add_(slopes[name]).add_(value, alpha=decay)
+        value.sub_(velocity[name], alpha=rate)
+
+
+def descend(
+    network: Classifier,
+    parameters: Parameters,
+    images: Float[Tensor, "n channels height width"],
+    labels: Int64[Tensor, " n"],
+    steps: int,
+    learning_rate: float,
+) -> Parameters:
+    """Plain full-batch gradient steps of one network on a small set: DC's inner loop (momentum 0.5)."""
+    velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    moved = {name: value.clone() for name, value in parameters.items()}
+    for _ in range(steps):
+        slopes = gradients(network, moved, images, labels)
+        momentum_step(moved, slopes, velocity, learning_rate, 0.5, 5e-4)
+    return moved
+
+
+def probabilities(
+    network: Classifier,
+    stacked: Parameters,
+    images: Float[Tensor, "n channels height width"],
+    batch: int = 1024,
+) -> Float[Tensor, "networks n classes"]:
+    """What every network of the stack believes of every picture, on the pictures' device."""
+    answers = []
+    with torch.no_grad():
+        for index in range(stack_size(stacked)):
+            own = member(stacked, index)
+            parts = [logits(network, own, images[at : at + batch]) for at in range(0, len(images), batch)]
+            answers.append(torch.cat(parts).softmax(1))
+    return torch.stack(answers)
+
+
+def _order(labels: Tensor, recipe: Recipe, wanted: int, seed: int, step: int) -> Int64[Tensor, " wanted"]:
+    """Row numbers of one epoch, filled up to whole batches."""
+    generator = seeded(seed, 202, step)
+    if recipe.balanced:
+        numbers = labels.cpu() if labels.ndim == 1 else labels.argmax(1).cpu()
+        weights = 1.0 / torch.bincount(numbers).clamp(min=1).double()
+        return torch.multinomial(weights[numbers], wanted, replacement=True, generator=generator)
+    order = torch.randperm(len(labels), generator=generator)
+    return torch.cat([order, order[: wanted - len(order)]])

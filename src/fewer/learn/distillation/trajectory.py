@@ -1,0 +1,146 @@
+"""Trajectory matching (MTT, Cazenavette et al. 2022, equation 2; DATM, Guo et al. 2024).
+
+Experts are trained on the real set, their parameters kept after every epoch. A student starts at an expert's
+epoch t, takes N steps on the synthetic set, and must arrive where the expert was at epoch t + M. The same
+recorded networks serve IDM and NCFM as extractors, RDED and soft labels as teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.func import vmap
+
+from fewer.core.device import seeded
+from fewer.core.progress import Progress, SilentProgress
+from fewer.learn.distillation.augment import draw_augmentation
+from fewer.learn.distillation.stacked import (
+    Parameters,
+    fresh_parameters,
+    gradients,
+    over_stack,
+    stack,
+)
+from fewer.learn.distillation.task import Synthetic, Task
+from fewer.learn.distillation.training import momentum_step
+
+Trajectories = dict[str, Tensor]
+"""Name of a parameter -> (epochs + 1, experts, …)."""
+
+
+def train_experts(task: Task, progress: Progress | None = None, momentum: float = 0.0) -> Trajectories:
+    """All experts side by side on the real set (SGD, batch 256, siamese augmentation), every epoch kept.
+
+    The expert's start, order and augmentation are functions of the plan's seed alone.
+    """
+    progress = progress or SilentProgress()
+    plan, source = task.plan.trajectory, task.source
+    stacked = stack(
+        [
+            fresh_parameters(task.network, seeded(task.plan.seed, 301, e), task.device)
+            for e in range(plan.experts)
+        ]
+    )
+    velocity = {name: torch.zeros_like(value) for name, value in stacked.items()}
+    kept = [{name: value.clone() for name, value in stacked.items()}]
+    batch = min(256, len(source.images))
+
+    def one(parameters: Parameters, pictures: Tensor, targets: Tensor) -> Parameters:
+        return gradients(task.network, parameters, pictures, targets)
+
+    progress.start("train experts", plan.epochs)
+    for epoch in range(plan.epochs):
+        orders = torch.stack(
+            [
+                torch.randperm(len(source.images), generator=seeded(task.plan.seed, 302, epoch, e))
+                for e in range(plan.experts)
+            ]
+        )
+        for position in range(0, len(source.images) - batch + 1, batch):
+            rows = orders[:, position : position + batch].to(task.device)
+            generator = seeded(task.plan.seed, 303, epoch, position)
+            change = draw_augmentation(task.plan.augmentations or (), rows.numel(), generator)
+            pictures = change(source.images[rows.flatten()]).unflatten(0, rows.shape)
+            slopes = over_stack(one, stacked, pictures, source.labels[rows], batched=task.batched)
+            momentum_step(stacked, slopes, velocity, plan.learning_rate, momentum, 0.0)
+        kept.append({name: value.clone() for name, value in stacked.items()})
+        progress.advance()
+    progress.stop()
+    return {name: torch.stack([epoch[name] for epoch in kept]) for name in stacked}
+
+
+def snapshot(trajectories: Trajectories, epoch: int, expert: int) -> Parameters:
+    """The parameters of one expert after `epoch` epochs (negative: from the end)."""
+    return {name: value[epoch, expert] for name, value in trajectories.items()}
+
+
+def random_snapshot(task: Task, generator: torch.Generator, oldest: bool = False) -> Parameters:
+    """A recorded network of random age, or (oldest) fully trained."""
+    epochs, experts = next(iter(recorded(task).values())).shape[:2]
+    expert = int(torch.randint(experts, (1,), generator=generator))
+    epoch = epochs - 1 if oldest else int(torch.randint(epochs, (1,), generator=generator))
+    return snapshot(recorded(task), epoch, expert)
+
+
+def recorded(task: Task) -> Trajectories:
+    assert task.trajectories is not None, "this method needs experts: loop.distill trains them first"
+    return task.trajectories
+
+
+def trajectory_distance(arrived: Parameters, wanted: Parameters, started: Parameters) -> Float[Tensor, ""]:
+    """||arrived - wanted||² / ||started - wanted||²: 1 for a student that never moved."""
+    missed = torch.stack([(arrived[name] - wanted[name]).square().sum() for name in wanted]).sum()
+    journey = torch.stack([(started[name] - wanted[name]).square().sum() for name in wanted]).sum()
+    return missed / journey.clamp(min=1e-12)
+
+
+def latest_start(task: Task, step: int) -> int:
+    """MTT: constant. DATM: grows from half to the whole over the first tenth of the run."""
+    plan = task.plan
+    last = min(plan.trajectory.latest_start, plan.trajectory.epochs - plan.trajectory.expert_steps + 1)
+    if plan.method != "datm":
+        return max(1, last)
+    share = min(1.0, 0.5 + 0.5 * step / max(1, (plan.iterations or 1) / 10))
+    return max(1, round(last * share))
+
+
+def trajectory_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator[Tensor]:
+    """One loss: the mean over `students` experts, each from its own epoch."""
+    generator = task.generator(step)
+    plan, trajectories = task.plan.trajectory, recorded(task)
+    experts = next(iter(trajectories.values())).shape[1]
+    who = torch.randint(experts, (plan.students,), generator=generator)
+    when = torch.randint(latest_start(task, step), (plan.students,), generator=generator)
+    later = (when + plan.expert_steps).clamp(max=plan.epochs)
+    started = {name: value[when, who] for name, value in trajectories.items()}
+    wanted = {name: value[later, who] for name, value in trajectories.items()}
+    pictures, targets = synthetic.decoded(), synthetic.targets()
+    batches = _batches(len(pictures), plan.student_batch, plan.student_steps, generator)
+    changes = [
+        draw_augmentation(task.plan.augmentations or (), 1, generator) for _ in range(plan.student_steps)
+    ]
+    inputs = [(change(pictures[rows]), targets[rows]) for change, rows in zip(changes, batches, strict=True)]
+    rate = (
+        synthetic.learning_rate if synthetic.learning_rate is not None else torch.tensor(plan.learning_rate)
+    )
+
+    def loss_of(start: Parameters, goal: Parameters) -> Tensor:
+        student = start
+        for images, labels in inputs:
+            slopes = gradients(task.network, student, images, labels)
+            student = {name: value - rate * slopes[name] for name, value in student.items()}
+        return trajectory_distance(student, goal, start)
+
+    if plan.students == 1:
+        yield loss_of({k: v[0] for k, v in started.items()}, {k: v[0] for k, v in wanted.items()})
+    else:
+        yield vmap(loss_of)(started, wanted).mean()
+
+
+def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> list[Int64[Tensor, " rows"]]:
+    if size >= count:
+        return [torch.arange(count)] * steps
+    return [torch.randperm(count, generator=generator)[:size] for _ in range(steps)]

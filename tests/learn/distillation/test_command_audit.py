@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewer.cli import main
+from fewer.learn.distillation.distilled_set import DistilledSet
+from fewer.learn.distillation.loop import distill
+from tests.learn.distillation.conftest import make_pictures, tiny_plan
+from tests.learn.distillation.test_audit import short
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    train, test = make_pictures(count=60), make_pictures(count=40, seed=1)
+    np.savez(
+        tmp_path / "d.npz",
+        train_images=train.images[..., 0].numpy(), train_labels=train.labels.numpy(),
+        test_images=test.images[..., 0].numpy(), test_labels=test.labels.numpy(),
+        class_names=np.array(train.class_names),
+    )  # fmt: skip
+    for name in ("random", "dm"):
+        short(distill(train, plan=tiny_plan(name, start="real" if name == "random" else "noise"))).save(
+            tmp_path / f"{name}.distilled.safetensors"
+        )
+    return {name: str(tmp_path / f"{name}.distilled.safetensors") for name in ("random", "dm")} | {
+        "data": str(tmp_path / "d.npz"),
+        "out": str(tmp_path / "report"),
+        "new": str(tmp_path / "n.safetensors"),
+    }  # fmt: skip
+
+
+def test_copies_may_not_be_shared_unless_the_risk_is_accepted(files: dict, capsys) -> None:
+    words = ["learn", "audit", files["random"], "--data", files["data"], "--networks", "1", "--for-sharing"]
+    assert main(words) == 3
+    assert "6 of 6 pictures" in capsys.readouterr().err
+    assert main([*words, "--accept-risk", "--output", files["out"], "--update", files["new"]]) == 0
+    page = (Path(files["out"]) / "audit.html").read_text()
+    assert page.count("<img") == 12 and "<script" not in page
+    assert json.loads((Path(files["out"]) / "audit.json").read_text())["flagged"] == 6
+    assert DistilledSet.load(files["new"]).datasheet.privacy["audit"]["flagged"] == 6
+
+
+def test_a_clean_set_passes_and_shadows_can_be_asked(files: dict, capsys) -> None:
+    words = [
+        "learn",
+        "audit",
+        files["dm"],
+        "--data",
+        files["data"],
+        "--networks",
+        "1",
+        "--for-sharing",
+        "--json",
+    ]
+    assert main([*words, "--shadow-splits", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["flagged"] == 0 and 0 <= found["membership_auc_by_shadows"] <= 1

@@ -1,0 +1,33 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fewer.cli import main
+from fewer.core.errors import DataError
+from fewer.core.progress import SilentProgress
+from fewer.learn.distillation.evaluate_file import evaluate_file
+from fewer.learn.distillation.loop import distill
+from tests.learn.distillation.conftest import make_pictures, tiny_plan
+from tests.learn.distillation.test_audit import short
+from tests.learn.distillation.test_command_indicator import data
+
+
+def test_the_shared_verb_takes_a_distilled_file(tmp_path: Path, capsys) -> None:
+    train = make_pictures()
+    made = short(distill(replace(train, class_names=("0", "1", "2")), plan=tiny_plan("random")), epochs=30)
+    made.save(tmp_path / "a.distilled.safetensors")
+    words = ["learn", "evaluate", str(tmp_path / "a.distilled.safetensors"), "--data", data(tmp_path, "s", 1)]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == 3 and found["count"] == 30 and found["balanced_accuracy"] > 0.5
+    assert main([*words, "--image-size", "1"]) == 2
+    with pytest.raises(DataError, match="channel"):
+        evaluate_file(
+            tmp_path / "a.distilled.safetensors",
+            make_pictures(channels=3),
+            seed=0,
+            device="cpu",
+            progress=SilentProgress(),
+        )

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from fewer.core.errors import ConfigError
+from fewer.learn.distillation.loop import RunOptions, distill
+from fewer.learn.distillation.plan import PrivacyPlan, resolve
+from fewer.learn.distillation.private import PrivateMatching, noise_for, private_class_sums, spent
+from fewer.learn.distillation.start import starting_set
+from fewer.learn.distillation.task import Task
+from tests.learn.distillation.conftest import make_pictures, tiny_plan
+
+
+@pytest.mark.parametrize("per_unit", [1, 4])
+def test_no_unit_moves_the_sums_by_more_than_the_clip(per_unit: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(20, 6, generator=generator) * torch.logspace(-2, 3, 20)[:, None]
+    labels, units = torch.randint(3, (20,), generator=generator), torch.arange(20) // per_unit
+    whole = private_class_sums(vectors, labels, units, 3, 1.5)
+    for unit in units.unique():
+        kept = units != unit
+        without = private_class_sums(vectors[kept], labels[kept], units[kept], 3, 1.5)
+        assert float((whole - without).norm()) <= 1.5 + 1e-5
+
+
+def test_short_vectors_are_summed_as_they_are() -> None:
+    vectors, labels = torch.eye(4) * 0.1, torch.tensor([0, 1, 1, 0])
+    sums = private_class_sums(vectors, labels, torch.arange(4), 2, 1.0)
+    torch.testing.assert_close(sums, torch.tensor([[0.1, 0, 0, 0.1], [0, 0.1, 0.1, 0]]))
+    assert private_class_sums(vectors[:0], labels[:0], torch.arange(0), 2, 1.0).abs().sum() == 0
+
+
+def test_half_the_noise_costs_more_epsilon() -> None:
+    plan = PrivacyPlan(noise_multiplier=2.0, sample_rate=0.05)
+    epsilons = [spent(plan, sigma, 100, "image").epsilon for sigma in (2.0, 1.0, 0.5)]
+    assert epsilons[0] < epsilons[1] < epsilons[2]
+    assert spent(plan, 2.0, 400, "image").epsilon > epsilons[0]
+
+
+def test_the_accountant_knows_the_gaussian_mechanism() -> None:
+    # One full-batch release at sigma 10: the exact epsilon of a Gaussian mechanism lies a little below RDP's.
+    plan = PrivacyPlan(noise_multiplier=10.0, sample_rate=1.0, delta=1e-5)
+    found = spent(plan, 10.0, 1, "image").epsilon
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    def delta(epsilon: float) -> float:
+        s = 1 / 10.0
+        a, b = norm.cdf(s / 2 - epsilon / s), norm.cdf(-s / 2 - epsilon / s)
+        return float(a - torch.tensor(epsilon).exp() * b)
+
+    exact = brentq(lambda e: delta(e) - 1e-5, 1e-3, 5)
+    assert exact <= found <= 1.5 * exact
+
+
+def test_the_noise_is_derived_from_the_epsilon_wanted() -> None:
+    plan = PrivacyPlan(epsilon=3.0, sample_rate=0.1)
+    sigma = noise_for(plan, 50)
+    assert 2.8 <= spent(plan, sigma, 50, "image").epsilon <= 3.0 + 1e-6
+    for wrong in (PrivacyPlan(), PrivacyPlan(epsilon=1.0, noise_multiplier=1.0)):
+        with pytest.raises(ConfigError, match="either epsilon or noise"):
+            noise_for(wrong, 10)
+
+
+@pytest.mark.parametrize("method", ["dm", "dc", "dsa"])
+def test_a_private_run_reports_its_epsilon(method: str) -> None:
+    plan = tiny_plan(method, privacy=PrivacyPlan(noise_multiplier=2.0, sample_rate=0.3, clip=0.5))
+    distilled = distill(make_pictures(count=30), plan=plan)
+    report = distilled.datasheet.privacy["dp"]
+    assert report["unit"] == "image" and report["steps"] == 3 and 0 < report["epsilon"] < 20
+    patients = RunOptions(units=torch.arange(30) // 3)
+    made = distill(make_pictures(count=30), plan=plan, options=patients)
+    assert made.datasheet.privacy["dp"]["unit"] == "patient"
+    with pytest.raises(ConfigError, match="patient numbers"):
+        distill(make_pictures(count=30), plan=plan, options=RunOptions(units=torch.arange(3)))
+
+
+def test_without_noise_private_dm_is_dm_of_clipped_features() -> None:
+    plan = resolve(tiny_plan("dm", privacy=PrivacyPlan(noise_multiplier=1.0, sample_rate=1.0, clip=1e6)), ())
+    data = make_pictures(count=24)
+    task = Task.of(data, plan, torch.device("cpu"))
+    synthetic = starting_set(task)
+    synthetic.images = task.source.images.clone()
+    matching = PrivateMatching(0.0, torch.arange(24))
+    assert float(next(matching(task, synthetic, 0))) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [("ncfm", {}), ("dm", {"start": "real"}), ("dm", {"soft_labels": True})],
+)
+def test_what_would_break_the_guarantee_is_refused(method: str, changes: dict) -> None:
+    with pytest.raises(ConfigError, match=r"privacy"):
+        distill(make_pictures(), plan=tiny_plan(method, privacy=PrivacyPlan(epsilon=1.0), **changes))

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewer.core.errors import ConfigError
+from fewer.learn.distillation.plan import DistillPlan
+from fewer.learn.distillation.resume import resume_run, save_run
+from fewer.learn.distillation.task import Synthetic
+
+
+def started() -> tuple[Synthetic, list[torch.optim.Optimizer]]:
+    synthetic = Synthetic(torch.zeros(4, 1, 3, 3, requires_grad=True), 2)
+    return synthetic, [torch.optim.SGD([synthetic.images], lr=0.5, momentum=0.5)]
+
+
+def test_pictures_and_momentum_come_back(tmp_path: Path) -> None:
+    synthetic, optimizers = started()
+    for _ in range(3):
+        synthetic.images.grad = torch.ones_like(synthetic.images)
+        optimizers[0].step()
+    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 3)
+    other, others = started()
+    assert resume_run(tmp_path, other, others, DistillPlan(seconds=9.0)) == 3
+    for one, optimizer in ((synthetic, optimizers[0]), (other, others[0])):
+        one.images.grad = torch.ones_like(one.images)
+        optimizer.step()
+    assert torch.equal(synthetic.images, other.images)
+
+
+def test_nothing_to_resume_and_other_settings(tmp_path: Path) -> None:
+    synthetic, optimizers = started()
+    assert resume_run(tmp_path, synthetic, optimizers, DistillPlan()) == 0
+    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 1)
+    with pytest.raises(ConfigError, match="other settings"):
+        resume_run(tmp_path, synthetic, optimizers, DistillPlan(learning_rate=2.0))
+    with pytest.raises(ConfigError, match="checkpoints"):
+        resume_run(None, synthetic, optimizers, DistillPlan())

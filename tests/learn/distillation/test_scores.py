@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from fewer.core.errors import DataError
+from fewer.learn.data import LabelledImages
+from fewer.learn.distillation.architectures import NetworkPlan, build_network
+from fewer.learn.distillation.loop import distill
+from fewer.learn.distillation.scores import (
+    TestPictures,
+    fit_to,
+    pooled,
+    resized,
+    score_distilled,
+    score_full,
+    score_random,
+    summarise,
+)
+from fewer.learn.distillation.task import Source
+from fewer.learn.distillation.training import Recipe
+from tests.learn.distillation.conftest import make_pictures, tiny_plan
+
+RECIPE = Recipe(epochs=30)
+
+
+def test_a_file_scores_the_same_twice_and_better_than_chance() -> None:
+    made, test = distill(make_pictures(count=60), plan=tiny_plan("random")), make_pictures(seed=1)
+    first, again = (score_distilled(made, test, recipe=RECIPE, seeds=(0, 1)) for _ in range(2))
+    assert first == again and first.runs == 2 and first.balanced_accuracy > 0.5
+
+
+def test_random_distilled_and_full_share_one_function() -> None:
+    data, test = make_pictures(count=60), make_pictures(count=45, seed=1)
+    source = Source.of(data, torch.device("cpu"))
+    network = build_network(NetworkPlan(width=8, depth=2), 1, (8, 8), 3)
+    judged = TestPictures.of(test, source.mean, source.deviation)
+    random = score_random(source, network, judged, RECIPE, 2, draws=3, seeds=(0,))
+    assert random.runs == 3 and len(random.each) == 3 and random.balanced_spread >= 0
+    full = score_full(source, network, judged, RECIPE, (0,))
+    assert set(full) == {"plain", "balanced"} and full["plain"].accuracy >= random.accuracy
+
+
+def test_classes_are_matched_by_name_and_sizes_by_resizing() -> None:
+    made = distill(make_pictures(), plan=tiny_plan())
+    data = make_pictures(size=16, seed=1)
+    turned = LabelledImages(data.images, 2 - data.labels, data.class_names[::-1])
+    fitted = fit_to(made, turned)
+    assert fitted.size == (8, 8) and torch.equal(fitted.labels, data.labels)
+    with pytest.raises(DataError, match="'other' is not in"):
+        fit_to(made, LabelledImages(data.images, data.labels, ("other", "b", "c")))
+    with pytest.raises(DataError, match="channel"):
+        fit_to(made, make_pictures(channels=3))
+
+
+def test_summaries_are_means_and_spreads() -> None:
+    score = summarise([(0.5, 0.4, 0.6), (0.7, 0.8, 0.6)])
+    assert (score.accuracy, score.balanced_accuracy) == pytest.approx((0.6, 0.6))
+    assert score.balanced_spread == pytest.approx(0.4 / 2**0.5) and score.auc_spread == 0
+    both = pooled([score, score])
+    assert both.runs == 4 and both.balanced_spread == 0 and both.each == score.each * 2
+
+
+def test_resizing_keeps_the_mean() -> None:
+    data = make_pictures(size=16, channels=3)
+    small = resized(data, (5, 7))
+    assert small.images.shape[1:] == (5, 7, 3)
+    assert abs(float(small.images.float().mean() - data.images.float().mean())) < 2
