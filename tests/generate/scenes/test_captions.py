@@ -31,7 +31,7 @@ def test_every_caption_names_its_concepts_and_the_full_ones_tell_all(vocabulary)
         drawn = draw_scene(vocabulary.words, vocabulary.styles, random)
         for caption in captions_of(drawn):
             assert caption.text == caption.text.lower().strip() and "{" not in caption.text
-            assert all(word[:3] in caption.text for word in drawn.concepts)
+            assert all(word[:3] in caption.text for word in drawn.concepts)  # also with an alias
             told = (drawn.style in caption.text) + (drawn.colour in caption.text)
             assert caption.score == pytest.approx(25 + 5 * (1 + told) / 3)
 
@@ -41,3 +41,9 @@ def test_captions_are_different_and_all_pass_the_usual_threshold() -> None:
         found = captions_of(drawn)
         assert len({caption.text for caption in found}) == len(found) >= 6
         assert min(caption.score for caption in found) >= 25
+
+
+def test_a_thing_may_carry_a_colour_of_its_own() -> None:
+    found = [caption.text for caption in captions_of(scene("row", ("apple",) * 3))]
+    assert "three red apples on an orange background, flat style" in found
+    assert found[0] == "three flat apples on an orange background"

@@ -7,7 +7,7 @@ less for one that leaves the style or the colour open, and never below 25, the u
 from dataclasses import dataclass
 
 from fewer.generate.scenes.compose import Scene
-from fewer.generate.scenes.vocabulary import STYLES, plural
+from fewer.generate.scenes.vocabulary import ALIASES, STYLES, plural
 
 _SINGLE = (
     "{a_style} {name}{place} on {a_colour} background",
@@ -47,13 +47,16 @@ class Caption:
 
 
 def captions_of(scene: Scene) -> list[Caption]:
-    """All captions of a scene, in the order of the templates; every style word gives one more."""
+    """All captions of a scene, the plainest words first; every alias and every style word gives more."""
     found: dict[str, float] = {}
-    for words in STYLES[scene.style].words:
-        for template in _TEMPLATES[scene.arrangement]:
-            text = template.format(**_fields(scene, words))
-            told = 1 + ("style}" in template) + ("colour}" in template)
-            found.setdefault(text, 25.0 + 5.0 * told / 3)
+    plain = scene.concepts
+    other = tuple(ALIASES.get(word, word) for word in plain)
+    for concepts in dict.fromkeys((plain, other)):
+        for words in STYLES[scene.style].words:
+            for template in _TEMPLATES[scene.arrangement]:
+                text = template.format(**_fields(scene, concepts, words))
+                told = 1 + ("style}" in template) + ("colour}" in template)
+                found.setdefault(text, 25.0 + 5.0 * told / 3)
     return [Caption(text, score) for text, score in found.items()]
 
 
@@ -62,8 +65,8 @@ def full_caption(scene: Scene) -> str:
     return captions_of(scene)[0].text
 
 
-def _fields(scene: Scene, style: str) -> dict[str, str]:
-    name, other = scene.concepts[0], scene.concepts[-1]
+def _fields(scene: Scene, concepts: tuple[str, ...], style: str) -> dict[str, str]:
+    name, other = concepts[0], concepts[-1]
     size = f"{scene.size} " if scene.arrangement == "single" and scene.size == "small" else ""
     place = "" if scene.place == "center" else f" on the {scene.place}"
     return {

@@ -59,6 +59,12 @@ SMALL_VOCABULARY: dict[str, str] = {
     "soccer-ball": "soccer ball", "trophy": "trophy", "crown": "crown",
 }  # fmt: skip
 
+ALIASES: dict[str, str] = {
+    "apple": "red apple", "heart": "red heart", "star": "yellow star", "fire": "flame", "bus": "yellow bus",
+    "tree": "green tree", "frog": "green frog", "panda": "panda bear", "banana": "yellow banana",
+}  # fmt: skip
+"""Another word for some concepts: colours of things must not be taken for colours of backgrounds."""
+
 _WIDE_CATEGORIES = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 
 _ODD_PLURALS = {
