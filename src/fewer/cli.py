@@ -143,6 +143,12 @@ VERBS: dict[str, Verb] = {
         "train_autoencoder_command",
         "a deep compression autoencoder on your own pictures, in three phases",
     ),
+    "train class-conditional": Verb(
+        "fewer.generate.command_train_class_conditional",
+        "TrainClassConditionalRequest",
+        "train_class_conditional_command",
+        "pictures of classes from labelled pictures, with weights that follow the class (CAN)",
+    ),
 }
 
 EXIT_INTERRUPTED = 130

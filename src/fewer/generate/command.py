@@ -13,6 +13,7 @@ from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError
 from fewer.core.files import safe_name
 from fewer.core.progress import Progress
+from fewer.generate.class_pictures import draw_classes, is_class_conditional
 from fewer.generate.picture import Picture, read_request, repeat
 from fewer.generate.request import GenerateRequest
 
@@ -39,10 +40,14 @@ class GenerateCommand(GenerateRequest):
     """The same choice with 4-bit weights and activations (svdquant) beside the formats."""
     devices: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs that draw one picture together."""
+    class_name: Annotated[str, Field(max_length=1000)] = ""
+    """What to draw with a model of `fewer train class-conditional`: one of its classes, or a number."""
 
 
 def generate_command(request: GenerateCommand, progress: Progress) -> dict[str, object]:
     """Draws and saves each picture as soon as it is done, so that stopping keeps what is finished."""
+    if request.class_name or is_class_conditional(Path(request.model)):
+        return draw_classes(request, progress)
     wanted, dtype = _resolve(request)
     targets = _targets(request.output, wanted.singles())
 

@@ -16,6 +16,7 @@ _PUBLIC = {
     "pack_h8": "fewer.kernels.h8",
     "int8_linear": "fewer.kernels.h8",
     "depthwise_gated": "fewer.kernels.depthwise",
+    "depthwise_per_sample": "fewer.kernels.depthwise_per_sample",
     "upsample_add": "fewer.kernels.resample",
 }
 

@@ -1,0 +1,61 @@
+"""From settings to a network, static or condition-aware."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewer.core.device import isolated_randomness
+from fewer.generate.conditional.cat import CaT
+from fewer.generate.conditional.condition import (
+    ConditionAware,
+    ConditionPlan,
+    ModelCondition,
+    condition_aware,
+)
+from fewer.generate.conditional.dit import DiT
+from fewer.generate.conditional.params import ClassConditionalParams
+from fewer.generate.conditional.u_vit import UViT
+
+
+class ClassConditional(Protocol):
+    """What training and sampling need of a network."""
+
+    def __call__(self, latents: Tensor, timestep: Tensor, labels: Tensor) -> Tensor: ...
+
+
+def build_static(params: ClassConditionalParams) -> DiT | UViT | CaT:
+    """The network without generated weights. Raises `ConfigError` for contradictions."""
+    return {"dit": DiT, "u-vit": UViT, "cat": CaT}[params.architecture](params)
+
+
+def build(params: ClassConditionalParams, plan: ConditionPlan | None, seed: int) -> nn.Module:
+    """A new network, condition-aware where there is a plan; same seed, same static weights in either case."""
+    with isolated_randomness(seed):
+        static = build_static(params)
+        _xavier(static)
+        if plan is None:
+            return static
+        return condition_aware(static, plan, ModelCondition(), params.width)
+
+
+@torch.no_grad()
+def _xavier(model: nn.Module) -> None:
+    """Linear layers of the blocks as in DiT: Xavier-uniform, no bias; zero layers stay zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and bool(module.weight.any()):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def plan_of(model: nn.Module) -> ConditionPlan | None:
+    """The plan of a condition-aware network, none of a static one."""
+    return model.plan if isinstance(model, ConditionAware) else None
+
+
+def params_of(model: nn.Module) -> ClassConditionalParams:
+    """The shape of a network, static or not."""
+    base = model.base if isinstance(model, ConditionAware) else model
+    assert isinstance(base, DiT | UViT | CaT)
+    return base.params
