@@ -32,7 +32,7 @@ def test_every_caption_names_its_concepts_and_the_full_ones_tell_all(vocabulary)
         for caption in captions_of(drawn):
             assert caption.text == caption.text.lower().strip() and "{" not in caption.text
             assert all(word[:3] in caption.text for word in drawn.concepts)  # also with an alias
-            told = (drawn.style in caption.text) + (drawn.colour in caption.text)
+            told = (drawn.style in caption.text) + (f"{drawn.colour} background" in caption.text)
             assert caption.score == pytest.approx(25 + 5 * (1 + told) / 3)
 
 
