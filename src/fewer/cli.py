@@ -44,6 +44,9 @@ VERBS: dict[str, Verb] = {
         "train_lora_command",
         "an adapter that teaches a model a subject or a style from a few pictures",
     ),
+    "bench": Verb(
+        "fewer.bench", "BenchRequest", "bench_command", "the published figures, each with its peer"
+    ),
     "convert": Verb(
         "fewer.quantize.command_convert", "ConvertRequest", "convert_command", "checkpoints from form to form"
     ),

@@ -210,3 +210,13 @@ def test_weights_that_give_nan_are_an_error_and_no_picture(pipeline_folder):
 def test_options_are_the_fields_of_the_request(pipe):
     assert pipe("a cat", steps=1, size=64).images[0].size == (64, 64)
     assert json.loads(json.dumps(pipe.complete(request()).steps)) == 2
+
+
+def test_the_engine_draws_the_same_pictures(pipe: TextToImage, pipeline_folder) -> None:
+    fast = TextToImage.load(pipeline_folder, device="cpu")
+    kind = type(fast.transformer)
+    assert type(fast.accelerate().transformer) is kind, "a CPU gains nothing"
+    assert type(fast.accelerate(anywhere=True).transformer) is not kind
+    for wanted in (request(count=2), request(width=40, height=24, seed=5), request(guidance=1.0)):
+        for one, other in zip(finished(pipe, wanted), finished(fast, wanted), strict=True):
+            assert difference(one.picture.image, other.picture.image) <= 1

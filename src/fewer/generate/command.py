@@ -64,7 +64,7 @@ def generate_command(request: GenerateCommand, progress: Progress) -> dict[str, 
     loaded = time.perf_counter()
     drawn: list[dict[str, object]] = []
     try:
-        for event in pipe.iterate(wanted):
+        for event in pipe.accelerate().iterate(wanted):
             if isinstance(event, Denoised):
                 if event.step.index == 0:
                     what = f"picture {event.index + 1} of {event.total}" if event.total > 1 else "picture"

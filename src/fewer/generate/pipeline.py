@@ -141,6 +141,18 @@ class TextToImage:
                 finished.append(event.picture)
         return Pictures(tuple(finished))
 
+    def accelerate(self, *, anywhere: bool = False) -> "TextToImage":
+        """Lets the engine run both networks from now on, on a GPU (`anywhere`: on a CPU too, for tests).
+
+        Quantize before; networks that are spread over devices stay as they are. Returns itself.
+        """
+        if anywhere or self.transformer.proj_out.weight.is_cuda:
+            from fewer.generate.engine import accelerate
+
+            self.transformer = accelerate(self.transformer, graphs=True if anywhere else None)
+            self.autoencoder = accelerate(self.autoencoder)
+        return self
+
     @torch.inference_mode()
     def iterate(self, request: GenerateRequest) -> Iterator[Denoised | Finished]:
         """Draws picture after picture, each alone: what it looks like never depends on its neighbours."""

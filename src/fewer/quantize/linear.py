@@ -4,6 +4,9 @@ Its forward is the exact reference: it rounds the input as the format says, mult
 and adds the 16-bit branch, in fp32, on any device. A fused kernel may replace `reference_product` alone.
 """
 
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +22,10 @@ from fewer.quantize.formats import (
     round_activations,
 )
 from fewer.quantize.layer import QuantizedLayer, pack_halves, unpack_halves
+
+if TYPE_CHECKING:
+    from fewer.kernels.scratch import WeightScratch
+    from fewer.quantize.fused import FusedH8
 
 
 class QuantizedLinear(nn.Module):
@@ -97,6 +104,20 @@ class QuantizedLinear(nn.Module):
         outputs = product(self, rows).to(inputs.dtype)
         outputs = outputs.reshape(*moved.shape[:-1], self.out_features)
         return outputs.movedim(-1, 1) if self.channels_first else outputs
+
+    def fusion_key(self) -> Hashable:
+        """Changes whenever a product made by `fuse` no longer stands for this layer."""
+        from fewer.quantize.fused import fusion_key
+
+        return fusion_key(self)
+
+    def fuse(
+        self, others: Sequence["QuantizedLinear"], scratch: "WeightScratch", dtype: torch.dtype, *, keep: bool
+    ) -> "FusedH8 | None":
+        """This layer and `others` that read the same rows as one product for the engine; see `fused.py`."""
+        from fewer.quantize.fused import fuse
+
+        return fuse((self, *others), scratch, dtype, keep=keep)
 
     def extra_repr(self) -> str:
         rank = 0 if self.low_down is None else self.low_down.shape[0]

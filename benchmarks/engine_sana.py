@@ -1,0 +1,184 @@
+"""Sana, one denoising step with guidance and 20 steps with decoding: diffusers three ways, us three ways.
+
+runs on: gpu. Random weights of the published shapes, the same in every contender; batch 2, 300 text tokens.
+The h8 contender rounds the same weights without calibration: its time is real, its error is an upper bound.
+Run: python benchmarks/engine_sana.py [--tiny --device cpu] [--output FILE.json]
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from four_bits import sana_in_h8
+from stopwatch import (
+    PEAK_BF16,
+    PEAK_INT8,
+    Figures,
+    captured,
+    contest,
+    finish,
+    measure,
+    needs_gpu,
+    options,
+    ratios,
+    relative_error,
+    weight_gib,
+)  # fmt: skip
+from torch import Tensor
+
+from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig, published_config
+from fewer.generate.engine import accelerate
+from fewer.generate.sampling import Guidance, guided_velocity, sample
+from fewer.generate.transformer import SanaParams, SanaTransformer, initialise, published
+from fewer.generate.transformer.formats import write_params
+
+# One forward of batch 1 with 300 text tokens, in 10^12 multiply-adds (specs of the paper's models).
+MACS = {("sana-0.6b-1024", 1024): 0.561, ("sana-0.6b-1024", 2048): 2.173, ("sana-0.6b-1024", 4096): 8.619,
+        ("sana-1.6b-1024", 1024): 1.483, ("sana-1.6b-1024", 4096): 22.78}  # fmt: skip
+DECODE_FLOP = {1024: 8.36e12, 2048: 33.4e12, 4096: 133.7e12}
+TINY = SanaParams(
+    in_channels=4, out_channels=4, heads=4, head_dim=16, depth=2, cross_heads=4, cross_head_dim=16,
+    caption_channels=12, sample_size=4,
+)  # fmt: skip
+TINY_AUTOENCODER = DCAutoencoderConfig(
+    latent_channels=4, attention_head_dim=8,
+    encoder_block_out_channels=(8, 16), decoder_block_out_channels=(8, 16),
+    encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), ()),
+    decoder_qkv_multiscales=((), ()),
+)  # fmt: skip
+
+
+class Scene:
+    """A model, its inputs for one size, and the ways to run it."""
+
+    def __init__(self, params: SanaParams, side: int, length: int, given) -> None:
+        self.device, self.runs = given.device, given.runs
+        self.dtype = torch.bfloat16 if given.device.startswith("cuda") else torch.float32
+        generator = torch.Generator().manual_seed(0)
+        model = initialise(SanaTransformer(params), generator, zero_output=False).eval()
+        self.params, self.model = params, model.to(self.device, self.dtype)
+        self.latents = torch.randn(2, params.in_channels, side, side, generator=generator).to(
+            self.device, self.dtype
+        )
+        text = torch.randn(2, length, params.caption_channels, generator=generator)
+        self.text = text.to(self.device, self.dtype)
+        self.times = torch.full((2,), 500.0, device=self.device)
+
+    def diffusers(self) -> Callable[[], Tensor]:
+        from diffusers import SanaTransformer2DModel
+
+        facts = {k: v for k, v in write_params(self.params).items() if not k.startswith("_")}
+        peer = SanaTransformer2DModel(**facts).to(self.device, self.dtype).eval()
+        peer.load_state_dict(self.model.state_dict())
+        mask = torch.ones(self.text.shape[:2], device=self.device, dtype=self.dtype)
+        return lambda: peer(self.latents, self.text, self.times, encoder_attention_mask=mask)[0]
+
+    def diffusers_compiled(self) -> Callable[[], Tensor]:
+        return torch.compile(self.diffusers(), dynamic=False)
+
+    def ours(self, model: SanaTransformer) -> Callable[[], Tensor]:
+        prepared = model.prepare(self.text)
+        return lambda: model.denoise(self.latents, self.times, prepared)
+
+    def h8(self, keep: bool) -> SanaTransformer:
+        quantized = sana_in_h8(copy.deepcopy(self.model))
+        return accelerate(quantized, "svdquant", keep_expanded=keep)
+
+    def row(self, build: Callable[[], Callable[[], Tensor]], graph: bool = False) -> Figures:
+        call = build()
+        timed = captured(call, self.device) if graph else call
+        facts = measure(timed, self.device, self.runs)
+        facts["relative_error"] = relative_error(call(), self.ours(self.model)())
+        return facts
+
+    def step(self) -> dict[str, Callable[[], Figures]]:
+        def fused() -> SanaTransformer:
+            return accelerate(self.model)
+
+        return {
+            "bf16 diffusers eager": lambda: self.row(self.diffusers),
+            "bf16 diffusers compiled": needs_gpu(self.device, lambda: self.row(self.diffusers_compiled)),
+            "bf16 diffusers compiled + graph": needs_gpu(
+                self.device, lambda: self.row(self.diffusers_compiled, graph=True)
+            ),
+            "bf16 fewer plain": lambda: self.row(lambda: self.ours(self.model)),
+            "bf16 fewer engine without graph": lambda: self.row(
+                lambda: self.ours(accelerate(self.model, graphs=False))
+            ),
+            "bf16 fewer engine": lambda: self.row(lambda: self.ours(fused())),
+            "h8 fewer engine": lambda: {
+                **self.row(lambda: self.ours(self.h8(False))), "weights_gib": weight_gib(self.h8(False)),
+            },
+            "h8 fewer engine, weights kept as int8": lambda: self.row(lambda: self.ours(self.h8(True))),
+        }  # fmt: skip
+
+    def picture(self, autoencoder: DCAutoencoder, tile: int | None) -> dict[str, Callable[[], Figures]]:
+        fast_decoder = accelerate(autoencoder)
+
+        def whole(model: SanaTransformer, decoder: DCAutoencoder) -> Callable[[], Tensor]:
+            prepared, first = model.prepare(self.text), model.prepare(self.text[:1])
+
+            def evaluator(text):
+                def velocity(latents: Tensor, timestep: float) -> Tensor:
+                    times = torch.full((len(latents),), timestep, device=latents.device)
+                    return model.denoise(latents.to(self.dtype), times, text)
+
+                return velocity
+
+            def run() -> Tensor:
+                guided = guided_velocity(evaluator(first), evaluator(prepared), Guidance(scale=4.5))
+                for step in sample(guided, self.latents[:1].float(), 2 if self.runs < 20 else 20):
+                    latents = step.latents
+                return decoder.decode(latents.to(self.dtype), tile=tile)
+
+            return run
+
+        def row(build: Callable[[], SanaTransformer], decoder: DCAutoencoder) -> Figures:
+            call = whole(build(), decoder)
+            facts, found = measure(call, self.device, self.runs), call()
+            expected = whole(self.model, autoencoder)()
+            error = (found.float() - expected.float()).square().mean().clamp(min=1e-12)
+            facts["psnr_against_plain"] = (10 * torch.log10(4 / error)).item()
+            facts["same_bytes_again"] = torch.equal(found, call())
+            return facts
+
+        return {
+            "bf16 fewer plain": lambda: row(lambda: self.model, autoencoder),
+            "bf16 fewer engine": lambda: row(lambda: accelerate(self.model), fast_decoder),
+            "h8 fewer engine": lambda: row(lambda: self.h8(False), fast_decoder),
+        }
+
+
+@torch.no_grad()
+def main() -> None:
+    given = options("engine_sana")
+    results: dict[str, object] = {}
+    wanted = [("sana-0.6b-1024", 1024), ("sana-1.6b-1024", 1024), ("sana-0.6b-1024", 4096)]
+    for name, pixels in [("tiny", 4)] if given.tiny else wanted:
+        params = TINY if given.tiny else replace(published(name), interpolation_scale=None)
+        scene = Scene(params, 4 if given.tiny else pixels // 32, 5 if given.tiny else 300, given)
+        flop = 4 * MACS.get((name, pixels), 0.0) * 1e12  # batch 2, two operations a multiply-add
+        floors = {"bf16": 1e3 * flop / PEAK_BF16, "h8": 1e3 * flop / PEAK_INT8}
+        rows = contest(scene.step(), floors, given.only)
+        results[f"{name} {pixels} px, one step"] = {
+            "contenders": rows, "floor_ms": floors,
+            "times_as_long_as_bf16_engine": ratios(rows, "bf16 fewer engine"),
+            "times_as_long_as_h8_engine": ratios(rows, "h8 fewer engine"),
+        }  # fmt: skip
+        if name != "sana-1.6b-1024":
+            config = TINY_AUTOENCODER if given.tiny else published_config("f32c32-sana")
+            torch.manual_seed(0)
+            autoencoder = DCAutoencoder(config).eval().to(given.device, scene.dtype)
+            decode = DECODE_FLOP.get(pixels, 0.0) / PEAK_BF16
+            floors = {kind: 20 * floor + 1e3 * decode for kind, floor in floors.items()}
+            rows = contest(scene.picture(autoencoder, 1024 if pixels == 4096 else None), floors, given.only)
+            results[f"{name} {pixels} px, 20 steps and decode"] = {
+                "contenders": rows, "floor_ms": floors,
+                "times_as_long_as_bf16_engine": ratios(rows, "bf16 fewer engine"),
+            }  # fmt: skip
+    finish("engine_sana", results, given)
+
+
+if __name__ == "__main__":
+    main()

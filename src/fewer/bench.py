@@ -1,0 +1,121 @@
+"""`fewer bench NAME`: runs one script of `benchmarks/` and hands on the JSON that it writes.
+
+The scripts live beside the package in a checkout, not in the wheel: a figure and its peer belong to a clone.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import ConfigDict, Field
+
+from fewer.core.errors import ConfigError, FewerError, FileError
+from fewer.core.files import read_json, write_json
+from fewer.core.progress import Progress
+
+NAMES = {
+    "sana": "engine_sana",
+    "linear": "engine_linear",
+    "decode": "engine_decode",
+    "flux-block": "engine_flux_block",
+    "parallel": "scaling",
+}
+"""Short names; any other name is that of a script without its ending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRequest:
+    """Which figures to measure."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: tyro.conf.Positional[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]]
+    """sana, linear, decode, flux-block, parallel, or a script in benchmarks/ without .py."""
+    output: Path | None = None
+    """Where to write the figures as JSON, beside benchmarks/results."""
+    tiny: bool = False
+    """A dry run with small shapes (engine scripts: sana, linear, decode, flux-block)."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """Where the engine scripts compute."""
+    only: str = ""
+    """Of the engine scripts' contenders, those whose name contains this."""
+    folder: Path | None = None
+    """The folder of the scripts, in place of the checkout's."""
+
+
+def bench_command(request: BenchRequest, progress: Progress) -> dict[str, object]:
+    """Runs the script in a process of its own, with this Python, and returns what it wrote.
+
+    Raises `FileError` where there is no such script, `ConfigError` for an option it does not take, and
+    `FewerError` with the script's last words if it fails.
+    """
+    folder = request.folder or _folder()
+    script = folder / f"{NAMES.get(request.name, request.name.replace('-', '_'))}.py"
+    if not script.is_file():
+        known = sorted({*NAMES, *(path.stem for path in folder.glob("*.py"))})
+        raise FileError(
+            f"no benchmark is called {request.name!r}; there are {', '.join(known)}", missing=True
+        )
+    options = _options(request, script)
+    progress.say(f"running {script.name}; its contenders appear as they finish")
+    with tempfile.TemporaryDirectory() as place:
+        target = Path(place) / "figures.json"
+        engine = "engine_" in script.stem
+        before = _written(folder / "results")
+        words = [sys.executable, str(script), *options, *(["--output", str(target)] if engine else [])]
+        # The script's own lines go to standard error, so that --json keeps standard output to itself.
+        run = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        if run.returncode:
+            raise FewerError(f"{script.name} ended with code {run.returncode}; its last words stand above")
+        found = [target] if engine else _newer(folder / "results", before)
+        figures = {path.stem: read_json(path) for path in found}
+    result: dict[str, object] = figures["figures"] if engine else figures or _last_json(run.stdout)
+    if request.output is not None:
+        write_json(request.output, result)
+    return {"name": request.name, "script": script.name, "output": _text(request.output), "figures": result}
+
+
+def _options(request: BenchRequest, script: Path) -> list[str]:
+    given = ["--tiny"] if request.tiny else []
+    given += ["--device", request.device] if request.device != "auto" else []
+    given += ["--only", request.only] if request.only else []
+    if given and "engine_" not in script.stem:
+        raise ConfigError(f"{script.name} takes no {given[0]}; only sana, linear, decode and flux-block do")
+    return given
+
+
+def _folder() -> Path:
+    for place in (Path(__file__).parents[2], Path.cwd()):
+        if (place / "benchmarks" / "README.md").is_file():
+            return place / "benchmarks"
+    raise FileError(
+        "the benchmark scripts are not beside this installation; run from a clone of the repository, or name "
+        "their folder with --folder",
+        missing=True,
+    )
+
+
+def _written(results: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+
+
+def _newer(results: Path, before: dict[Path, int]) -> list[Path]:
+    return sorted(path for path, when in _written(results).items() if before.get(path) != when)
+
+
+def _last_json(text: str) -> dict[str, object]:
+    """What a script printed, if it was one JSON object."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return {"printed": text[-4000:]}
+    return found if isinstance(found, dict) else {"printed": found}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

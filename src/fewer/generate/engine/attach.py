@@ -1,0 +1,61 @@
+"""`accelerate`: a network of ours becomes the same network run by the engine.
+
+Kernels do the work on any device: on a CPU they are their own references, so there the result can be checked
+but is not faster. On a GPU without Triton nothing is changed.
+"""
+
+import importlib.util
+import logging
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from fewer.core.errors import ConfigError
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.transformer.sana import SanaTransformer
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["unchanged", "bf16", "svdquant"]
+M = TypeVar("M", bound=nn.Module)
+
+
+@torch.inference_mode(False)
+def accelerate(
+    module: M,
+    precision: Precision = "unchanged",
+    *,
+    graphs: bool | None = None,
+    keep_expanded: bool = False,
+) -> M:
+    """The module through fused kernels, with the same tensors, names and (up to rounding) results.
+
+    Takes a `SanaTransformer` (16 bits, or quantized by `fewer.quantize`) or a `DCAutoencoder`. Anything else,
+    and anything already accelerated or spread over devices, comes back as it is. "bf16" converts the module
+    in place first; "svdquant" insists that it holds 4-bit layers. `graphs`: None captures steps in CUDA
+    graphs on a GPU. `keep_expanded` keeps 4-bit weights as int8 in memory, twice as large, to save their
+    expansion in each call. Training still works: with gradients the plain forward runs.
+
+    Raises `ConfigError` for "svdquant" without 4-bit layers.
+    """
+    if precision == "svdquant" and not any(hasattr(layer, "fuse") for layer in module.modules()):
+        raise ConfigError(
+            "precision svdquant needs a model with layers in 4 bits, and this one has none; quantize it "
+            "first (fewer.quantize.quantize, or `fewer quantize`), or take bf16"
+        )
+    if precision == "bf16":
+        module = module.to(torch.bfloat16)
+    first = next(module.parameters(), None)
+    if first is not None and first.is_cuda and importlib.util.find_spec("triton") is None:
+        logger.warning("Triton is not installed, so the engine stays off; pip install triton")
+        return module
+    if type(module) is SanaTransformer:
+        from fewer.generate.engine.sana import FusedSana
+
+        return FusedSana.around(module, keep_expanded=keep_expanded, graphed=graphs)  # pyright: ignore
+    if type(module) is DCAutoencoder:
+        from fewer.generate.engine.autoencoder import fuse_autoencoder
+
+        return fuse_autoencoder(module)  # pyright: ignore[reportReturnType]
+    return module

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from fewer.kernels.norms import modulated_norm
+from fewer.kernels.scratch import WeightScratch
+from fewer.quantize.formats import FORMATS, encode_weight
+from fewer.quantize.fused import FusedH8, fuse, fusion_key, joined_branch
+from fewer.quantize.layer import QuantizedLayer
+from fewer.quantize.linear import Adapter, QuantizedLinear
+
+
+def layer(out: int, dim: int = 128, rank: int = 4, name: str = "h8", **changes: object) -> QuantizedLinear:
+    codes, scales = encode_weight(torch.randn(out, dim), FORMATS[name])
+    values = {
+        "format": name, "shape": (out, dim), "codes": codes, "scales": scales, "bias": torch.randn(out),
+        "down": torch.randn(rank, dim) / dim**0.5, "up": torch.randn(out, rank),
+    }  # fmt: skip
+    return QuantizedLinear(QuantizedLayer(**(values | changes)))
+
+
+def product(layers: list[QuantizedLinear], keep: bool = False) -> FusedH8:
+    fused = fuse(layers, WeightScratch(), torch.float32, keep=keep)
+    assert fused is not None
+    return fused
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("dim", [64, 123, 192])
+def test_it_is_the_layer_with_everything_around_it(dim: int, keep: bool) -> None:
+    torch.manual_seed(0)
+    linear = layer(37, dim, smooth=torch.rand(dim) + 0.5)
+    batch, tokens = 2, 5
+    rows, shift, scale = torch.randn(batch * tokens, dim), torch.randn(batch, dim), torch.randn(batch, dim)
+    gate, residual = torch.randn(batch, 37), torch.randn(batch * tokens, 37)
+    normed = modulated_norm(rows.view(batch, tokens, dim), shift, scale)
+    inner = torch.nn.functional.silu(linear(normed))
+    expected = (residual.view(batch, tokens, 37) + gate[:, None] * inner).flatten(0, 1)
+    fused = product([linear], keep)
+    found = fused(rows, shift=shift, scale=scale, silu=True, gate=gate, residual=residual)
+    assert (found - expected).norm() < 2e-3 * expected.norm()
+    assert (fused(rows) - linear(rows)).norm() < 1e-5 * linear(rows).norm()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_layers_joined_give_what_they_gave_alone(shared: bool) -> None:
+    torch.manual_seed(0)
+    common = {"down": torch.randn(4, 128)} if shared else {}
+    layers = [layer(5, **common), layer(64, bias=None, **common), layer(1, rank=4, **common)]
+    rows = torch.randn(7, 128)
+    alone = torch.cat([one(rows) for one in layers], dim=1)
+    fused = product(layers)
+    assert fused.down is not None and fused.down.shape[0] == (4 if shared else 12)
+    assert (fused(rows) - alone).norm() < 1e-5 * alone.norm()
+    assert torch.equal(torch.cat([one(rows) for one in layers], dim=1), alone)
+    assert len({one.codes.untyped_storage().data_ptr() for one in layers}) == 1
+
+
+def test_one_layer_without_a_branch_beside_one_with() -> None:
+    torch.manual_seed(0)
+    layers = [layer(5), layer(6, down=None, up=None), layer(7)]
+    rows = torch.randn(3, 128)
+    alone = torch.cat([one(rows) for one in layers], dim=1)
+    assert (product(layers)(rows) - alone).norm() < 1e-5 * alone.norm()
+    assert joined_branch([layers[1]]) == (None, None)
+
+
+def test_what_does_not_fit_is_left_to_the_plain_layer() -> None:
+    pairs = [
+        [layer(5, name="int4")],
+        [layer(5), layer(5, dim=64)],
+        [layer(5), layer(5, smooth=torch.ones(128))],
+        [layer(5, smooth=torch.full((128,), 2.0)), layer(5, smooth=torch.ones(128))],
+    ]
+    assert all(fuse(pair, WeightScratch(), torch.float32) is None for pair in pairs)
+
+
+def test_the_key_changes_with_an_adapters_strength() -> None:
+    linear = layer(5)
+    linear.adapters["a"] = Adapter(torch.zeros(2, 128), torch.zeros(5, 2), 1.0)
+    before = fusion_key(linear)
+    assert linear.fusion_key() == before
+    linear.adapters["a"].strength = 0.5
+    assert fusion_key(linear) != before
+
+
+def test_no_rows() -> None:
+    assert product([layer(5)])(torch.zeros(0, 128)).shape == (0, 5)
