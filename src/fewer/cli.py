@@ -125,6 +125,12 @@ VERBS: dict[str, Verb] = {
         "semi_supervised_command",
         "a classifier from a few labels and many pictures without",
     ),
+    "learn invariant": Verb(
+        "fewer.learn.command_invariant",
+        "InvariantRequest",
+        "invariant_command",
+        "a classifier for domains it has never seen, beside plain training",
+    ),
     "learn predict": Verb(
         "fewer.learn.command_predict", "PredictRequest", "predict_command", "the classes of pictures"
     ),

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from fewer.core.device import isolated_randomness
 from fewer.core.errors import ConfigError
+from fewer.learn.group_network import GroupCNN
 from fewer.learn.residual_networks import ResNet18, WideResNet
 
-NetworkName = Literal["small-cnn", "convnet-3", "wrn-28-2", "wrn-28-8", "resnet-18", "mlp", "vit"]
+NetworkName = Literal[
+    "small-cnn", "convnet-3", "wrn-28-2", "wrn-28-8", "resnet-18", "mlp", "group-cnn", "vit"
+]
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "leaky", "sigmoid"]
 Pooling = Literal["average", "max", "none"]
@@ -57,6 +60,8 @@ def build_network(plan: NetworkPlan, seed: int = 0, folder: str | None = None) -
                 return ResNet18(plan.channels, plan.classes)
             case "mlp":
                 return MLP(plan.channels, plan.classes, size)
+            case "group-cnn":
+                return GroupCNN(plan.channels, plan.classes)
             case "vit":
                 from fewer.learn.vision_transformer import load_vision_transformer
 

@@ -1,0 +1,171 @@
+"""`fewer learn invariant`: train on all domains but one, beside plain training on the same batches."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from fewer.core.config import validate
+from fewer.core.device import DeviceName
+from fewer.core.errors import ConfigError
+from fewer.core.files import write_bytes, write_json
+from fewer.core.progress import Progress
+from fewer.learn.domains.images import Domains, load_domains
+from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod, mask_policy
+from fewer.learn.domains.protocol import Selection
+from fewer.learn.domains.report import report_page
+from fewer.learn.domains.sweep import Job, collect, run_sweep, sweep_jobs
+from fewer.learn.domains.tables import (
+    Difference,
+    accuracy_table,
+    differences,
+    latex_table,
+    paired_difference,
+)
+from fewer.learn.networks import NetworkName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvariantRequest:
+    """Train a classifier for domains it has never seen, and say whether that beats plain training."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore
+
+    data: Path
+    """Folder domain/class/*.png, a folder of sheets like data/emoji-styles, or an MNIST file with --make."""
+    target: str
+    """The domain to hold out, or `all` for each in turn."""
+    output: Path
+    """Folder for runs, models, tables and the report."""
+    make: Literal["colored-mnist", "rotated-mnist"] | None = None
+    """Make domains from the digits of an MNIST file (.npz or …images-idx3-ubyte[.gz])."""
+    task: Literal["group8", "subgroup", "identity"] = "group8"
+    """Classes of a folder of sheets."""
+    base: BaseName = "erm"
+    """The objective."""
+    method: MaskMethod = "evil"
+    """Who decides which weights stay."""
+    mode: Literal["faithful", "extended", "tmllab"] = "faithful"
+    """EVIL as described, with domain gradients on both sides, or as in the released code."""
+    baseline: bool = True
+    """Also train densely with the same base, seeds and batches, and compare."""
+    controls: tuple[MaskMethod, ...] = ()
+    """Further masks to compare, such as rigl random magnitude."""
+    density: float = 0.6
+    """Share of kept weights in each masked layer."""
+    network: NetworkName = "group-cnn"
+    """The classifier."""
+    image_size: Annotated[int, Field(ge=8, le=512)] | None = None
+    """Resize all pictures to this side."""
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    """Optimizer steps of a run."""
+    batch: Annotated[int, Field(ge=1, le=4096)] = 24
+    """Pictures of each source domain a step."""
+    rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    """Adam's learning rate."""
+    augment: bool = False
+    """Shift and mirror the training pictures."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Runs with seed, seed + 1, ...; three or more give intervals."""
+    draws: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Hyperparameter draws for each method; the first is the settings as given."""
+    selection: Selection = "training-domain"
+    """Rule that picks a draw: best on the sources, on sources left out in turn, or on the target (oracle)."""
+    settings: dict[str, object] | None = None
+    """Further settings of the plan (alpha, delta, accumulation, drop, score, …); in a --config file."""
+    resume: bool = False
+    """Go on where an interrupted run into the same output folder stopped."""
+    seed: Annotated[int, Field(ge=0, le=2**62)] = 0
+    """Decides splits, weights and batches."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+
+
+def invariant_command(request: InvariantRequest, progress: Progress) -> dict[str, object]:
+    """Writes runs/, results.json, table.tex and report.html into the output folder."""
+    plans = plans_of(request)
+    domains = read_domains(request)
+    for note in domains.notes:
+        progress.say(f"note: {note}")
+    if request.draws == 1 and request.selection != "training-domain":
+        progress.say(f"note: with one draw --selection {request.selection} has nothing to choose between")
+    targets = list(domains.names) if request.target == "all" else [request.target]
+    seeds = [request.seed + k for k in range(request.seeds)]
+    jobs = sweep_jobs(domains, plans, targets, seeds, request.draws, request.selection)
+    runs = list(run_sweep(domains, jobs, request.output / "runs", resume=request.resume, progress=progress))
+    return _answer(request, domains, runs, next(iter(plans)))
+
+
+def plans_of(request: InvariantRequest) -> dict[str, InvariantPlan]:
+    """Name of the table's row -> plan; the method asked for comes first, the dense base last.
+
+    Raises `ConfigError` for unknown settings, a bad density or an impossible schedule.
+    """
+    shared = set(InvariantPlan.__dataclass_fields__) & set(request.__dataclass_fields__)
+    extra = request.settings or {}
+    twice = sorted(set(extra) & shared)
+    if twice:
+        raise ConfigError(f"settings repeats {', '.join(twice)}, which are options of their own")
+    plan = validate(InvariantPlan, {**{name: getattr(request, name) for name in shared}, **extra})
+    mask_policy(plan)
+    methods = dict.fromkeys([plan.method, *request.controls, *(("none",) if request.baseline else ())])
+    return {row_name(replace(plan, method=m)): replace(plan, method=m) for m in methods}
+
+
+def row_name(plan: InvariantPlan) -> str:
+    """`erm`, `erm + evil`, `erm + evil (extended)`."""
+    if plan.method == "none":
+        return plan.base
+    mode = f" ({plan.mode})" if plan.method == "evil" and plan.mode != "faithful" else ""
+    return f"{plan.base} + {plan.method}{mode}"
+
+
+def read_domains(request: InvariantRequest) -> Domains:
+    """The data that a request names."""
+    if request.make is None:
+        return load_domains(request.data, size=request.image_size, task=request.task)
+    from fewer.learn.domains.digits import colored_mnist, read_mnist, rotated_mnist
+
+    make = colored_mnist if request.make == "colored-mnist" else rotated_mnist
+    return make(read_mnist(request.data), size=request.image_size)
+
+
+def _answer(
+    request: InvariantRequest, domains: Domains, runs: list[tuple[Job, dict]], ours: str
+) -> dict[str, object]:
+    accuracies = collect(domains, runs, request.selection)
+    table = accuracy_table(accuracies)
+    reference = request.base if request.base in accuracies else ours
+    verdicts: dict[str, Difference] = {
+        method: paired_difference(differences(accuracies, method, reference))
+        for method in accuracies
+        if method != reference
+    }
+    layers = {job.method: done["layers"] for job, done in reversed(runs) if not job.left_out}
+    budget = f"{len(runs)} runs, {request.draws} draw(s) a method, {request.seeds} seed(s)"
+    facts = {k: v for k, v in asdict(request).items() if k not in ("data", "output")} | {"budget": budget}
+    facts["seconds"] = round(sum(done["seconds"] for _, done in runs), 1)
+    output = request.output
+    page = report_page(domains.name, table, verdicts, reference, layers, facts, domains.notes)
+    write_bytes(output / "report.html", page.encode())
+    caption = f"Accuracy on the held-out domain of {domains.name}, {request.selection} selection"
+    write_bytes(output / "table.tex", latex_table(table, caption).encode())
+    answer: dict[str, object] = {
+        "accuracy": table[ours]["average"].mean / 100,
+        "method": ours,
+        "selection": request.selection,
+        "table": {m: {t: asdict(c) for t, c in row.items()} for m, row in table.items()},
+        "points_over_baseline": {m: d.as_dict() for m, d in verdicts.items()},
+        "verdict": "; ".join(d.sentence(m, reference) for m, d in verdicts.items()),
+        "budget": budget,
+        "seconds": facts["seconds"],
+        "output": str(output),
+        "report": str(output / "report.html"),
+    }
+    first = next(done for job, done in runs if job.method == ours and not job.left_out)
+    answer["density"] = first["figures"]["density"]
+    write_json(output / "results.json", {**answer, "accuracies": accuracies, "layers": layers})
+    return answer

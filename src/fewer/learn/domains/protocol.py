@@ -1,0 +1,131 @@
+"""DomainBed's protocol (arXiv 2007.01434): splits, hyperparameter draws, and three rules of model selection.
+
+A record is what one evaluation leaves behind: `step` and, for each domain number, `env<i>_in_acc` and
+`env<i>_out_acc`. A run is its records in order of steps. All functions here are pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from fewer.core.device import seeded
+from fewer.core.errors import DataError
+from fewer.learn.domains.images import Domains
+from fewer.learn.domains.plan import InvariantPlan
+
+Selection = Literal["training-domain", "leave-one-out", "oracle"]
+Record = Mapping[str, float]
+Rows = Int64[Tensor, " _"]
+
+
+def split_domain(domains: Domains, env: int, holdout: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows of domain `env` for training ("in") and for validation ("out"), seeded by (seed, env).
+
+    Where objects appear in several domains they are split by object, with one draw for all domains, and
+    unseen objects are in neither part. Raises `DataError` when a part would be empty.
+    """
+    count = len(domains.images[env])
+    if domains.objects is None:
+        order = torch.randperm(count, generator=seeded(seed, 51, env))
+        cut = int(holdout * count)
+        inside, outside = order[cut:].sort().values, order[:cut].sort().values
+    else:
+        known = domains.objects[env].unique()
+        drawn = known[torch.randperm(len(known), generator=seeded(seed, 51))[: int(holdout * len(known))]]
+        held = torch.isin(domains.objects[env], drawn)
+        usable = torch.ones(count, dtype=torch.bool) if domains.unseen is None else ~domains.unseen[env]
+        inside = torch.nonzero(usable & ~held).flatten()
+        outside = torch.nonzero(usable & held).flatten()
+    if len(inside) == 0 or len(outside) == 0:
+        raise DataError(
+            f"domain {domains.names[env]!r} has {count} pictures: holdout {holdout:g} leaves one part empty"
+        )
+    return inside, outside
+
+
+def source_validation(record: Record, held: Sequence[int]) -> float:
+    """Mean "out" accuracy over the source domains: all but those in `held`."""
+    sources = [
+        value
+        for key, value in record.items()
+        if key.endswith("_out_acc") and int(key[3 : -len("_out_acc")]) not in held
+    ]
+    if not sources:
+        raise DataError("the record holds no accuracy of a source domain")
+    return float(np.mean(sources))
+
+
+def best_record(run: Sequence[Record], held: Sequence[int], rule: Selection) -> Record:
+    """The checkpoint of one run that a rule picks; `held` are the domains that it did not train on.
+
+    training-domain: best source validation (the first of equals), and of a masked run only among
+    checkpoints that have a mask (`masked` is not 0), for the result is meant to be sparse. oracle: the last
+    checkpoint, for the target's labels may choose between runs but not stop one early. leave-one-out
+    chooses between runs only, so it takes training-domain's checkpoint.
+    """
+    if not run:
+        raise DataError("the run holds no evaluation")
+    if rule == "oracle":
+        return max(run, key=lambda record: record["step"])
+    eligible = [record for record in run if record.get("masked", 1.0)] or run
+    return max(eligible, key=lambda record: source_validation(record, held))
+
+
+def run_score(
+    run: Sequence[Record],
+    target: int,
+    rule: Selection,
+    left_out: Mapping[int, Sequence[Record]] | None = None,
+) -> float:
+    """What a rule compares runs by: source validation, target "out" accuracy (oracle), or the mean accuracy
+    on each source domain by a run of the same settings that left it out too (`left_out`: domain -> run)."""
+    if rule == "leave-one-out":
+        if not left_out:
+            raise DataError("leave-one-out selection needs runs that leave out a source domain as well")
+        scores = []
+        for env, inner in left_out.items():
+            best = best_record(inner, [target, env], "training-domain")
+            scores.append((best[f"env{env}_in_acc"] + best[f"env{env}_out_acc"]) / 2)
+        return float(np.mean(scores))
+    record = best_record(run, [target], rule)
+    return record[f"env{target}_out_acc"] if rule == "oracle" else source_validation(record, [target])
+
+
+def reported_accuracy(record: Record, target: int, rule: Selection) -> float:
+    """The figure of the table: new objects where there are such, else the target's "in" accuracy (DomainBed);
+    under the oracle the part that did not choose."""
+    return record.get(f"env{target}_new_acc", record[f"env{target}_in_acc"])
+
+
+def drawn_plan(plan: InvariantPlan, draw: int) -> InvariantPlan:
+    """Draw 0 is the plan itself; draw k varies its hyperparameters, each from a stream of its own seeded by
+    (k, name), so that adding one does not change the others (DomainBed's random search, EVIL's ranges)."""
+    if draw == 0:
+        return plan
+
+    def choose(name: str) -> np.random.Generator:
+        digest = hashlib.sha256(f"{draw}/{name}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+    changes: dict[str, object] = {
+        "rate": float(10 ** choose("rate").uniform(-3.5, -2.5)),
+        "weight_decay": float(10 ** choose("weight_decay").uniform(-6, -2)),
+        "batch": max(2, round(plan.batch * float(2 ** choose("batch").uniform(-1, 1)))),
+    }
+    if plan.method != "none":
+        changes["density"] = round(float(choose("density").integers(1, 10)) / 10, 1)
+    if plan.method in ("evil", "rigl"):
+        changes["alpha"] = round(float(choose("alpha").integers(1, 9)) * 0.05, 2)
+    if plan.base in ("irm", "vrex"):
+        changes["penalty"] = float(10 ** choose("penalty").uniform(-1, 5))
+    if plan.base in ("coral", "mmd"):
+        changes["penalty"] = float(10 ** choose("penalty").uniform(-1, 1))
+    return replace(plan, **changes)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,287 @@
+"""One run: hold a domain out, train on the others under a mask, keep the checkpoint that validates best.
+
+The journey: split every domain (protocol.py) -> rows of each source for each step, the same for every method
+with the same seed -> MaskedTraining.step -> every tenth of the run the accuracy on all domains -> the network
+of the best source validation, with the mask it had, and what each layer lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from fewer.core.checkpoint import latest_checkpoint, save_checkpoint
+from fewer.core.config import validate
+from fewer.core.device import isolated_randomness, pick_device, seeded
+from fewer.core.errors import ConfigError, DataError
+from fewer.core.progress import Progress, SilentProgress
+from fewer.core.tensors import write_tensors
+from fewer.learn.domains.bases import DomainBatch
+from fewer.learn.domains.images import Domains
+from fewer.learn.domains.layers import LayerReport, layer_reports
+from fewer.learn.domains.masks import Masks, density_of, pack_masks
+from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod
+from fewer.learn.domains.protocol import best_record, source_validation, split_domain
+from fewer.learn.domains.training import MaskedTraining
+from fewer.learn.few_labels.augment import weak_view
+from fewer.learn.model_folder import TrainedClassifier
+from fewer.learn.networks import NetworkPlan, build_network
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InvariantResult:
+    """A run's outcome; `model` and `masks` are those of the best source validation."""
+
+    model: TrainedClassifier
+    masks: Masks
+    records: list[dict[str, float]]
+    """One for each evaluation; keys as DomainBed's: step, loss, env<i>_in_acc, env<i>_out_acc, ..."""
+    target: str
+    figures: dict[str, float]
+    """`accuracy` on the target at the chosen checkpoint, `source_validation`, `density`, ..."""
+    layers: list[LayerReport]
+    updates: list[dict[str, float]]
+    """Step, exchanged fraction and changed share of every mask update."""
+    seconds: float
+    plan: InvariantPlan
+    notes: tuple[str, ...] = field(default=())
+
+    def save(self, folder: Path | str) -> None:
+        """The model's folder (masked zeros baked in) and `mask.safetensors`, one bit a weight."""
+        self.model.save(folder)
+        if self.masks:
+            write_tensors(Path(folder) / "mask.safetensors", pack_masks(self.masks), {"kind": "fewer-mask"})
+
+
+def invariant(
+    domains: Domains,
+    target: str,
+    base: BaseName | None = None,
+    method: MaskMethod | None = None,
+    *,
+    plan: InvariantPlan | None = None,
+    left_out: Sequence[str] = (),
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> InvariantResult:
+    """Trains on every domain but `target` (and `left_out`) and reports on the target, whose pictures decide
+    nothing. Two runs with the same seed see the same batches, whatever their method.
+
+    Raises `ConfigError` for an unknown domain or impossible settings, `DataError` for fewer than two source
+    domains. The same plan repeats a run bit for bit on the same CPU, also after a resume.
+
+        from fewer.learn import invariant, load_domains
+        domains = load_domains("data/emoji-styles")
+        result = invariant(domains, "noto", "erm", "evil")
+    """
+    plan = plan or InvariantPlan()
+    changes = {k: v for k, v in (("base", base), ("method", method)) if v is not None}
+    plan = validate(InvariantPlan, replace(plan, **changes))  # pyright: ignore[reportArgumentType]
+    run = _Run(domains, [target, *left_out], plan)
+    progress = progress or SilentProgress()
+    first = run.restore(checkpoints) if resume and checkpoints else 0
+    began = time.monotonic()
+    progress.start(f"{plan.base} {plan.method}, {target} held out", plan.steps - first)
+    try:
+        for step in range(first, plan.steps):
+            figures = run.step(step)
+            progress.advance(1, **figures)
+            if (step + 1) % run.every == 0 or step + 1 == plan.steps:
+                run.evaluate(figures["loss"])
+                if checkpoints:
+                    run.save(checkpoints)
+    finally:
+        progress.stop()
+        if checkpoints and run.training.step_number > first:
+            run.save(checkpoints)  # also after Ctrl-C: --resume goes on from here
+    return run.result(time.monotonic() - began)
+
+
+class _Run:
+    """The parts of one run."""
+
+    def __init__(self, domains: Domains, held: Sequence[str], plan: InvariantPlan) -> None:
+        self.domains, self.plan = domains, plan
+        self.held = [domains.index(name) for name in held]
+        self.sources = [env for env in range(len(domains.names)) if env not in self.held]
+        self.device = pick_device(plan.device)
+        self.every = plan.evaluate_every or max(1, plan.steps // 10)
+        parts = [split_domain(domains, env, plan.holdout, plan.seed) for env in range(len(domains.names))]
+        self.inside = [inside for inside, _ in parts]
+        self.outside = [outside for _, outside in parts]
+        if len(self.sources) < 2:
+            kept = ", ".join(domains.names[env] for env in self.sources) or "none"
+            raise DataError(
+                f"with {', '.join(held)} held out the source domains are: {kept}; at least 2 are needed"
+            )
+        data = domains.images[0]
+        self.network_plan = NetworkPlan(
+            name=plan.network,
+            channels=data.channels,
+            classes=data.classes,
+            height=data.size[0],
+            width=data.size[1],
+        )
+        network = build_network(self.network_plan, plan.seed).to(self.device)
+        self.training = MaskedTraining(network, plan, len(self.sources))
+        self.images = [d.images.permute(0, 3, 1, 2).contiguous().to(self.device) for d in domains.images]
+        self.labels = [d.labels.to(self.device) for d in domains.images]
+        self.mean, self.deviation = self._statistics()
+        self.records: list[dict[str, float]] = []
+        self.best: tuple[dict[str, Tensor], Masks] = ({}, {})
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the source domains' training pictures, each domain counting the same."""
+        pairs = [
+            self.domains.images[env].select(self.inside[env]).mean_and_deviation() for env in self.sources
+        ]
+        means, deviations = torch.stack([m for m, _ in pairs]), torch.stack([d for _, d in pairs])
+        mean = means.mean(0)
+        return mean, (deviations.square() + (means - mean).square()).mean(0).sqrt()
+
+    def step(self, step: int) -> dict[str, float]:
+        with isolated_randomness(int(seeded(self.plan.seed, step, 2).initial_seed()) % 2**32):
+            self.training.network.train()
+            batch = self.batch(seeded(self.plan.seed, step, 0))
+            return self.training.step(batch, seeded(self.plan.seed, step, 1))
+
+    def batch(self, generator: torch.Generator) -> DomainBatch:
+        """The same number of pictures of every source, drawn without replacement where there are enough."""
+        images, labels = [], []
+        for env in self.sources:
+            rows = _draw(self.inside[env], self.plan.batch, generator).to(self.device)
+            pixels = self.images[env][rows]
+            if self.plan.augment:
+                pixels = weak_view(pixels, generator, flip=True)
+            images.append(self._normalise(pixels))
+            labels.append(self.labels[env][rows])
+        return DomainBatch(torch.cat(images), torch.cat(labels), (self.plan.batch,) * len(self.sources))
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        mean, deviation = (x.to(self.device)[:, None, None] for x in (self.mean, self.deviation))
+        return (pixels.float() / 255.0 - mean) / deviation
+
+    def evaluate(self, loss: float) -> None:
+        """Appends a record; keeps the weights when the source validation is the best so far."""
+        if self.records and self.records[-1]["step"] == self.training.step_number:
+            return
+        masked = float(bool(self.training.masks) or self.plan.method == "none")
+        record = {"step": float(self.training.step_number), "loss": loss, "masked": masked}
+        for env in range(len(self.domains.names)):
+            right = self._right(env)
+            record[f"env{env}_in_acc"] = float(right[self.inside[env]].mean())
+            record[f"env{env}_out_acc"] = float(right[self.outside[env]].mean())
+            record[f"env{env}_all_acc"] = float(right.mean())
+            unseen = None if self.domains.unseen is None else self.domains.unseen[env]
+            if unseen is not None and bool(unseen.any()):
+                record[f"env{env}_new_acc"] = float(right[unseen].mean())
+        self.records.append(record)
+        if best_record(self.records, self.held, "training-domain") is record:
+            weights = self.training.network.state_dict()
+            masks = {name: mask.clone() for name, mask in self.training.masks.items()}
+            self.best = ({name: value.clone() for name, value in weights.items()}, masks)
+
+    @torch.no_grad()
+    def _right(self, env: int) -> Tensor:
+        """1.0 where the class is right, for every picture of a domain."""
+        network = self.training.network.eval()
+        parts = [network(self._normalise(part)).argmax(1) for part in self.images[env].split(512)]
+        return (torch.cat(parts) == self.labels[env]).float().cpu()
+
+    def save(self, folder: Path) -> None:
+        tensors, facts = self.training.tensors()
+        tensors |= {f"best/{name}": value for name, value in self.best[0].items()}
+        tensors |= {f"best_mask/{name}": value for name, value in self.best[1].items()}
+        facts = {**facts, "records": self.records, "plan": asdict(self.plan), "held": self.held}
+        save_checkpoint(folder, self.training.step_number, tensors, facts)
+
+    def restore(self, folder: Path) -> int:
+        """The step to go on from. Raises `ConfigError` when the checkpoint is of another plan."""
+        found = latest_checkpoint(folder)
+        if found is None:
+            return 0
+        mine, theirs = {**asdict(self.plan), "held": self.held}, {**found.facts["plan"]}
+        theirs["held"] = found.facts["held"]
+        odd = [name for name in mine if name != "device" and mine[name] != theirs.get(name)]
+        if odd:
+            raise ConfigError(
+                f"the checkpoint was made with {odd[0]} = {theirs.get(odd[0])}, not {mine[odd[0]]}; "
+                "resume with the settings the run was started with, or give another --output"
+            )
+        self.training.restore(found.tensors, found.facts)
+        self.records = found.facts["records"]
+        self.best = (
+            _under(found.tensors, "best/", self.device),
+            {k: v.bool() for k, v in _under(found.tensors, "best_mask/", self.device).items()},
+        )
+        logger.info("resuming at step %d", found.step)
+        return found.step
+
+    def result(self, seconds: float) -> InvariantResult:
+        weights, masks = self.best
+        target = self.held[0]
+        network = self.training.network
+        network.load_state_dict(weights)
+        network.eval()
+        layers = layer_reports(network, self.training.names, masks, self.training.first_masks, self._probe())
+        figures = self._figures(best_record(self.records, self.held, "training-domain"), target, masks)
+        training = {**asdict(self.plan), "sources": [self.domains.names[env] for env in self.sources]}
+        training |= {"target": self.domains.names[target], "normalisation": "running statistics frozen: no"}
+        model = TrainedClassifier(
+            network,
+            self.network_plan,
+            self.domains.class_names,
+            self.mean,
+            self.deviation,
+            training,
+            dict(figures),
+        )
+        return InvariantResult(
+            model,
+            masks,
+            self.records,
+            self.domains.names[target],
+            figures,
+            layers,
+            self.training.updates,
+            seconds,
+            self.plan,
+            self.domains.notes,
+        )
+
+    def _figures(self, record: dict[str, float], target: int, masks: Masks) -> dict[str, float]:
+        headline = "new_acc" if f"env{target}_new_acc" in record else "in_acc"
+        last = best_record(self.records, self.held, "oracle")
+        return {
+            "accuracy": record[f"env{target}_{headline}"],
+            "all_accuracy": record[f"env{target}_all_acc"],
+            "source_validation": source_validation(record, self.held),
+            "step": record["step"],
+            "oracle_accuracy": last[f"env{target}_{headline}"],
+            "best_checkpoint_accuracy": max(r[f"env{target}_{headline}"] for r in self.records),
+            "density": density_of(masks),
+        }
+
+    def _probe(self) -> list[DomainBatch]:
+        """Eight batches for the report on layers, apart from those of training."""
+        return [self.batch(seeded(self.plan.seed, number, 7)) for number in range(8)]
+
+
+def _draw(rows: Int64[Tensor, " n"], wanted: int, generator: torch.Generator) -> Int64[Tensor, " wanted"]:
+    if wanted <= len(rows):
+        return rows[torch.randperm(len(rows), generator=generator)[:wanted]]
+    return rows[torch.randint(len(rows), (wanted,), generator=generator)]
+
+
+def _under(tensors: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,186 @@
+"""Many runs that can be stopped: targets x seeds x methods x hyperparameter draws, one JSON file each.
+
+What a finished run left is not run again. Selection among draws follows DomainBed's three rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import read_json, safe_name, write_bytes, write_json
+from fewer.core.progress import Progress, SilentProgress
+from fewer.learn.domains.images import Domains
+from fewer.learn.domains.plan import InvariantPlan
+from fewer.learn.domains.protocol import Selection, best_record, drawn_plan, reported_accuracy, run_score
+from fewer.learn.domains.run import InvariantResult, invariant
+
+Accuracies = dict[str, dict[str, dict[int, float]]]
+"""Method -> target -> seed -> accuracy in 0 .. 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a sweep."""
+
+    method: str
+    """Name of the row in the table, such as "erm + evil"."""
+    plan: InvariantPlan
+    """With seed and draw already applied."""
+    target: str
+    draw: int
+    left_out: tuple[str, ...] = ()
+
+    def folder(self, root: Path) -> Path:
+        """Where its files are."""
+        parts = [self.target, *self.left_out, self.method, f"seed{self.plan.seed}", f"draw{self.draw}"]
+        return root / safe_name("--".join(safe_name(part) for part in parts))
+
+
+def sweep_jobs(
+    domains: Domains,
+    plans: dict[str, InvariantPlan],
+    targets: Sequence[str],
+    seeds: Sequence[int],
+    draws: int,
+    selection: Selection,
+) -> list[Job]:
+    """All runs, so ordered that whole comparisons finish early: seed, target, draw, then method."""
+    jobs = []
+    for seed in seeds:
+        for target in targets:
+            domains.index(target)
+            others: list[tuple[str, ...]] = [()]
+            if selection == "leave-one-out":
+                others += [(name,) for name in domains.names if name != target]
+            for draw in range(draws):
+                for method, plan in plans.items():
+                    drawn = replace(drawn_plan(plan, draw), seed=seed)
+                    jobs += [Job(method, drawn, target, draw, left) for left in others]
+    if selection == "leave-one-out" and len(domains.names) < 4:
+        raise ConfigError(
+            f"leave-one-out selection holds out two domains and trains on at least two; {len(domains.names)} "
+            "domains are given, 4 are needed; try --selection training-domain"
+        )
+    return jobs
+
+
+def run_sweep(
+    domains: Domains,
+    jobs: Sequence[Job],
+    root: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Job, dict]]:
+    """Runs what is not there yet and yields every job with its finished `run.json`, in order.
+
+    Without `resume` finished runs are run again. Each job's folder holds `model/`, `run.json` and
+    `results.jsonl` (DomainBed's form).
+    """
+    progress = progress or SilentProgress()
+    for number, job in enumerate(jobs):
+        folder = job.folder(root)
+        done = _finished(folder, job) if resume else None
+        if done is None:
+            progress.say(f"run {number + 1} of {len(jobs)}: {folder.name}")
+            result = invariant(
+                domains,
+                job.target,
+                plan=job.plan,
+                left_out=job.left_out,
+                checkpoints=folder / "checkpoints",
+                resume=resume,
+                progress=progress,
+            )
+            done = _write(folder, domains, job, result)
+        yield job, done
+
+
+def _finished(folder: Path, job: Job) -> dict | None:
+    """The `run.json` of a finished run with the same plan. Raises `ConfigError` when the plan differs."""
+    path = folder / "run.json"
+    if not path.exists():
+        return None
+    found = read_json(path)
+    mine = json.loads(json.dumps(asdict(job.plan)))
+    theirs = found.get("plan")
+    if not isinstance(theirs, dict) or not isinstance(found.get("records"), list):
+        raise FileError(f"{folder.name}/run.json is no finished run; delete it or give another --output")
+    odd = [name for name in mine if name != "device" and mine[name] != theirs.get(name)]
+    if odd:
+        raise ConfigError(
+            f"{folder.name} was run with {odd[0]} = {theirs.get(odd[0])}, not {mine[odd[0]]}; "
+            "resume with the same settings or give another --output"
+        )
+    return found
+
+
+def _write(folder: Path, domains: Domains, job: Job, result: InvariantResult) -> dict:
+    result.save(folder / "model")
+    held = [domains.index(name) for name in (job.target, *job.left_out)]
+    write_bytes(folder / "results.jsonl", domainbed_lines(domains, job, held, result).encode())
+    done = {
+        "method": job.method,
+        "target": job.target,
+        "left_out": list(job.left_out),
+        "draw": job.draw,
+        "plan": json.loads(json.dumps(asdict(job.plan))),
+        "figures": result.figures,
+        "records": result.records,
+        "layers": [layer.as_dict() for layer in result.layers],
+        "updates": result.updates,
+        "seconds": result.seconds,
+    }
+    write_json(folder / "run.json", done)
+    return done
+
+
+def domainbed_lines(domains: Domains, job: Job, held: Sequence[int], result: InvariantResult) -> str:
+    """One JSON object an evaluation, with the keys that DomainBed's collect_results reads."""
+    plan = job.plan
+    arguments = {
+        "algorithm": job.method,
+        "dataset": domains.name,
+        "test_envs": list(held),
+        "trial_seed": plan.seed,
+        "hparams_seed": job.draw,
+        "seed": plan.seed,
+        "steps": plan.steps,
+        "holdout_fraction": plan.holdout,
+        "task": "domain_generalization",
+    }
+    pictures = min(len(domains.images[env]) for env in range(len(domains.names)) if env not in held)
+    lines = []
+    for record in result.records:
+        line: dict[str, object] = {"args": arguments, "hparams": asdict(plan), **record}
+        line["step"] = int(record["step"])
+        line["epoch"] = record["step"] * plan.batch / pictures
+        lines.append(json.dumps(line))
+    return "\n".join(lines) + "\n"
+
+
+def collect(domains: Domains, runs: Sequence[tuple[Job, dict]], selection: Selection) -> Accuracies:
+    """For each method, target and seed the accuracy of the draw that the rule picks."""
+    groups: dict[tuple[str, str, int], dict[int, dict[tuple[str, ...], list]]] = {}
+    for job, done in runs:
+        key = (job.method, job.target, job.plan.seed)
+        groups.setdefault(key, {}).setdefault(job.draw, {})[job.left_out] = done["records"]
+    accuracies: Accuracies = {}
+    for (method, target, seed), draws in groups.items():
+        number = domains.index(target)
+        best, score = None, float("-inf")
+        for runs_of_draw in draws.values():
+            inner = {domains.index(left[0]): run for left, run in runs_of_draw.items() if left}
+            value = run_score(runs_of_draw[()], number, selection, inner)
+            if value > score:
+                best, score = runs_of_draw[()], value
+        assert best is not None
+        record = best_record(best, [number], selection)
+        accuracies.setdefault(method, {}).setdefault(target, {})[seed] = reported_accuracy(
+            record, number, selection
+        )
+    return accuracies

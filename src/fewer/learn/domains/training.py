@@ -1,0 +1,245 @@
+"""One network trained over several domains under a mask: the loop's inside, step by step (spec 2.10).
+
+base objective's gradient -> gradients of masked weights to zero -> optimizer -> domain head on detached
+features -> at the end of warm-up the first mask -> every delta steps an exchange by domain gradients
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewer.core.checkpoint import flatten_state, unflatten_state
+from fewer.core.device import isolated_randomness, seeded
+from fewer.core.errors import DataError, FileError
+from fewer.learn.domains.bases import BaseState, DomainBatch, base_gradients, domain_losses, penalty_start
+from fewer.learn.domains.gradients import EPSILON, GradientAverage, first_score, variance_score
+from fewer.learn.domains.masks import (
+    Masks,
+    apply_masks,
+    clear_masked_state,
+    exchange,
+    exchange_fraction,
+    kept_count,
+    maskable_weights,
+    top_mask,
+)
+from fewer.learn.domains.plan import InvariantPlan, mask_policy
+
+
+class MaskedTraining:
+    """Trains `network` (with `.features` and a linear `.classifier`) in place; call `step` once a batch.
+
+    `masks` is empty during warm-up. Raises `DataError` for fewer than two source domains: a domain
+    gradient needs something to tell apart.
+    """
+
+    def __init__(self, network: nn.Module, plan: InvariantPlan, envs: int) -> None:
+        if envs < 2:
+            raise DataError(
+                f"{envs} source domain is given; at least 2 are needed, so that a domain can be told from "
+                "another (hold out one of three, or split your data by site)"
+            )
+        self.network, self.plan, self.envs = network, plan, envs
+        self.policy = mask_policy(plan)
+        self.device = next(network.parameters()).device
+        self.names = maskable_weights(network, stem_dense=plan.stem_dense, norms=self.policy.masks_norms)
+        parameters = dict(network.named_parameters())
+        self.weights = {name: parameters[name] for name in self.names}
+        self.masks: Masks = {}
+        self.first_masks: Masks = {}
+        self.updates: list[dict[str, float]] = []
+        self.step_number = 0
+        self.state = BaseState(envs).to(self.device)
+        with isolated_randomness(plan.seed):
+            self.head = nn.Linear(network.classifier.in_features, envs).to(self.device)  # pyright: ignore
+        self.optimizer = self._adam()
+        self.head_optimizer = torch.optim.Adam(self.head.parameters(), lr=plan.rate)
+        self.average = GradientAverage()
+
+    def _adam(self) -> torch.optim.Optimizer:
+        rate, decay = self.plan.rate, self.plan.weight_decay
+        return torch.optim.Adam(self.network.parameters(), lr=rate, weight_decay=decay)
+
+    def step(self, batch: DomainBatch, generator: torch.Generator) -> dict[str, float]:
+        """One optimizer step on one batch of each source domain; returns the loss and the kept share.
+
+        Raises `DataError` when the loss is not finite; the weights are then those before the step.
+        """
+        if self.step_number and self.step_number == penalty_start(self.plan):
+            self.optimizer = self._adam()  # a jump of the loss would make Adam's moments meaningless
+        masked_step = self.step_number - self.policy.warmup
+        gathers = self.plan.method != "none" and self._gathers(masked_step)
+        self.network.zero_grad(set_to_none=True)
+        result = base_gradients(
+            self.network,
+            batch,
+            self.plan,
+            self.state,
+            self.masks,
+            self.step_number,
+            generator,
+            keep_graph=gathers,
+        )
+        if not torch.isfinite(result.loss):
+            raise DataError(
+                f"the loss is {float(result.loss)} at step {self.step_number}; "
+                "try a lower learning rate or penalty"
+            )
+        features = result.features
+        if features is None and self._needs_features(gathers):
+            features = self.network.features(batch.images)  # pyright: ignore[reportCallIssue]
+        if gathers:
+            self._gather(batch, features, masked_step)
+        for name, mask in self.masks.items():
+            gradient = self.weights[name].grad
+            if gradient is not None:
+                gradient.mul_(mask)
+        self.optimizer.step()
+        if self.masks and not self.policy.clears_moments:
+            apply_masks(self.network, self.masks)  # Adam's kept moments have moved masked weights
+        if features is not None:
+            self._train_head(features, batch)
+        self._change_masks(masked_step)
+        self.step_number += 1
+        return {"loss": float(result.loss)}
+
+    def _needs_features(self, gathers: bool) -> bool:
+        return gathers or (self.policy.head_learns and self.plan.method == "evil")
+
+    def _gathers(self, masked_step: int) -> bool:
+        before_first = -self.policy.accumulation < masked_step <= 0
+        needs_scores = self.policy.first in ("sensitivity", "fisher", "domain-fisher")
+        return (before_first and needs_scores) or self.policy.gathers_at(masked_step)
+
+    def _gather(self, batch: DomainBatch, features: Tensor | None, masked_step: int) -> None:
+        """Adds this batch's dense gradients, at the weights that the batch was seen with."""
+        score, first = self.policy.score, masked_step <= 0
+        weights = list(self.weights.values())
+        if first or score in ("task", "mixed"):
+            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+            self.average.add("task", self.names, gradients)
+        assert features is not None
+        last = self.policy.updates_at(masked_step)
+        if (first and self.policy.first == "domain-fisher") or (
+            not first and (score == "domain" or (score == "mixed" and last))
+        ):
+            loss = F.cross_entropy(self.head(features), batch.domains)
+            self.average.add("domain", self.names, torch.autograd.grad(loss, weights))
+        elif not first and score == "covariance":
+            losses = domain_losses(self.network.classifier(features), batch)  # pyright: ignore
+            for env, loss in enumerate(losses):
+                last_env = env == self.envs - 1
+                self.average.add(
+                    f"env{env}", self.names, torch.autograd.grad(loss, weights, retain_graph=not last_env)
+                )
+
+    def _train_head(self, features: Tensor, batch: DomainBatch) -> None:
+        """The domain classifier learns on detached features; it never moves the feature extractor."""
+        if not self.policy.head_learns or self.plan.method != "evil" or self.policy.score == "covariance":
+            return
+        self.head_optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self.head(features.detach()), batch.domains).backward()
+        self.head_optimizer.step()
+
+    def _change_masks(self, masked_step: int) -> None:
+        if self.plan.method == "none":
+            return
+        if masked_step == 0:
+            self._first_masks()
+        elif self.policy.updates_at(masked_step):
+            self._exchange(masked_step)
+
+    def _first_masks(self) -> None:
+        density = self.plan.density
+        if self.plan.mode == "tmllab" and self.policy.first == "random":
+            density = 1 - density  # the released code's `random` keeps what the others drop
+        for number, (name, weight) in enumerate(self.weights.items()):
+            generator = seeded(self.plan.seed, 31, number)
+            score = first_score(self.average, name, weight, self.policy.first, generator)
+            self.masks[name] = top_mask(score, weight.detach(), kept_count(weight.numel(), density))
+        self.first_masks = {name: mask.clone() for name, mask in self.masks.items()}
+        self._settle()
+
+    def _exchange(self, masked_step: int) -> None:
+        fraction = exchange_fraction(masked_step, self.plan.alpha, self.policy.end)
+        dropped, moved = 0, 0
+        for name, weight in self.weights.items():
+            variance = variance_score(self.average, name, self.policy.score, self.envs)
+            magnitude = weight.detach().abs()
+            keep = {
+                "magnitude": magnitude,
+                "domain": -variance,
+                "magnitude/domain": magnitude / (variance / variance.mean().clamp(min=1e-30) + EPSILON),
+            }[self.policy.drop]
+            grow = variance if self.policy.grows_largest else -variance
+            new = exchange(
+                self.masks[name], weight.detach(), keep, grow, fraction, guard=self.policy.drop != "magnitude"
+            )
+            moved += int((new & ~self.masks[name]).sum())
+            dropped += int(new.numel())
+            self.masks[name] = new
+        self.updates.append(
+            {"step": float(self.step_number), "fraction": fraction, "changed": moved / dropped}
+        )
+        self._settle()
+
+    def _settle(self) -> None:
+        apply_masks(self.network, self.masks)
+        if self.policy.clears_moments:
+            clear_masked_state(self.optimizer, self.network, self.masks)
+        self.average = GradientAverage()
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Everything that the next step depends on: (tensors, JSON-able facts)."""
+        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"head/{k}": v for k, v in self.head.state_dict().items()}
+        tensors |= {f"base/{k}": v for k, v in self.state.state_dict().items()}
+        tensors |= {f"mask/{k}": v for k, v in self.masks.items()}
+        tensors |= {f"first/{k}": v for k, v in self.first_masks.items()}
+        tensors |= {f"gathered/{k}": v for k, v in self.average.tensors().items()}
+        facts: dict[str, object] = {
+            "step": self.step_number,
+            "updates": self.updates,
+            "counts": self.average.counts,
+        }
+        for name, optimizer in (("optimizer", self.optimizer), ("head_optimizer", self.head_optimizer)):
+            flat, rest = flatten_state(optimizer.state_dict(), name)
+            tensors |= flat
+            facts[name] = rest
+        return tensors, facts
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping) -> None:
+        """Inverse of `tensors`. Raises `FileError` where the checkpoint is of another network."""
+        for prefix, module in (("network", self.network), ("head", self.head), ("base", self.state)):
+            _load(module, _under(tensors, prefix), prefix)
+        self.masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "mask").items()}
+        self.first_masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "first").items()}
+        gathered = {k: v.to(self.device) for k, v in _under(tensors, "gathered").items()}
+        self.average = GradientAverage()
+        self.average.restore(gathered, facts["counts"])
+        self.updates, self.step_number = list(facts["updates"]), int(facts["step"])
+        for name, optimizer in (("optimizer", self.optimizer), ("head_optimizer", self.head_optimizer)):
+            optimizer.load_state_dict(unflatten_state(tensors, facts[name], name))
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}/"
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    own = module.state_dict()
+    for name, tensor in own.items():
+        given = tensors.get(name)
+        if given is None or given.shape != tensor.shape:
+            shape = None if given is None else tuple(given.shape)
+            raise FileError(
+                f"the checkpoint holds {what} {name!r} with shape {shape}, this run needs "
+                f"{tuple(tensor.shape)}: it is of another network or another number of classes or domains; "
+                "give the settings it was started with, or another --output"
+            )
+    module.load_state_dict({name: tensors[name] for name in own})

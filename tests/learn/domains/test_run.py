@@ -1,0 +1,107 @@
+"""A whole run: paired batches, the target decides nothing, resuming equals going on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewer.core.errors import ConfigError, DataError
+from fewer.core.tensors import read_tensors
+from fewer.learn import invariant
+from fewer.learn.data import LabelledImages
+from fewer.learn.domains.images import Domains
+from fewer.learn.domains.masks import unpack_masks
+from fewer.learn.domains.plan import InvariantPlan
+from fewer.learn.domains.run import InvariantResult
+from fewer.learn.model_folder import TrainedClassifier
+
+PLAN = InvariantPlan(steps=20, batch=4, network="small-cnn", rate=0.01, device="cpu", seed=3, augment=True)
+
+
+def weights(result: InvariantResult) -> dict[str, torch.Tensor]:
+    return dict(result.model.network.state_dict())
+
+
+def same(one: InvariantResult, two: InvariantResult) -> bool:
+    pairs = zip(weights(one).values(), weights(two).values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAt:
+    """A progress that ends the run after some steps, as Ctrl-C would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def start(self, what: str, total: int) -> None: ...
+    def stop(self) -> None: ...
+    def say(self, text: str) -> None: ...
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.left -= steps
+        if self.left == 0:
+            raise Stop
+
+
+@pytest.mark.parametrize("stop", [3, 11])
+def test_a_resumed_run_equals_the_uninterrupted_one(stop: int, domains: Domains, tmp_path: Path) -> None:
+    whole = invariant(domains, "c", plan=PLAN)
+    with pytest.raises(Stop):
+        invariant(domains, "c", plan=PLAN, checkpoints=tmp_path, progress=StopAt(stop))
+    resumed = invariant(domains, "c", plan=PLAN, checkpoints=tmp_path, resume=True)
+    assert same(whole, resumed)
+    assert whole.records == resumed.records
+    assert all(torch.equal(whole.masks[n], resumed.masks[n]) for n in whole.masks)
+    assert whole.figures == resumed.figures
+    with pytest.raises(ConfigError, match=r"density = 0\.6, not 0\.5"):
+        invariant(domains, "c", plan=replace(PLAN, density=0.5), checkpoints=tmp_path, resume=True)
+
+
+def test_the_target_decides_nothing(domains: Domains) -> None:
+    target = domains.images[2]
+    other = LabelledImages(target.images.flip(0), 1 - target.labels, target.class_names)
+    changed = Domains(domains.names, (*domains.images[:2], other))
+    one, two = invariant(domains, "c", plan=PLAN), invariant(changed, "c", plan=PLAN)
+    assert same(one, two)
+    assert one.figures["step"] == two.figures["step"]
+
+
+def test_masks_density_records_and_folder(domains: Domains, tmp_path: Path) -> None:
+    result = invariant(domains, "a", "erm", "evil", plan=replace(PLAN, network="group-cnn"))
+    for name, mask in result.masks.items():
+        weight = result.model.network.get_parameter(name)
+        assert abs(float(mask.float().mean()) - 0.6) <= 1 / mask.numel()
+        assert weight[~mask].abs().max() == 0.0
+    assert "blocks.0.weight" not in result.masks
+    assert len(result.records) == 10
+    assert {f"env{k}_{part}_acc" for k in range(3) for part in ("in", "out")} <= set(result.records[0])
+    assert [layer.name for layer in result.layers] == list(result.masks)
+    assert len(result.updates) >= 5
+    result.save(tmp_path / "model")
+    again = TrainedClassifier.load(tmp_path / "model")
+    assert torch.equal(
+        again.predict(domains.images[0].images), result.model.predict(domains.images[0].images)
+    )
+    packed = read_tensors(tmp_path / "model" / "mask.safetensors")
+    assert all(torch.equal(unpack_masks(packed)[n], m) for n, m in result.masks.items())
+
+
+def test_the_reported_accuracy_is_that_of_the_saved_model(domains: Domains) -> None:
+    result = invariant(domains, "b", "vrex", "none", plan=PLAN)
+    assert result.masks == {}
+    right = result.model.predict(domains.images[1].images).argmax(1) == domains.images[1].labels
+    assert float(right.float().mean()) == pytest.approx(result.figures["all_accuracy"])
+
+
+def test_too_few_sources_and_unknown_names(domains: Domains) -> None:
+    with pytest.raises(DataError, match="source domains are: c; at least 2"):
+        invariant(domains, "a", plan=PLAN, left_out=("b",))
+    with pytest.raises(ConfigError, match="allowed: a, b, c"):
+        invariant(domains, "photo", plan=PLAN)
+    with pytest.raises(ConfigError, match="density"):
+        invariant(domains, "a", plan=replace(PLAN, density=2.0))

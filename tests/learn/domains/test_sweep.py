@@ -1,0 +1,57 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fewer.core.errors import ConfigError
+from fewer.learn.domains.images import Domains
+from fewer.learn.domains.plan import InvariantPlan
+from fewer.learn.domains.sweep import collect, run_sweep, sweep_jobs
+
+PLAN = InvariantPlan(steps=4, batch=4, network="small-cnn", device="cpu", method="none")
+PLANS = {"erm": PLAN}
+
+
+def test_a_sweep_resumes_where_it_stopped(domains: Domains, tmp_path: Path) -> None:
+    jobs = sweep_jobs(domains, PLANS, ["a", "b"], [0], 1, "training-domain")
+    stopped = run_sweep(domains, jobs, tmp_path)
+    next(stopped)  # one of two runs, then the process ends
+    first = jobs[0].folder(tmp_path) / "run.json"
+    before = first.stat().st_mtime_ns
+    runs = list(run_sweep(domains, jobs, tmp_path, resume=True))
+    assert first.stat().st_mtime_ns == before
+    assert [job.target for job, _ in runs] == ["a", "b"]
+    accuracies = collect(domains, runs, "training-domain")
+    assert set(accuracies["erm"]) == {"a", "b"}
+    with pytest.raises(ConfigError, match="steps = 4, not 5"):
+        list(
+            run_sweep(domains, [replace(jobs[0], plan=replace(jobs[0].plan, steps=5))], tmp_path, resume=True)
+        )
+
+
+def test_domainbed_can_read_the_lines(domains: Domains, tmp_path: Path) -> None:
+    jobs = sweep_jobs(domains, PLANS, ["c"], [5], 1, "oracle")
+    list(run_sweep(domains, jobs, tmp_path))
+    lines = (jobs[0].folder(tmp_path) / "results.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        assert {"args", "hparams", "step", "epoch", "loss", "env0_in_acc", "env2_out_acc"} <= set(line)
+        assert line["args"]["test_envs"] == [2]
+        assert line["args"]["trial_seed"] == 5
+        assert isinstance(line["step"], int)
+
+
+def test_leave_one_out_leaves_out_each_source(four_domains: Domains, tmp_path: Path) -> None:
+    jobs = sweep_jobs(four_domains, PLANS, ["a"], [0], 2, "leave-one-out")
+    assert len(jobs) == 2 * (1 + 3)
+    assert {job.left_out for job in jobs} == {(), ("b",), ("c",), ("d",)}
+    runs = list(run_sweep(four_domains, jobs, tmp_path))
+    assert 0 <= collect(four_domains, runs, "leave-one-out")["erm"]["a"][0] <= 1
+    assert len({job.folder(tmp_path) for job in jobs}) == len(jobs)
+
+
+def test_leave_one_out_needs_four_domains(domains: Domains) -> None:
+    with pytest.raises(ConfigError, match="4 are needed"):
+        sweep_jobs(domains, PLANS, ["a"], [0], 1, "leave-one-out")
+    with pytest.raises(ConfigError, match="allowed: a, b, c"):
+        sweep_jobs(domains, PLANS, ["z"], [0], 1, "oracle")
