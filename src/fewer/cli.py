@@ -53,6 +53,12 @@ VERBS: dict[str, Verb] = {
     "quantize": Verb(
         "fewer.quantize.command", "QuantizeRequest", "quantize_command", "a 16-bit model to 4 bits"
     ),
+    "serve": Verb(
+        "fewer.serve.command",
+        "ServeRequest",
+        "serve_command",
+        "a server: page, OpenAI and ComfyUI doors, queue",
+    ),
     "recommend train": Verb(
         "fewer.recommend.command", "TrainRequest", "train_command", "learn what comes next from interactions"
     ),

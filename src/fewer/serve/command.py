@@ -1,0 +1,111 @@
+"""`fewer serve`: from options to a running server."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from fewer.core.device import DeviceName, DtypeName
+from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import read_bytes
+from fewer.core.progress import Progress
+from fewer.serve.limits import LOCAL_NAMES, Gate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeRequest:
+    """One address for pictures: web page, OpenAI's images API, ComfyUI's headless subset, a queue."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    host: Annotated[str, Field(max_length=255)] = "127.0.0.1"
+    """Address to listen on; any but this machine's own needs keys, or --insecure."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    api_key_file: Path | None = None
+    """A file with one API key a line; each key sees only its own jobs."""
+    insecure: bool = False
+    """Listen to others without keys."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which the server may be reached, besides its own (against DNS rebinding)."""
+    data: Path = Path("fewer-serve")
+    """Folder for the queue and the results; they survive a restart."""
+    model: Path | None = None
+    """A model folder to serve as `default`, in place of the built-in one."""
+    engine: Literal["local", "ray"] = "local"
+    """`ray` runs replicas of the same app under Ray Serve."""
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Worker processes (local), or replicas (ray)."""
+    gpus_per_replica: Annotated[float, Field(ge=0, le=64)] = 0
+    queue_limit: Annotated[int, Field(ge=1, le=10_000)] = 32
+    """Waiting jobs; the next one is answered with 429."""
+    keep_days: Annotated[float, Field(gt=0, le=3650)] = 7.0
+    """How long results and history are kept."""
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+
+
+def serve_command(request: ServeRequest, progress: Progress) -> dict[str, object]:
+    """Serves until SIGINT or SIGTERM; running jobs get 30 s, then wait for the next start."""
+    gate = gate_of(request)
+    if request.engine == "ray":
+        from fewer.serve.ray_app import serve_with_ray
+
+        return serve_with_ray(request, gate, progress)
+    import uvicorn
+
+    app = app_of(request, gate)
+    where = f"http://{request.host}:{request.port}"
+    progress.say(f"serving at {where} (stop with Ctrl-C)")
+    config = uvicorn.Config(
+        app, host=request.host, port=request.port, log_level="warning", access_log=False,
+        timeout_keep_alive=10, timeout_graceful_shutdown=30, h11_max_incomplete_event_size=16_384,
+    )  # fmt: skip
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    uvicorn.Server(config).run()
+    return {"served": where}
+
+
+def gate_of(request: ServeRequest) -> Gate:
+    """Who may come in. Raises `ConfigError` if others could and no key stops them."""
+    keys: tuple[str, ...] = ()
+    if request.api_key_file is not None:
+        keys = read_keys(request.api_key_file)
+    local = request.host in LOCAL_NAMES
+    if not local and not keys and not request.insecure:
+        raise ConfigError(
+            f"host {request.host} lets other machines in, but there are no keys; "
+            "give --api-key-file FILE, or --insecure if that is meant"
+        )
+    hosts = (*LOCAL_NAMES, request.host, *request.allowed_hosts)
+    anywhere = request.host in ("0.0.0.0", "::") and not request.allowed_hosts  # noqa: S104 - compared only
+    return Gate(keys, () if anywhere else hosts)
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """One key a line, at least 16 characters each. Raises `FileError`."""
+    try:
+        lines = read_bytes(path, 2**20).decode("ascii").split()
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path.name!r} must hold plain ASCII keys, one a line") from error
+    if not lines or min(map(len, lines)) < 16:
+        raise FileError(f"{path.name!r} must hold keys of at least 16 characters, one a line")
+    return tuple(lines)
+
+
+def app_of(request: ServeRequest, gate: Gate):  # gives a FastAPI, imported late
+    """The application with its queue and workers; jobs that a killed server left behind wait again."""
+    from fewer.serve.app import build_app
+    from fewer.serve.job_store import JobStore
+    from fewer.serve.results import Results
+    from fewer.serve.workers import Workers
+
+    store = JobStore(request.data / "jobs.sqlite", request.queue_limit)
+    results = Results(request.data / "results")
+    models = {"default": "default" if request.model is None else str(request.model.resolve())}
+    options = {"models": models, "device": request.device, "dtype": request.dtype}
+    workers = Workers(store, results, "fewer.serve.engine:local_engine", options, request.replicas)
+    return build_app(
+        store, results, workers, gate=gate, models=models, keep_seconds=request.keep_days * 86_400
+    )

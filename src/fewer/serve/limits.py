@@ -1,0 +1,176 @@
+"""What stands before every handler: who may speak, how much, and from where. Plain ASGI, so bodies are
+counted while they are read and a stream is never held back.
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MAX_BODY_BYTES = 10 * 2**20
+MAX_DEPTH = 32
+MAX_KEYS = 1000
+LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
+
+_HEADERS = {
+    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; "
+    b"img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-frame-options": b"DENY",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Who may come in."""
+
+    keys: tuple[str, ...] = ()
+    """API keys; none means that everybody who reaches the address may."""
+    hosts: tuple[str, ...] = LOCAL_NAMES
+    """Names that the Host header may carry (against DNS rebinding); empty allows all."""
+
+    def owner(self, key: str | None) -> str | None:
+        """The identity behind a key, None if there is none. Every key is compared in constant time."""
+        if not self.keys:
+            return "local"
+        given = (key or "").encode()
+        matches = [known for known in self.keys if hmac.compare_digest(known.encode(), given)]
+        return hashlib.sha256(matches[0].encode()).hexdigest()[:16] if matches else None
+
+
+def api_error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict:
+    """The error body of the OpenAI API, which every door uses."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Limits:
+    """The middleware. `open_paths` need no key: the page itself and /health."""
+
+    def __init__(self, app: Any, gate: Gate, open_paths: Sequence[str] = ("/", "/health", "/static")) -> None:
+        self._app, self._gate, self._open = app, gate, tuple(open_paths)
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        problem = self._problem(scope, headers)
+        if problem is not None:
+            await _refuse(scope, send, *problem)
+            return
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+            return
+        counted = _Counted(receive)
+        try:
+            await self._app(scope, counted, _with_headers(send))
+        except TooLarge:
+            body = api_error(f"the body exceeds {MAX_BODY_BYTES:,} bytes", "invalid_request_error")
+            await _refuse(scope, send, 413, body)
+
+    def _problem(self, scope: dict, headers: dict[bytes, str]) -> tuple[int, dict] | None:
+        host = headers.get(b"host", "")
+        if self._gate.hosts and _name(host) not in self._gate.hosts:
+            return 403, api_error(f"host {host[:80]!r} is not served here", "invalid_request_error", "host")
+        origin = headers.get(b"origin")
+        # "null" is what a sandboxed frame of any site sends; the page itself never does.
+        foreign = origin is not None and origin.split("://", 1)[-1] != host
+        if foreign or (headers.get(b"sec-fetch-site") == "cross-site" and scope["path"] != "/"):
+            return 403, api_error("requests from other sites are refused", "invalid_request_error", "origin")
+        length = headers.get(b"content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return 413, api_error(f"the body exceeds {MAX_BODY_BYTES:,} bytes", "invalid_request_error")
+        owner = self._gate.owner(_key(headers))
+        path = scope["path"]
+        is_open = path in self._open or any(
+            path.startswith(f"{start}/") for start in self._open if start != "/"
+        )
+        if owner is None and not is_open:
+            return 401, api_error(
+                "a valid API key is needed, as Authorization: Bearer KEY",
+                "authentication_error",
+                code="invalid_api_key",
+            )
+        scope.setdefault("state", {})["owner"] = owner
+        return None
+
+
+class TooLarge(Exception):
+    """The body is longer than it said."""
+
+
+class _Counted:
+    def __init__(self, receive: Any) -> None:
+        self._receive, self._read = receive, 0
+
+    async def __call__(self) -> dict:
+        message = await self._receive()
+        self._read += len(message.get("body", b""))
+        if self._read > MAX_BODY_BYTES:
+            raise TooLarge
+        return message
+
+
+def parse_body(raw: bytes) -> dict:
+    """A JSON object within the limits on depth and keys. Raises `ValueError` with a sentence."""
+    if raw.count(b"{") + raw.count(b"[") > MAX_KEYS * 10:
+        raise ValueError("the body nests too many lists and objects")
+    try:
+        value = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError(f"the body is nested deeper than {MAX_DEPTH}") from error
+    except ValueError as error:
+        raise ValueError("the body is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError("the body must be a JSON object")
+    if _depth(value) > MAX_DEPTH:
+        raise ValueError(f"the body is nested deeper than {MAX_DEPTH}")
+    if _keys(value) > MAX_KEYS:
+        raise ValueError(f"the body has more than {MAX_KEYS} keys")
+    return value
+
+
+def _depth(value: object, level: int = 1) -> int:
+    if level > MAX_DEPTH or not isinstance(value, dict | list):
+        return level
+    children = value.values() if isinstance(value, dict) else value
+    return max((_depth(child, level + 1) for child in children), default=level)
+
+
+def _keys(value: object) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(_keys, value.values()))
+    return sum(map(_keys, value)) if isinstance(value, list) else 0
+
+
+def _name(host: str) -> str:
+    return host.rsplit(":", 1)[0] if not host.endswith("]") else host
+
+
+def _key(headers: dict[bytes, str]) -> str | None:
+    scheme, _, key = headers.get(b"authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get(b"x-api-key")
+
+
+def _with_headers(send: Any) -> Any:
+    async def wrapped(message: dict) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *_HEADERS.items()]
+        await send(message)
+
+    return wrapped
+
+
+async def _refuse(scope: dict, send: Any, status: int, body: dict) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 4401 if status == 401 else 4403})
+        return
+    raw = json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS.items()]})
+    await send({"type": "http.response.body", "body": raw})

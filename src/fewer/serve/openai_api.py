@@ -1,0 +1,212 @@
+"""`POST /v1/images/generations` and `GET /v1/models` as OpenAI's clients expect them, streaming included."""
+
+import asyncio
+import base64
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from fewer.serve.context import (
+    ApiError,
+    Context,
+    body_schema,
+    context_of,
+    events_of,
+    failure,
+    owner_of,
+    submit,
+    validated,
+)
+from fewer.serve.job_store import Job
+from fewer.serve.results import MEDIA_TYPES
+
+router = APIRouter()
+
+_ANSWERS = {
+    status: {"description": "see error.message"} for status in (400, 401, 403, 404, 409, 413, 429, 500, 507)
+}
+
+
+class ImageRequest(BaseModel):
+    """The published fields, and four of ours at the top level; anything else is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=10_000)]
+    model: Annotated[str, Field(max_length=200)] | None = None
+    n: Annotated[int, Field(ge=1, le=10)] | None = 1
+    size: Annotated[str, Field(max_length=11)] | None = "auto"
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = "auto"
+    style: Literal["vivid", "natural"] | None = None
+    moderation: Literal["auto", "low"] | None = "auto"
+    response_format: Literal["url", "b64_json"] | None = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] | None = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    background: Literal["auto", "opaque"] | None = "auto"
+    stream: bool | None = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
+    user: Annotated[str, Field(max_length=200)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    steps: Annotated[int, Field(ge=1, le=200)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    negative_prompt: Annotated[str, Field(max_length=10_000)] | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _check_size(cls, value: str | None) -> str | None:
+        if value in (None, "auto"):
+            return value
+        width, _, height = value.partition("x")
+        good = all(side.isascii() and side.isdigit() and 1 <= int(side) <= 8192 for side in (width, height))
+        if not good:
+            raise ValueError("size is 'auto' or WIDTHxHEIGHT with sides of 1 to 8192, such as 1024x1024")
+        return value
+
+    def job(self, models: dict[str, str]) -> dict:
+        """The queue's form of the request. Raises `ApiError` for a model that is not served."""
+        model = self.model or "default"
+        if model not in models:
+            raise ApiError(
+                404, f"model {model!r} is not served; served: {', '.join(models)}", "model", "model_not_found"
+            )
+        wanted: dict[str, object] = {
+            "prompt": [self.prompt],
+            "negative": self.negative_prompt or "",
+            "model": model,
+            "count": self.n or 1,
+            "seed": secrets.randbelow(2**31) if self.seed is None else self.seed,
+            "steps": self.steps,
+            "guidance": self.guidance,
+        }
+        if self.size not in (None, "auto"):
+            wanted["width"], wanted["height"] = (int(side) for side in self.size.split("x"))
+        return {
+            "generate": wanted,
+            "output_format": self.output_format or "png",
+            "output_compression": self.output_compression,
+            "partial_images": (self.partial_images or 0) if self.stream else 0,
+        }
+
+
+@router.get("/v1/models", responses={401: {"description": "no valid key"}})
+async def models(request: Request) -> dict:
+    """The models that may be asked for."""
+    served = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "fewer"}
+        for name in context_of(request).models
+    ]
+    return {"object": "list", "data": served}
+
+
+@router.post("/v1/images/generations", responses=_ANSWERS, openapi_extra=body_schema(ImageRequest))
+async def generations(
+    request: Request, idempotency_key: Annotated[str | None, Header()] = None, x_fewer_keep: bool = False
+) -> Response:
+    """Draws pictures. A client that goes away cancels its job, unless `x_fewer_keep` is true."""
+    wanted: ImageRequest = await validated(request, ImageRequest)
+    context = context_of(request)
+    job = submit(context, owner_of(request), "image", wanted.job(context.models), idempotency_key)
+    if wanted.stream:
+        headers = {"X-Fewer-Job": job.id, "Cache-Control": "no-store"}
+        stream = _stream(request, context, job, wanted, keep=x_fewer_keep)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    async for kind, value in events_of(context, job):
+        if kind == "tick" and not x_fewer_keep and await request.is_disconnected():
+            context.workers.cancel(job.id)
+        elif kind == "done":
+            return JSONResponse(_answer(context, job, wanted, value), headers={"X-Fewer-Job": job.id})
+        elif kind == "failed":
+            raise failure(value)
+        elif kind == "cancelled":
+            raise ApiError(409, "the job was cancelled", code="cancelled")
+    raise ApiError(500, "the job ended without a result")
+
+
+def _answer(context: Context, job: Job, wanted: ImageRequest, images: list[dict]) -> dict:
+    data: list[dict[str, object]] = []
+    for facts in images:
+        if wanted.response_format == "url":
+            data.append({"url": f"/files/{job.id}/{facts['file']}", "seed": facts["seed"]})
+        else:
+            raw = context.results.read(job.id, facts["file"])
+            data.append({"b64_json": base64.b64encode(raw).decode(), "seed": facts["seed"]})
+    size = f"{images[0]['width']}x{images[0]['height']}" if images else "auto"
+    return {
+        "created": int(time.time()),
+        "data": data,
+        "background": "opaque",
+        "output_format": wanted.output_format or "png",
+        "size": size,
+        "quality": "auto",
+        "usage": {
+            "input_tokens": 0,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+            "output_tokens": 0,
+            "total_tokens": 0,
+        },
+    }
+
+
+async def _stream(
+    request: Request, context: Context, job: Job, wanted: ImageRequest, keep: bool
+) -> AsyncIterator[bytes]:
+    """Server-sent events. The generator is closed when the client goes away: then the job is cancelled."""
+    finished = False
+    shown = 0
+    try:
+        async for kind, value in events_of(context, job):
+            if kind == "step" and value.preview is not None:
+                yield _event(
+                    "image_generation.partial_image",
+                    _image_facts(wanted, value.preview) | {"partial_image_index": shown},
+                )
+                shown += 1
+            elif kind == "done":
+                finished = True
+                for facts in value:
+                    raw = context.results.read(job.id, facts["file"])
+                    facts_of_image = _image_facts(wanted, raw)
+                    facts_of_image["size"] = f"{facts['width']}x{facts['height']}"
+                    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+                    yield _event("image_generation.completed", facts_of_image | {"usage": usage})
+            elif kind in ("failed", "cancelled"):
+                finished = True
+                error = (
+                    failure(value)
+                    if kind == "failed"
+                    else ApiError(409, "the job was cancelled", code="cancelled")
+                )
+                yield _event("error", error.body)
+            elif kind == "tick":
+                yield b": waiting\n\n"  # also how a vanished client is noticed
+    except asyncio.CancelledError:
+        raise
+    finally:
+        if not finished and not keep:
+            context.workers.cancel(job.id)
+
+
+def _image_facts(wanted: ImageRequest, raw: bytes) -> dict[str, object]:
+    return {
+        "b64_json": base64.b64encode(raw).decode(),
+        "created_at": int(time.time()),
+        "size": wanted.size or "auto",
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": wanted.output_format or "png",
+    }
+
+
+def _event(kind: str, body: dict[str, object]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **body})}\n\n".encode()
+
+
+def media_type(name: str) -> str:
+    """By the suffix that we gave."""
+    return MEDIA_TYPES[name.rsplit(".", 1)[-1]]

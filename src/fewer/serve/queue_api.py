@@ -1,0 +1,173 @@
+"""The queue for people and the page: see, follow, reorder, cancel; fetch files; health and metrics."""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from fewer.core.errors import FileError
+from fewer.serve.context import (
+    ApiError,
+    Context,
+    body_schema,
+    context_of,
+    events_of,
+    owner_of,
+    submit,
+    validated,
+)
+from fewer.serve.job_store import Job
+from fewer.serve.openai_api import ImageRequest, media_type
+
+router = APIRouter()
+
+_NOT_FOUND = {404: {"description": "no such job or file of yours"}, 401: {"description": "no valid key"}}
+
+
+class Move(BaseModel):
+    """Where a waiting job should stand."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    position: Annotated[int, Field(ge=0, le=10_000)]
+
+
+@router.get("/health")
+async def health(request: Request) -> dict:
+    """Alive, and how busy."""
+    context = context_of(request)
+    return {
+        "status": "ok",
+        "queued": context.store.count("queued"),
+        "running": context.store.count("running"),
+        "idle_workers": context.workers.idle(),
+    }
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses={401: {"description": "no valid key"}})
+async def metrics(request: Request) -> PlainTextResponse:
+    """For Prometheus."""
+    context = context_of(request)
+    lines = [
+        f'fewer_jobs{{state="{state}"}} {context.store.count(state)}'
+        for state in ("queued", "running", "done", "failed", "cancelled")
+    ]
+    lines += [f"fewer_{name}_total {value}" for name, value in sorted(context.counters.items())]
+    lines += [f"fewer_worker_restarts_total {context.workers.restarts}"]
+    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    responses={status: {"description": "see error.message"} for status in (400, 401, 404, 413, 429)},
+    openapi_extra=body_schema(ImageRequest),
+)
+async def add(request: Request) -> JSONResponse:
+    """Queues a picture and returns at once; the body is that of /v1/images/generations."""
+    wanted: ImageRequest = await validated(request, ImageRequest)
+    context = context_of(request)
+    job_request = wanted.job(context.models) | {"partial_images": wanted.partial_images or 0}
+    job = submit(context, owner_of(request), "image", job_request, request.headers.get("idempotency-key"))
+    return JSONResponse(facts(context, job), status_code=202)
+
+
+@router.get("/jobs", responses={401: {"description": "no valid key"}})
+async def jobs(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 100) -> dict:
+    """Your jobs, newest first."""
+    context = context_of(request)
+    return {"jobs": [facts(context, job) for job in context.store.jobs(owner_of(request), limit=limit)]}
+
+
+@router.get("/jobs/{job}", responses=_NOT_FOUND)
+async def one(request: Request, job: str) -> dict:
+    """A job of yours."""
+    return facts(context_of(request), _own(request, job))
+
+
+@router.delete("/jobs/{job}", responses=_NOT_FOUND)
+async def cancel(request: Request, job: str) -> dict:
+    """Cancels: at once while it waits, before the next step while it runs."""
+    own = _own(request, job)
+    return {"id": own.id, "cancelled": context_of(request).workers.cancel(own.id)}
+
+
+@router.post(
+    "/jobs/{job}/move",
+    responses=_NOT_FOUND
+    | {400: {"description": "see error.message"}, 409: {"description": "it does not wait"}},
+    openapi_extra=body_schema(Move),
+)
+async def move(request: Request, job: str) -> dict:
+    """Changes a waiting job's place."""
+    wanted: Move = await validated(request, Move)
+    own = _own(request, job)
+    if not context_of(request).store.move(own.id, wanted.position):
+        raise ApiError(409, "only a waiting job can be moved", "job")
+    return facts(context_of(request), own)
+
+
+@router.get("/jobs/{job}/events", responses=_NOT_FOUND)
+async def follow(request: Request, job: str) -> StreamingResponse:
+    """Server-sent events of a job: step (with a preview where asked for), image, done, failed, cancelled."""
+    own, context = _own(request, job), context_of(request)
+
+    async def lines() -> AsyncIterator[bytes]:
+        async for kind, value in events_of(context, own):
+            if kind == "tick":
+                yield b": waiting\n\n"
+                continue
+            body: object = value
+            if kind == "step":
+                preview = None if value.preview is None else base64.b64encode(value.preview).decode()
+                body = {"image": value.image, "step": value.step, "steps": value.steps, "preview": preview}
+            elif kind == "failed":
+                body = {"error": value[0], "code": value[1]}
+            yield f"event: {kind}\ndata: {json.dumps(body)}\n\n".encode()
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/files/{job}/{name}", responses=_NOT_FOUND, response_class=Response)
+async def file(request: Request, job: str, name: str) -> Response:
+    """A picture of yours."""
+    own = _own(request, job)
+    try:
+        raw = context_of(request).results.read(own.id, name)
+    except FileError as error:
+        raise ApiError(404, "there is no such picture", "name") from error
+    return Response(raw, media_type=media_type(name), headers={"Cache-Control": "private, max-age=86400"})
+
+
+def facts(context: Context, job: Job) -> dict:
+    """What a client may know of its job."""
+    wanted = job.request["generate"]
+    return {
+        "id": job.id,
+        "state": job.state,
+        "position": context.store.position(job.id) if job.state == "queued" else None,
+        "step": job.step,
+        "steps": job.steps,
+        "created": job.created,
+        "started": job.started,
+        "finished": job.finished,
+        "prompt": wanted["prompt"][0],
+        "request": wanted,
+        "images": [
+            {**image, "url": f"/files/{job.id}/{image['file']}"}
+            for image in (job.result or {}).get("images", [])
+        ],
+        "error": job.error,
+        "code": job.code,
+    }
+
+
+def _own(request: Request, job: str) -> Job:
+    found = context_of(request).store.get(job, owner_of(request)) if len(job) == 32 else None
+    if found is None:
+        raise ApiError(404, "there is no such job", "job", "not_found")
+    return found

@@ -1,0 +1,72 @@
+"""A whole server in this process (its worker is a process of its own), with a stand-in for the model."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra fewer[serve] is not installed")
+
+from fastapi.testclient import TestClient
+
+from fewer.serve.app import build_app
+from fewer.serve.job_store import JobStore
+from fewer.serve.limits import Gate
+from fewer.serve.results import Results
+from fewer.serve.workers import Workers
+
+HEADERS = {"host": "127.0.0.1"}
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., TestClient]]:
+    """`serve(keys=(), seconds=0.0, limit=32, workers=1)` gives a client of a running app."""
+    opened: list[TestClient] = []
+
+    def start(
+        keys: tuple[str, ...] = (),
+        seconds: float = 0.0,
+        limit: int = 32,
+        workers: int = 1,
+        start: bool = True,
+    ) -> TestClient:
+        store = JobStore(tmp_path / "jobs.sqlite", limit)
+        results = Results(tmp_path / "results")
+        options = {"seconds": seconds, "log": str(tmp_path / "log")}
+        pool = Workers(store, results, "tests.serve.engines:quick", options, workers, start=start)
+        if not start:
+            pool.stop = lambda grace_seconds=0.0: None
+        app = build_app(store, results, pool, gate=Gate(keys))
+        client = TestClient(app, base_url="http://127.0.0.1", headers=HEADERS, raise_server_exceptions=False)
+        client.__enter__()
+        opened.append(client)
+        return client
+
+    yield start
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def listen(serve: Callable[..., TestClient]) -> Iterator[Callable[..., str]]:
+    """`listen(**options of serve)` gives the address of the same app on a real port."""
+    uvicorn = pytest.importorskip("uvicorn")
+    running: list = []
+
+    def start(**options: object) -> str:
+        config = uvicorn.Config(serve(**options).app, port=0, log_level="error", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = Thread(target=server.run, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 20
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(10)

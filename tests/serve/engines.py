@@ -1,0 +1,54 @@
+"""Engines that stand in for the model where a test is about the server: importable by worker processes."""
+
+import io
+import os
+import time
+from collections.abc import Iterator
+
+from PIL import Image
+
+from fewer.core.errors import CapacityError
+from fewer.serve.engine import ImageEvent, StepEvent
+
+
+def quick(options: dict) -> "Quick":
+    return Quick(options)
+
+
+class Quick:
+    """`seconds` a step; words in the prompt make it fail, run out of memory, or die."""
+
+    def __init__(self, options: dict) -> None:
+        self.seconds = options.get("seconds", 0.0)
+        self.log = options.get("log")
+
+    def run(self, request: dict) -> Iterator[StepEvent | ImageEvent]:
+        wanted = request["generate"]
+        prompt, steps = wanted["prompt"][0], wanted.get("steps") or 3
+        if "too big" in prompt:
+            raise CapacityError("needs about 23 GB, 14 GB free; try size 1024")
+        if "out of memory" in prompt:
+            raise MemoryError
+        if "broken" in prompt:
+            raise RuntimeError("secret path /home/somebody")
+        for image in range(wanted.get("count", 1)):
+            for step in range(steps):
+                time.sleep(self.seconds)
+                if (
+                    "die" in prompt
+                    and step == 1
+                    and (("once" not in prompt) or not os.path.exists(self.log + ".died"))
+                ):
+                    open(self.log + ".died", "w").close()
+                    os.kill(os.getpid(), 9)
+                preview = self._png() if request.get("partial_images") and step == 0 else None
+                yield StepEvent(image, step + 1, steps, preview)
+            if self.log:
+                with open(self.log, "a") as stream:
+                    stream.write(f"{prompt}\n")
+            yield ImageEvent(image, self._png(), wanted.get("seed", 0) + image, 8, 8)
+
+    def _png(self) -> bytes:
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(stream, "PNG")
+        return stream.getvalue()

@@ -1,0 +1,63 @@
+import pytest
+
+from fewer.serve.limits import MAX_BODY_BYTES, MAX_DEPTH, Gate, parse_body
+
+KEY, OTHER = "k" * 32, "o" * 32
+
+
+def test_without_keys_everybody_is_local_and_with_keys_nobody_is_without() -> None:
+    assert Gate().owner(None) == "local"
+    gate = Gate((KEY, OTHER))
+    assert gate.owner(None) is None and gate.owner("wrong") is None
+    assert gate.owner(KEY) != gate.owner(OTHER) is not None
+    assert KEY not in str(gate.owner(KEY))
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"1", b"{", b"\xff", b'{"a":' * 40 + b"1" + b"}" * 40, b'{"a":' * 100_000]
+)
+def test_bodies_beyond_the_limits_are_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="body"):
+        parse_body(raw)
+
+
+def test_depth_and_keys_at_the_limit_pass() -> None:
+    deep = b'{"a":' * (MAX_DEPTH - 1) + b"{}" + b"}" * (MAX_DEPTH - 1)
+    assert parse_body(deep)
+    import json
+
+    assert parse_body(json.dumps({str(n): n for n in range(1000)}).encode())
+    with pytest.raises(ValueError, match="1000 keys"):
+        parse_body(json.dumps({str(n): n for n in range(1001)}).encode())
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", ""])
+def test_other_hosts_are_refused(serve, host: str) -> None:
+    assert serve().get("/health", headers={"host": host}).status_code == 403
+
+
+def test_other_sites_are_refused_and_our_own_is_not(serve) -> None:
+    client = serve()
+    assert client.get("/jobs", headers={"origin": "http://evil.example"}).status_code == 403
+    assert client.get("/jobs", headers={"origin": "http://127.0.0.1"}).status_code == 200
+
+
+def test_a_body_that_grows_while_it_is_read_is_cut_off(serve) -> None:
+    def chunks():
+        for _ in range(MAX_BODY_BYTES // 2**20 + 2):
+            yield b" " * 2**20
+
+    answer = serve().post("/jobs", content=chunks(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert serve().post("/jobs", content=b"{}", headers={"content-length": "99999999999"}).status_code == 413
+
+
+def test_keys_open_doors_and_the_page_needs_none(serve) -> None:
+    client = serve(keys=(KEY,))
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/v1/models").json()["error"]["code"] == "invalid_api_key"
+    assert client.get("/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+    for path in ("/", "/static/app.js", "/health"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "default-src 'none'" in answer.headers["content-security-policy"]

@@ -1,0 +1,135 @@
+import base64
+import io
+import json
+import time
+
+import pytest
+from PIL import Image
+
+KEY, OTHER = "k" * 32, "o" * 32
+URL = "/v1/images/generations"
+
+
+def test_a_picture_comes_back_as_the_client_library_expects(serve) -> None:
+    client = serve()
+    answer = client.post(URL, json={"prompt": "a cat", "n": 2, "seed": 5, "steps": 2})
+    body = answer.json()
+    assert answer.status_code == 200, body
+    assert [entry["seed"] for entry in body["data"]] == [5, 6]
+    with Image.open(io.BytesIO(base64.b64decode(body["data"][0]["b64_json"]))) as picture:
+        assert picture.size == (8, 8)
+    assert body["output_format"] == "png" and body["size"] == "8x8" and body["created"] > 0
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_other_formats_and_addresses(serve, kind: str) -> None:
+    client = serve()
+    body = {"prompt": "a cat", "output_format": kind, "output_compression": 40, "response_format": "url"}
+    url = client.post(URL, json=body).json()["data"][0]["url"]
+    answer = client.get(url)
+    assert answer.headers["content-type"] == f"image/{kind}"
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert picture.format == kind.upper()
+
+
+def test_streaming_gives_partial_images_then_the_picture(serve) -> None:
+    body = {"prompt": "a cat", "stream": True, "partial_images": 1}
+    with serve(seconds=0.05).stream("POST", URL, json=body) as answer:
+        text = "".join(answer.iter_text())
+    events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    assert [event["type"] for event in events] == [
+        "image_generation.partial_image",
+        "image_generation.completed",
+    ]
+    assert events[0]["partial_image_index"] == 0 and base64.b64decode(events[1]["b64_json"])[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"n": 0}, "n"),
+        ({"n": 11}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"n": "2"}, "n"),
+        ({"size": "0x10"}, "size"),
+        ({"size": "10x"}, "size"),
+        ({"size": "٣x٣"}, "size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 10**400}, "seed"),
+        ({"steps": 0}, "steps"),
+        ({"guidance": -1}, "guidance"),
+        ({"output_format": "gif"}, "output_format"),
+        ({"partial_images": 4}, "partial_images"),
+        ({"background": "transparent"}, "background"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_a_wrong_field_is_named(serve, change: dict, param: str) -> None:
+    answer = serve(start=False).post(URL, content=json.dumps({"prompt": "a"} | change))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == param and param in error["message"] and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"prompt": "a", "guidance": NaN}', b"{", b"[]", b'{"prompt": "a", "n": 1e400}']
+)
+def test_bodies_that_are_no_request(serve, raw: bytes) -> None:
+    assert serve(start=False).post(URL, content=raw).status_code == 400
+
+
+def test_a_model_that_is_not_served(serve) -> None:
+    answer = serve(start=False).post(URL, json={"prompt": "a", "model": "../etc"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "status", "said"),
+    [
+        ("too big", 507, "try size 1024"),
+        ("out of memory", 507, "smaller size"),
+        ("broken", 500, "RuntimeError"),
+    ],
+)
+def test_failures_have_their_status_leak_nothing_and_the_next_job_succeeds(
+    serve, prompt: str, status: int, said: str
+) -> None:
+    client = serve()
+    answer = client.post(URL, json={"prompt": prompt})
+    assert answer.status_code == status and said in answer.json()["error"]["message"]
+    assert "secret" not in answer.text
+    assert client.post(URL, json={"prompt": "small"}).status_code == 200
+
+
+def test_a_full_queue_answers_at_once_with_a_time_to_come_back(serve) -> None:
+    client = serve(limit=3, start=False)
+    for _ in range(3):
+        assert client.post("/jobs", json={"prompt": "a"}).status_code == 202
+    began = time.perf_counter()
+    answer = client.post(URL, json={"prompt": "a"})
+    assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
+    assert time.perf_counter() - began < 0.5
+
+
+def test_the_same_idempotency_key_draws_once(serve, tmp_path) -> None:
+    client = serve()
+    answers = [
+        client.post(URL, json={"prompt": "once"}, headers={"idempotency-key": "abc"}).headers["x-fewer-job"]
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    assert (tmp_path / "log").read_text().count("once") == 1
+
+
+def test_one_key_cannot_read_what_another_has_drawn(serve) -> None:
+    client = serve(keys=(KEY, OTHER))
+    mine, theirs = ({"authorization": f"Bearer {key}"} for key in (KEY, OTHER))
+    body = {"prompt": "private", "response_format": "url"}
+    url = client.post(URL, json=body, headers=mine).json()["data"][0]["url"]
+    assert client.get(url, headers=mine).status_code == 200
+    assert client.get(url, headers=theirs).status_code == 404
+    assert client.get(url).status_code == 401
+    assert "private" not in client.get("/jobs", headers=theirs).text

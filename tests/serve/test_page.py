@@ -1,0 +1,123 @@
+"""The page in a browser: what people click, type and see, without one line in the browser's error log."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serve.browser import Browser, find_chromium
+
+pytestmark = [
+    pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine"),
+    pytest.mark.timeout(240),
+]
+FIGURES = "document.querySelectorAll('#gallery figure').length"
+
+
+@pytest.fixture
+def page(listen, tmp_path: Path) -> Iterator[Browser]:
+    url = listen(seconds=0.1)
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.call("Page.navigate", url=url)
+        browser.wait("!!document.getElementById('state') && document.getElementById('state').textContent")
+        yield browser
+    finally:
+        browser.close()
+
+
+def shoot(page: Browser, name: str) -> None:
+    if os.environ.get("SHOTS"):
+        page.shoot(Path(os.environ["SHOTS"]) / f"{name}.png")
+
+
+def test_draw_cancel_repeat_vary_search_theme_and_phone(page: Browser) -> None:
+    page.type("<img src=x onerror=alert(1)>")  # the prompt has the focus
+    page.click("#draw")
+    page.wait(f"{FIGURES} === 1")
+    assert page.ask("document.querySelector('figcaption p').textContent") == "<img src=x onerror=alert(1)>"
+    assert page.wait("document.querySelector('#gallery img').naturalWidth") == 8
+    shoot(page, "first")
+
+    page.ask("document.getElementById('prompt').value = ''")
+    page.click("#prompt")
+    page.type("a long walk")
+    page.click("summary")
+    page.click("[name=steps]")
+    page.type("200")
+    page.click("#draw")
+    page.wait(
+        "document.querySelector('#queue progress') && document.querySelector('#queue progress').value > 1"
+    )
+    page.wait(
+        "!!document.querySelector('#queue img') && document.querySelector('#queue img').naturalWidth === 8"
+    )
+    shoot(page, "drawing")
+    page.click("#queue [aria-label^='Cancel']")
+    page.wait("document.querySelector('#queue').textContent.includes('Nothing')")
+
+    page.click("figure [aria-label^='Draw again']")
+    page.wait(f"{FIGURES} === 2")
+    page.click("figure [aria-label^='Draw with another seed']")
+    page.wait(f"{FIGURES} === 3")
+    seeds = page.ask("[...document.querySelectorAll('figcaption p')].map((p) => p.title)")
+    assert seeds[1] == seeds[2] != seeds[0], seeds
+
+    page.click("#search")
+    page.type("no such words")
+    page.wait(f"{FIGURES} === 0")
+    page.ask("document.getElementById('search').value = ''")
+    page.type("IMG SRC")
+    page.wait(f"{FIGURES} === 3")
+
+    ground = "getComputedStyle(document.body).backgroundColor"
+    before = page.ask(ground)
+    page.click("#theme")
+    assert page.ask(ground) != before
+    shoot(page, "other-theme")
+    page.call("Page.reload")
+    page.wait(f"{FIGURES} === 3")
+    assert page.ask(ground) != before  # remembered
+
+    page.resize(390, 844, mobile=True)
+    page.wait("innerWidth === 390")
+    assert page.ask("document.documentElement.scrollWidth") <= 390
+    shoot(page, "phone")
+    assert page.problems == []
+
+
+def test_keyboard_alone_is_enough(page: Browser) -> None:
+    page.type("a cat")
+    page.press("Enter", modifiers=2)
+    page.wait(f"{FIGURES} === 1")
+    page.press("Tab")
+    assert page.ask("document.activeElement.id") == "draw"
+    page.press("Enter")
+    page.wait(f"{FIGURES} === 2")
+    for _ in range(20):
+        page.press("Tab")
+        if (page.ask("document.activeElement.getAttribute('aria-label')") or "").startswith("Draw again"):
+            break
+    outline = page.ask("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "the focus can be seen"
+    page.press("Enter")
+    page.wait(f"{FIGURES} === 3")
+    assert page.ask("document.activeElement !== document.body"), "the focus is kept when the gallery changes"
+    assert page.problems == []
+
+
+def test_another_site_s_page_cannot_order_pictures(page: Browser) -> None:
+    url = page.ask("location.origin")
+    page.call("Page.navigate", url="data:text/html,<p>elsewhere</p>")
+    page.wait("document.body && document.body.textContent === 'elsewhere'")
+    said = page.ask(
+        f"fetch('{url}/jobs', {{method: 'POST', body: JSON.stringify({{prompt: 'a'}}), mode: 'no-cors'}})"
+        ".then(() => 'sent', (error) => error.name)"
+    )
+    assert said in ("sent", "TypeError")
+    page.call("Page.navigate", url=url)
+    page.wait(
+        "document.querySelector('#queue') && document.querySelector('#queue').textContent.includes('Nothing')"
+    )
+    assert page.ask(FIGURES) == 0

@@ -1,0 +1,88 @@
+import time
+
+import pytest
+
+
+def wait_for(client, job: str, *states: str, seconds: float = 20.0) -> dict:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        facts = client.get(f"/jobs/{job}").json()
+        if facts["state"] in states:
+            return facts
+        time.sleep(0.02)
+    raise AssertionError(f"{job} is {facts['state']}")
+
+
+def add(client, prompt: str, **more: object) -> str:
+    return client.post("/jobs", json={"prompt": prompt, **more}).json()["id"]
+
+
+def test_a_job_goes_through_and_its_files_can_be_fetched(serve) -> None:
+    client = serve()
+    facts = wait_for(client, add(client, "a cat", n=2), "done")
+    assert facts["steps"] == 3 and len(facts["images"]) == 2 and facts["position"] is None
+    assert client.get(facts["images"][1]["url"]).content[:4] == b"\x89PNG"
+
+
+def test_events_tell_every_step(serve) -> None:
+    client = serve(seconds=0.05)
+    job = add(client, "a cat", steps=4)
+    with client.stream("GET", f"/jobs/{job}/events") as answer:
+        text = "".join(answer.iter_text())
+    assert text.rstrip().splitlines()[-2] == "event: done"
+    assert text.count("event: step") >= 1
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_before_its_next_step(serve, tmp_path) -> None:
+    client = serve(seconds=0.3)
+    running, waiting = add(client, "long", steps=100), add(client, "never")
+    wait_for(client, running, "running")
+    for job in (waiting, running):
+        assert client.delete(f"/jobs/{job}").json()["cancelled"]
+    assert wait_for(client, waiting, "cancelled")["step"] == 0
+    assert wait_for(client, running, "cancelled", seconds=5.0)["step"] < 10
+    assert not client.delete(f"/jobs/{running}").json()["cancelled"]
+    wait_for(client, add(client, "next", steps=1), "done")
+    assert (tmp_path / "log").read_text() == "next\n"
+
+
+def test_reordering(serve) -> None:
+    client = serve(start=False)
+    jobs = [add(client, str(n)) for n in range(3)]
+    assert client.post(f"/jobs/{jobs[2]}/move", json={"position": 0}).json()["position"] == 0
+    assert client.get(f"/jobs/{jobs[0]}").json()["position"] == 1
+    assert client.post(f"/jobs/{jobs[2]}/move", json={"position": -1}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs/x", f"/jobs/{'0' * 32}", "/files/x/y", f"/files/{'0' * 32}/..%2fjobs.sqlite"]
+)
+def test_what_is_not_there_or_not_yours_is_not_found(serve, path: str) -> None:
+    assert serve(start=False).get(path).status_code == 404
+
+
+def test_names_of_files_that_are_not_ours_are_refused(serve) -> None:
+    client = serve()
+    job = add(client, "a")
+    wait_for(client, job, "done")
+    for name in ("0.png.bak", "..", "jobs.sqlite", "9.png"):
+        assert client.get(f"/files/{job}/{name}").status_code in (404, 405)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_tried_again(serve) -> None:
+    client = serve()
+    assert wait_for(client, add(client, "die once"), "done")["state"] == "done"
+    assert "fewer_worker_restarts_total 1" in client.get("/metrics").text
+
+
+def test_a_job_that_always_kills_its_worker_fails_and_others_are_unharmed(serve) -> None:
+    client = serve()
+    bad, good = add(client, "die"), add(client, "good")
+    assert wait_for(client, bad, "failed", seconds=60.0)["code"] == "worker_died"
+    wait_for(client, good, "done", seconds=30.0)
+
+
+def test_health_counts(serve) -> None:
+    client = serve(start=False)
+    add(client, "a")
+    assert client.get("/health").json() == {"status": "ok", "queued": 1, "running": 0, "idle_workers": 0}
