@@ -43,11 +43,11 @@ METHODS: dict[str, tuple[str, ConditionPlan | None]] = {
 
 
 def run(method: str, seed: int, options: argparse.Namespace) -> dict:
-    train, held_out = read_labelled(ROOT / "data" / DATA[options.data], 28, grey=True)
+    train, held_out = read_labelled(ROOT / "data" / DATA[options.data], options.size, grey=True)
     kind, plan = METHODS[method]
     params = ClassConditionalParams(
-        architecture="dit", channels=1, out_channels=1, size=28, patch=4, width=options.width, depth=4,
-        heads=4,
+        architecture="dit", channels=1, out_channels=1, size=options.size, patch=options.patch,
+        width=options.width, depth=4, heads=4,
         ffn_ratio=2.0, classes=len(train.class_names),
     )  # fmt: skip
     model = build(with_conditioning(params, kind), plan, seed)
@@ -65,7 +65,8 @@ def run(method: str, seed: int, options: argparse.Namespace) -> dict:
     inputs = (train.images[:1], torch.tensor([500.0]), train.labels[:1])
     return {
         "method": method, "data": options.data, "seed": seed, "steps": options.steps, "batch": options.batch,
-        "rate": options.rate, "width": options.width, "error": validation_error(model, held_out),
+        "rate": options.rate, "width": options.width,
+        "size": options.size, "patch": options.patch, "error": validation_error(model, held_out),
         "seconds": round(seconds, 1), **asdict(profile(model.cpu(), *inputs)),
     }  # fmt: skip
 
@@ -78,12 +79,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--width", type=int, default=64, help="wider tokens have as many parameters as can")
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--patch", type=int, default=4)
     parser.add_argument("--data", default="mnist", choices=list(DATA))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1) if options.device == "cpu" else None
     found = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
-    same = ("data", "steps", "batch", "rate", "width")
+    same = ("data", "steps", "batch", "rate", "width", "size", "patch")
     for seed in options.seeds:
         for method in options.methods:
             wanted = {"method": method, "seed": seed} | {name: getattr(options, name) for name in same}

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 _NAMES = {
+    "ConditionPlan": "fewer.generate.conditional",
     "DCAutoencoder": "fewer.generate.autoencoder",
     "DCAutoencoderConfig": "fewer.generate.autoencoder",
     "GenerateRequest": "fewer.generate.request",
@@ -11,6 +12,8 @@ _NAMES = {
     "SanaParams": "fewer.generate.transformer",
     "SanaTransformer": "fewer.generate.transformer",
     "TextToImage": "fewer.generate.pipeline",
+    "adapter": "fewer.generate.conditional",
+    "condition_aware": "fewer.generate.conditional",
     "sample": "fewer.generate.sampling",
 }
 

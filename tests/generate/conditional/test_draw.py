@@ -32,6 +32,14 @@ def test_a_picture_does_not_depend_on_its_neighbours() -> None:
     assert torch.allclose(one[0], two[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", ["u-vit", "cat adaln"])
+def test_half_precision_stays_near(shape: str) -> None:
+    exact = [*draw_class(upgraded(shape), 1, [7], steps=2, guidance=1.0)][-1].latents
+    rough = [*draw_class(upgraded(shape).bfloat16(), 1, [7], steps=2, guidance=1.0)][-1].latents
+    assert rough.dtype == torch.float32
+    assert (rough - exact).norm() < 0.1 * exact.norm()
+
+
 def test_unknown_classes_and_pictures() -> None:
     with pytest.raises(ConfigError, match="class 5 is out of range; allowed: 0 to 4"):
         next(draw_class(tiny("cat tokens"), 5, [0]))

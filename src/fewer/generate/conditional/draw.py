@@ -43,7 +43,8 @@ def draw_class(
 
 def _velocity(model: nn.Module, label: int, levels: list[float], count: int) -> VelocityFn:
     """One plain module a step: for a condition-aware network, the merged one."""
-    device = next(model.parameters()).device
+    first = next(model.parameters())
+    device = first.device
     labels = torch.full((count,), label, device=device)
     merged: MergedSchedule | None = None
     if isinstance(model, ConditionAware):
@@ -53,7 +54,7 @@ def _velocity(model: nn.Module, label: int, levels: list[float], count: int) -> 
     def velocity(latents: Tensor, level: float) -> Tensor:
         network = model if merged is None else merged.at(levels.index(level))
         time = torch.full((count,), level * TRAINING_LEVELS, device=device)
-        return network(latents, time, labels)[:, : latents.shape[1]]
+        return network(latents.to(first.dtype), time, labels)[:, : latents.shape[1]].float()
 
     return velocity
 
