@@ -36,8 +36,8 @@ def imported_rooms(path: Path) -> set[str]:
 
 
 def allowed(room: str) -> set[str]:
-    if room in ("cli", "serve", "__main__"):
-        return ROOMS | {"kernels", "core", "serve", "cli"}
+    if room in ("cli", "compose", "serve", "__main__"):
+        return ROOMS | {"kernels", "core", "serve", "cli", "compose"}
     if room in ("parallel", "quantize"):
         return {room, "kernels", "core", "generate"}
     if room in ROOMS:

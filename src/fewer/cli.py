@@ -29,9 +29,7 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "generate": Verb(
-        "fewer.generate.command", "GenerateCommand", "generate_command", "pictures from prompts"
-    ),
+    "generate": Verb("fewer.compose", "GenerateCommand", "generate_anywhere", "pictures from prompts"),
     "train sana": Verb(
         "fewer.generate.training.command",
         "TrainSanaRequest",

@@ -104,8 +104,6 @@ def test_a_file_of_settings(generate, tmp_path):
         (["a", "--sampler", "ddim"], 2, "sampler"),
         (["a", "--output", "a.jpg"], 2, "png"),
         (["a", "--dtype", "fp32", "--precision", "bf16"], 2, "contradicts"),
-        (["a", "--precision", "svdquant"], 2, "fewer.quantize"),
-        (["a", "--devices", 2], 2, "fewer.parallel"),
         (["a", "--model", "absent"], 4, "neither a folder nor a file"),
         (["a", "--text-encoder", "absent"], 4, "text encoder"),
         (["a", "--lora", "absent.safetensors"], 4, "absent.safetensors"),

@@ -9,8 +9,8 @@ import torch
 from fewer.core.errors import ConfigError
 from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.sana import SanaTransformer
+from fewer.parallel.attach import parallelize
 from fewer.parallel.group import Group
-from fewer.parallel.parallelize import parallelize
 from fewer.parallel.plan import ParallelPlan
 
 

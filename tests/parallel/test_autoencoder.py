@@ -6,7 +6,7 @@ import torch
 from fewer.core.errors import ConfigError
 from fewer.generate.autoencoder.config import DCAutoencoderConfig
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
-from fewer.parallel.parallelize import parallelize
+from fewer.parallel.attach import parallelize
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.simulated import run_simulated
 from tests.parallel.conftest import randomise

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fewer.parallel.attach import parallelize
 from fewer.parallel.group import Group
-from fewer.parallel.parallelize import parallelize
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.simulated import run_simulated
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fewer.generate.transformer.sana import SanaTransformer
+from fewer.parallel.attach import parallelize
 from fewer.parallel.group import Group
-from fewer.parallel.parallelize import parallelize
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.simulated import run_simulated
 

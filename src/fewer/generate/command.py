@@ -1,10 +1,10 @@
 """`fewer generate`: from options to files."""
 
-import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from pydantic import Field
@@ -16,6 +16,9 @@ from fewer.core.progress import Progress
 from fewer.generate.class_pictures import draw_classes, is_class_conditional
 from fewer.generate.picture import Picture, read_request, repeat
 from fewer.generate.request import GenerateRequest
+
+if TYPE_CHECKING:
+    from fewer.generate.pipeline import TextToImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +47,17 @@ class GenerateCommand(GenerateRequest):
     """What to draw with a model of `fewer train class-conditional`: one of its classes, or a number."""
 
 
-def generate_command(request: GenerateCommand, progress: Progress) -> dict[str, object]:
-    """Draws and saves each picture as soon as it is done, so that stopping keeps what is finished."""
+def generate_command(
+    request: GenerateCommand,
+    progress: Progress,
+    adapt: "Callable[[TextToImage], None] | None" = None,
+    save: bool = True,
+) -> dict[str, object]:
+    """Draws and saves each picture as soon as it is done, so that stopping keeps what is finished.
+
+    `adapt` may change the loaded pipeline from outside (spread it over devices, quantize it). A rank that
+    only helps another one to draw does not `save`.
+    """
     if request.class_name or is_class_conditional(Path(request.model)):
         return draw_classes(request, progress)
     wanted, dtype = _resolve(request)
@@ -61,6 +73,8 @@ def generate_command(request: GenerateCommand, progress: Progress) -> dict[str, 
         text_encoder=request.text_encoder,
         autoencoder=request.autoencoder,
     )
+    if adapt is not None:
+        adapt(pipe)
     loaded = time.perf_counter()
     drawn: list[dict[str, object]] = []
     try:
@@ -72,6 +86,8 @@ def generate_command(request: GenerateCommand, progress: Progress) -> dict[str, 
                 progress.advance(noise=event.step.sigma)
             else:
                 progress.stop()
+                if not save:
+                    continue
                 path = event.picture.save(targets[event.index], metadata=request.metadata)
                 drawn.append(_facts(event.picture, path, event.seconds))
                 progress.say(f"{path}  (seed {event.picture.seed}, {event.seconds:.1f} s)")
@@ -87,7 +103,7 @@ def generate_command(request: GenerateCommand, progress: Progress) -> dict[str, 
 
 
 def _resolve(request: GenerateCommand) -> tuple[GenerateRequest, str]:
-    """What to draw and in which number format, after --from, --precision and --devices have had their say."""
+    """What to draw and in which number format, after --from and --precision have had their say."""
     wanted = GenerateRequest(
         **{field.name: getattr(request, field.name) for field in fields(GenerateRequest)}
     )
@@ -96,21 +112,11 @@ def _resolve(request: GenerateCommand) -> tuple[GenerateRequest, str]:
         stored, stored_dtype = read_request(request.from_picture)
         wanted = repeat(wanted, stored)
         dtype = stored_dtype if dtype == "auto" else dtype
-    if request.precision == "svdquant":
-        _need_room("quantize", "--precision svdquant")
-    elif request.precision is not None:
+    if request.precision is not None and request.precision != "svdquant":
         if request.dtype not in ("auto", request.precision):
             raise ConfigError(f"dtype {request.dtype} contradicts precision {request.precision}; give one")
         dtype = request.precision
-    if request.devices > 1:
-        _need_room("parallel", f"--devices {request.devices}")
     return wanted, dtype
-
-
-def _need_room(room: str, option: str) -> None:
-    there = importlib.util.find_spec(f"fewer.{room}") is not None
-    state = "does not serve this command yet" if there else "is not part of this installation"
-    raise ConfigError(f"{option} needs fewer.{room}, which {state}; leave the option out")
 
 
 def _targets(output: Path, singles: list[GenerateRequest]) -> list[Path]:

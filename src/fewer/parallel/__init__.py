@@ -9,7 +9,7 @@ from typing import Any
 _PUBLIC = {
     "ParallelPlan": "fewer.parallel.plan",
     "choose_plan": "fewer.parallel.plan",
-    "parallelize": "fewer.parallel.parallelize",
+    "parallelize": "fewer.parallel.attach",
     "Group": "fewer.parallel.group",
     "GroupFailed": "fewer.parallel.group",
     "ProcessGroup": "fewer.parallel.process_group",

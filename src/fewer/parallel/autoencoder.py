@@ -14,11 +14,11 @@ from fewer.core.errors import ConfigError
 from fewer.core.modules import replace_modules
 from fewer.generate.autoencoder.blocks import LinearAttention
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import ParallelAutoencoderAttention
 from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d
 from fewer.parallel.group import Group
-from fewer.parallel.parallelize import structural_copy
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
 

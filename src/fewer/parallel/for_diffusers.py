@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewer.core.modules import replace_modules, set_module
+from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import gathered_keys_values
 from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d
 from fewer.parallel.group import Group
 from fewer.parallel.group_norm import ParallelGroupNorm
-from fewer.parallel.parallelize import structural_copy
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
 

@@ -14,11 +14,11 @@ from fewer.generate.transformer.embeddings import PatchEmbed, sincos_positions
 from fewer.generate.transformer.feed_forward import MixFFN
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.generate.transformer.sana import SanaTransformer
+from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import ParallelLinearAttention
 from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelMixFFN
 from fewer.parallel.group import Group
-from fewer.parallel.parallelize import structural_copy
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
 

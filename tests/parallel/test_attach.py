@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fewer.core.errors import ConfigError
-from fewer.parallel.parallelize import parallelize, structural_copy
+from fewer.parallel.attach import parallelize, structural_copy
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.simulated import run_simulated
 
