@@ -8,7 +8,7 @@ from fewer.generate.scenes.vocabulary import SMALL_VOCABULARY
 from fewer.generate.training.transformer import TransformerTraining
 from fewer.generate.transformer.params import SanaParams
 
-# Sixteen concepts that nobody mistakes for one another: what ten CPU minutes of training can hold.
+# Sixteen concepts that nobody mistakes for one another: what half an hour of CPU time can hold.
 _FEW = (
     "red-apple", "banana", "strawberry", "watermelon", "pizza", "doughnut", "cat-face", "dog-face", "frog",
     "panda", "fire", "star", "red-heart", "rocket", "bus", "deciduous-tree",
@@ -127,7 +127,7 @@ def _cpu() -> EmojiPreset:
         # width: after 600 steps backgrounds were still mottled.
         transformer=_transformer(5, 6, 4),
         training=TransformerTraining(
-            steps=2400,
+            steps=4600,
             batch=32,
             learning_rate=1.5e-3,
             warmup=100,
@@ -135,12 +135,12 @@ def _cpu() -> EmojiPreset:
             dtype="fp32",
             checkpoint_every=100,
         ),
-        scenes=3072,
+        scenes=4096,
         captions_per_scene=1,
         text_layers=6,
         text_length=32,
         shift=1.0,
-        guidance=3.0,
+        guidance=2.0,
     )
 
 
