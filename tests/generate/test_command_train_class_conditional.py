@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from fewer.cli import main
+from fewer.generate.autoencoder import DCAutoencoder
+from tests.generate.autoencoder.conftest import tiny_config
 
 QUICK = ["--size", "8", "--width", "32", "--depth", "1", "--steps", "3", "--batch", "4", "--rank", "2"]
 QUICK += ["--grey", "--device", "cpu", "--json"]
@@ -43,6 +45,19 @@ def test_trains_and_draws(kind: str, data: Path, tmp_path: Path, capsys: pytest.
     assert main([*words, "--output", str(tmp_path / "again")]) == 0
     again = json.loads(capsys.readouterr().out)["pictures"]
     assert [Path(one["path"]).read_bytes() for one in again] == first
+
+
+def test_latents_of_an_autoencoder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    DCAutoencoder(tiny_config("batch_norm_attention")).save(tmp_path / "ae")  # one channel, 4 pixels a latent
+    options = ["--autoencoder", str(tmp_path / "ae"), "--patch", "1"]
+    assert train(data, tmp_path / "m", *options) == 0
+    capsys.readouterr()
+    words = ["generate", "--model", str(tmp_path / "m"), "--class-name", "one", "--steps", "2"]
+    assert main([*words, "--device", "cpu", "--output", str(tmp_path / "one.png")]) == 0
+    picture = Image.open(tmp_path / "one.png")
+    assert (picture.size, picture.mode) == ((8, 8), "L")
+    assert train(data, tmp_path / "n", *options, "--no-grey") == 2
+    assert "check --grey" in capsys.readouterr().err
 
 
 def test_resumes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

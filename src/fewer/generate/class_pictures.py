@@ -27,6 +27,7 @@ def draw_classes(request: "GenerateCommand", progress: Progress) -> dict[str, ob
     import io
 
     from fewer.core.device import pick_device, pick_dtype
+    from fewer.generate.autoencoder import DCAutoencoder
     from fewer.generate.conditional.draw import draw_class, to_pictures
     from fewer.generate.conditional.formats import load_folder
 
@@ -34,6 +35,9 @@ def draw_classes(request: "GenerateCommand", progress: Progress) -> dict[str, ob
     device = pick_device(request.device)
     model, names = load_folder(Path(request.model))
     model.to(device, pick_dtype(request.dtype if request.dtype != "auto" else "fp32", device))
+    autoencoder = None
+    if (Path(request.model) / "autoencoder").is_dir():
+        autoencoder = DCAutoencoder.load(Path(request.model) / "autoencoder", device=device).float()
     label = _label(request.class_name, names)
     targets = _targets(request.output, names[label], request.seed, request.count)
     paths: list[str] = []
@@ -47,7 +51,8 @@ def draw_classes(request: "GenerateCommand", progress: Progress) -> dict[str, ob
                 progress.advance(noise=step.sigma)
         finally:
             progress.stop()
-        for picture, target in zip(to_pictures(step.latents), targets[first:], strict=False):
+        pixels = step.latents if autoencoder is None else autoencoder.decode(step.latents)
+        for picture, target in zip(to_pictures(pixels), targets[first:], strict=False):
             stream = io.BytesIO()
             picture.save(stream, "PNG")
             write_bytes(target, stream.getvalue())
@@ -76,12 +81,14 @@ def _refuse(request: "GenerateCommand") -> None:
         )
     if not is_class_conditional(folder):
         raise ConfigError(f"{folder.name!r} draws prompts, not classes; leave --class-name out")
+    from fewer.core.train import world_size
+
     unused = [
         name
         for name in ("prompt", "negative", "width", "height", "size", "lora", "from_picture", "precision")
         if getattr(request, name)
     ]
-    if unused or request.devices > 1:
+    if unused or request.devices > 1 or world_size() > 1:
         raise ConfigError(f"--class-name does not go with {', '.join(unused) or 'devices'}; leave that out")
 
 

@@ -30,6 +30,8 @@ class TrainClassConditionalRequest:
     """Folder `split/class/*.png` or `class/*.png`, or a MedMNIST-style .npz."""
     output: Path
     """Folder for the model and its checkpoints."""
+    autoencoder: Path | None = None
+    """Folder of a DC-AE: train on its latents instead of pixels; a copy goes into --output."""
     preset: Preset = "cat-nano"
     """Size and architecture."""
     conditioning: Literal["tokens", "adaln", "can", "aks", "adaln+can"] = "can"
@@ -44,7 +46,7 @@ class TrainClassConditionalRequest:
     size: Annotated[int, Field(ge=4, le=1024)] = 32
     """Side of the pictures; larger ones are shrunk."""
     patch: Annotated[int, Field(ge=1, le=64)] = 2
-    """Side of a token in pixels."""
+    """Side of a token in pixels, or in latents."""
     width: Annotated[int, Field(ge=0, le=8192)] = 0
     """In place of the preset's; 0 keeps that."""
     depth: Annotated[int, Field(ge=0, le=512)] = 0
@@ -81,8 +83,10 @@ def train_class_conditional_command(
 
     from fewer.core.device import pick_device
     from fewer.core.train import rank
+    from fewer.generate.autoencoder import DCAutoencoder
     from fewer.generate.conditional.accounting import profile
     from fewer.generate.conditional.formats import save_folder
+    from fewer.generate.conditional.latents import encode_pictures
     from fewer.generate.conditional.pictures import read_labelled
     from fewer.generate.conditional.training import (
         TrainingOptions,
@@ -96,6 +100,14 @@ def train_class_conditional_command(
     device = pick_device(request.device)
     began = time.monotonic()
     train, held_out = read_labelled(request.data, request.size, request.grey)
+    autoencoder = None
+    if request.autoencoder is not None:
+        autoencoder = DCAutoencoder.load(request.autoencoder, device=device).float()
+        if request.grey != (autoencoder.config.in_channels == 1):
+            raise ConfigError(
+                f"the autoencoder takes {autoencoder.config.in_channels} channels; check --grey"
+            )
+        train, held_out = (encode_pictures(autoencoder, part) for part in (train, held_out))
     model = _start(request, train)
     options = TrainingOptions(
         steps=request.steps, batch=request.batch, rate=request.rate, label_dropout=request.label_dropout,
@@ -110,6 +122,8 @@ def train_class_conditional_command(
     model.eval()
     if rank() == 0:
         save_folder(model, request.output, train.class_names)
+        if autoencoder is not None:
+            autoencoder.save(request.output / "autoencoder")
     inputs = (train.images[:1].to(device), torch.tensor([500.0], device=device), train.labels[:1].to(device))
     return {
         "output": str(request.output),
@@ -130,12 +144,12 @@ def _start(request: TrainClassConditionalRequest, train: "LabelledPictures") -> 
     from fewer.generate.conditional.params import named, with_conditioning
 
     preset = named(request.preset)
-    channels = 1 if request.grey else 3
+    channels, side = train.images.shape[1], train.images.shape[-1]
     width = request.width or preset.width
     head_dim = preset.width // preset.heads
     params = replace(
         with_conditioning(preset, request.conditioning),
-        channels=channels, out_channels=channels, size=request.size, patch=request.patch,
+        channels=channels, out_channels=channels, size=side, patch=request.patch,
         width=width, heads=max(1, width // head_dim), depth=request.depth or preset.depth,
         classes=len(train.class_names), depthwise=True,
     )  # fmt: skip
