@@ -29,11 +29,11 @@ from fewer.learn.domains.training import MaskedTraining
 DATA = Path(__file__).parents[1] / "data" / "mnist10k" / "mnist10k.npz"
 RUNS = {
     "erm": {"base": "erm", "method": "none"},
-    "erm + evil": {"base": "erm", "method": "evil"},
-    "irm": {"base": "irm", "method": "none"},
-    "irm + evil": {"base": "irm", "method": "evil"},
-    "vrex": {"base": "vrex", "method": "none"},
     "vrex + evil": {"base": "vrex", "method": "evil"},
+    "irm + evil": {"base": "irm", "method": "evil"},
+    "erm + evil": {"base": "erm", "method": "evil"},
+    "vrex": {"base": "vrex", "method": "none"},
+    "irm": {"base": "irm", "method": "none"},
 }
 
 
@@ -88,9 +88,11 @@ def run(name: str, seed: int, steps: int = 500) -> dict[str, object]:
 
 
 def summarise(done: dict[str, dict[str, dict]]) -> dict[str, object]:
-    whole = [rows for rows in done.values() if len(rows) == len(RUNS)]
     summary: dict[str, object] = {}
-    for name in RUNS if whole else ():
+    for name in RUNS:
+        whole = [rows for rows in done.values() if name in rows and "erm" in rows]
+        if not whole:
+            continue
         gaps = [100 * (rows[name]["best"] - rows["erm"]["best"]) for rows in whole]
         summary[name] = {
             "best": statistics.mean(rows[name]["best"] for rows in whole),

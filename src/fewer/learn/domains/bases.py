@@ -56,6 +56,7 @@ class BaseState(nn.Module):
 
     def __init__(self, envs: int) -> None:
         super().__init__()
+        self.group_weights: Tensor
         self.register_buffer("group_weights", torch.full((envs,), 1.0 / envs))
 
 
@@ -128,9 +129,8 @@ def _objective(
             return losses.mean() + weight * (losses - losses.mean()).square().mean()
         case "group-dro":
             losses = domain_losses(logits, batch)
-            group = state.group_weights * (GROUP_RATE * losses.detach()).exp()
-            state.group_weights.copy_(group / group.sum())
-            return (losses * state.group_weights).sum()
+            group = state.group_weights.mul_((GROUP_RATE * losses.detach()).exp())
+            return (losses * group.div_(group.sum())).sum()
         case "coral" | "mmd":
             distance = coral_distance if plan.base == "coral" else mmd_distance
             return domain_losses(logits, batch).mean() + weight * _over_pairs(

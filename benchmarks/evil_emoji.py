@@ -1,0 +1,121 @@
+"""Emoji styles, group8, leave one style out: ERM, RigL and EVIL on the same splits, weights and batches.
+
+    python benchmarks/evil_emoji.py                                    group-cnn, 32 px, for a CPU
+    python benchmarks/evil_emoji.py --gpu --workers 5                  ResNet-18, 64 px, runs side by side
+
+EVIL's figure is that of the mode (faithful or extended) with the better source validation, run by run; the
+target's pictures decide nothing. Accuracy is on new objects in the held-out style. Finished runs are not run
+again, so it can be stopped. With `--workers N` the runs are dealt to N processes on the same device.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from fewer.core.files import write_json
+from fewer.learn.domains.images import Domains, load_domains
+from fewer.learn.domains.plan import InvariantPlan
+from fewer.learn.domains.sweep import Job, run_sweep, sweep_jobs
+from fewer.learn.domains.tables import paired_difference
+
+DATA = Path(__file__).parents[1] / "data" / "emoji-styles"
+METHODS = {
+    "erm": {"method": "none"},
+    "rigl": {"method": "rigl"},
+    "evil faithful": {"method": "evil", "mode": "faithful"},
+    "evil extended": {"method": "evil", "mode": "extended"},
+}
+
+
+def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
+    domains = load_domains(DATA, size=64 if arguments.gpu else 32)
+    plans = {
+        name: InvariantPlan(
+            **method,
+            network="resnet-18" if arguments.gpu else "group-cnn",
+            steps=arguments.steps,
+            batch=24 if arguments.gpu else 12,
+            augment=True,
+            density=0.6,
+            device="cuda" if arguments.gpu else "cpu",
+        )
+        for name, method in METHODS.items()
+    }
+    return domains, sweep_jobs(domains, plans, domains.names, arguments.seeds, 1, "training-domain")
+
+
+def summarise(runs: list[tuple[Job, dict]]) -> dict[str, object]:
+    found: dict[str, dict[tuple[str, int], dict[str, float]]] = {name: {} for name in METHODS}
+    for job, done in runs:
+        found[job.method][job.target, job.plan.seed] = done["figures"]
+    faithful, extended = found["evil faithful"], found["evil extended"]
+    found["evil"] = {
+        pair: max(faithful[pair], extended[pair], key=lambda figures: figures["source_validation"])
+        for pair in faithful.keys() & extended.keys()
+    }
+    summary: dict[str, object] = {}
+    for figure in ("accuracy", "all_accuracy"):
+        for name, rows in found.items():
+            entry: dict[str, object] = {"runs": len(rows)}
+            if rows:
+                entry["percent"] = 100 * sum(row[figure] for row in rows.values()) / len(rows)
+            for other in ("erm", "rigl"):
+                pairs = sorted(rows.keys() & found[other].keys())
+                gaps = [100 * (rows[pair][figure] - found[other][pair][figure]) for pair in pairs]
+                if gaps and other != name:
+                    entry[f"points_over_{other}"] = paired_difference(gaps).as_dict()
+            summary[f"{name}, {figure}"] = entry
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--share", help="K/N: only every Nth run from the Kth on")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/evil_emoji"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/evil_emoji.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    if arguments.workers > 1 and not arguments.share:
+        words = [sys.executable, *sys.argv]
+        workers = [
+            subprocess.Popen([*words, "--share", f"{k}/{arguments.workers}"])
+            for k in range(arguments.workers)
+        ]
+        codes = [worker.wait() for worker in workers]
+        if any(codes):
+            raise SystemExit("a worker failed; run again to go on")
+    domains, jobs = all_jobs(arguments)
+    if arguments.share:
+        first, step = map(int, arguments.share.split("/"))
+        list(run_sweep(domains, jobs[first::step], arguments.runs, resume=True))
+        return
+    runs = list(run_sweep(domains, jobs, arguments.runs, resume=True))
+    report = {
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if arguments.gpu else "cpu",
+        "torch": torch.__version__,
+        "settings": {"steps": arguments.steps, "seeds": arguments.seeds, "workers": arguments.workers},
+        "wall_seconds": time.perf_counter() - began,
+        "summary": summarise(runs),
+        "runs": [
+            {"method": job.method, "target": job.target, "seed": job.plan.seed, **done["figures"]}
+            for job, done in runs
+        ],
+    }
+    write_json(arguments.output, report)
+    print(json.dumps(report["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
