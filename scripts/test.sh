@@ -10,7 +10,7 @@ for step in $steps; do
   case $step in
     format) ruff format --check $code ;;
     lint) ruff check $code ;;
-    types) basedpyright --level error ;;
+    types) basedpyright --pythonpath .venv/bin/python --level error ;;
     # One process a core, one thread a process: the tests are many small ones.
     unit) OMP_NUM_THREADS=1 pytest -n "${FEWER_TEST_PROCESSES:-2}" --dist worksteal -rs --durations 15 \
             --ignore tests/test_examples.py --ignore tests/test_docs.py ;;

@@ -74,7 +74,7 @@ def bench_command(request: BenchRequest, progress: Progress) -> dict[str, object
             raise FewerError(f"{script.name} ended with code {run.returncode}; its last words stand above")
         found = [target] if engine else _newer(folder / "results", before)
         figures = {path.stem: read_json(path) for path in found}
-    result: dict[str, object] = figures["figures"] if engine else figures or _last_json(run.stdout)
+    result: dict[str, object] = figures["figures"] if engine else figures or _last_json(run.stdout)  # pyright: ignore
     if request.output is not None:
         write_json(request.output, result)
     return {"name": request.name, "script": script.name, "output": _text(request.output), "figures": result}

@@ -26,7 +26,7 @@ class Progress(Protocol):
 
 def make_progress(style: Style = "auto", stream: TextIOBase | None = None) -> Progress:
     """`auto` draws a bar on a terminal and prints a line every ten seconds elsewhere."""
-    stream = stream or sys.stderr
+    stream = stream or sys.stderr  # pyright: ignore
     if style == "silent":
         return SilentProgress()
     if style == "json":

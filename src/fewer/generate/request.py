@@ -75,7 +75,7 @@ class GenerateRequest:
             raise ConfigError(
                 f"seed {self.seed} leaves no room for {self.count} pictures; choose a smaller one"
             )
-        singles: list[GenerateRequest] = [
+        singles: list[GenerateRequest] = [  # pyright: ignore
             replace(self, prompt=(prompt,), seed=self.seed + index, count=1)
             for prompt in self.prompt
             for index in range(self.count)

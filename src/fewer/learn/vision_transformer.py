@@ -53,7 +53,7 @@ def load_vision_transformer(plan: NetworkPlan, folder: str | None) -> VisionTran
     tensor_header(Path(folder) / "model.safetensors")  # refuses a damaged or hostile file first
     from transformers import ViTModel
 
-    body, report = ViTModel.from_pretrained(
+    body, report = ViTModel.from_pretrained(  # pyright: ignore
         folder, add_pooling_layer=False, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
     if report["missing_keys"]:

@@ -60,7 +60,7 @@ class ParallelAutoencoderAttention(nn.Module):
         plain = self._original[0]
         weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
         qkv = conv2d(x, weight[:, :, None, None])
-        qkv = torch.cat([qkv, *(projection(qkv) for projection in self.to_qkv_multiscale)], dim=1)
+        qkv = torch.cat([qkv, *(projection(qkv) for projection in self.to_qkv_multiscale)], dim=1)  # pyright: ignore
         query, key, value = plain.split_heads(qkv)
         own = plain.summarize(key, value)
         # The session normalises by the last column; here the row of ones is the last row.

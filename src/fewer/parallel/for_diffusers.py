@@ -64,7 +64,7 @@ def _parallel_unet(model: nn.Module, session: Session) -> None:
             return BandEntry(module, session, axis=2, unit=2**levels)
         if isinstance(module, nn.GroupNorm):
             return ParallelGroupNorm(module, session, name)
-        if isinstance(module, nn.Conv2d) and max(module.padding) > 0:
+        if isinstance(module, nn.Conv2d) and max(module.padding) > 0:  # pyright: ignore
             band = ParallelConv2d(module, session, name)
             return BandExit(band, session, axis=2) if name == "conv_out" else band
         return None
@@ -204,14 +204,14 @@ class BandFluxAttention:
 
         start = texts + self.session.band_start()
         own = [torch.cat([part[:texts], part[start : start + self._own_images()]]) for part in rotary]
-        return apply_rotary_emb(tokens, tuple(own), sequence_dim=1)
+        return apply_rotary_emb(tokens, tuple(own), sequence_dim=1)  # pyright: ignore
 
     def _of_all(self, key: Tensor, value: Tensor, texts: int) -> tuple[Tensor, Tensor]:
         heads = key.shape[2]
         images = [tensor[:, texts:].flatten(2) for tensor in (key, value)]
         lengths = list(self.session.bands.lengths)
         all_keys, all_values = gathered_keys_values(self.session, self.layer, *images, lengths)
-        return tuple(
+        return tuple(  # pyright: ignore
             torch.cat([own[:, :texts], whole.unflatten(-1, (heads, -1))], dim=1)
             for own, whole in ((key, all_keys), (value, all_values))
         )

@@ -46,21 +46,21 @@ class SimulatedGroup:
         total = everyone[0].clone()
         for other in everyone[1:]:
             total += other
-        return Done(total)
+        return Done(total)  # pyright: ignore
 
     def start_neighbours(self, first: Tensor, last: Tensor) -> Pending[Neighbours]:
         everyone = self._exchange((first, last))
         before = everyone[self.rank - 1][1].clone() if self.rank > 0 else None
         after = everyone[self.rank + 1][0].clone() if self.rank < self.size - 1 else None
         count_neighbours(self.traffic, (before, after), self.size)
-        return Done((before, after))
+        return Done((before, after))  # pyright: ignore
 
     def start_gather(self, tensor: Tensor, lengths: Sequence[int], axis: int) -> Pending[Tensor]:
         everyone = self._exchange(tensor)
         assert [part.shape[axis] for part in everyone] == list(lengths)
         whole = torch.cat(everyone, dim=axis)
         count_gather(self.traffic, tensor, whole, self.size)
-        return Done(whole)
+        return Done(whole)  # pyright: ignore
 
     def gather_object(self, value: object) -> list[object]:
         return self._exchange(value)

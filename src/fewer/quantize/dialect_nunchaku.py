@@ -184,7 +184,7 @@ def _checkpoint(
             layer = unpack_modulation(own, splits, stored)
         else:
             shape = (sum(own_facts["rows"]), own_facts["facts"]["shape"][1])
-            layer = unpack_layer(own, {**own_facts["facts"], "shape": shape}, stored)
+            layer = unpack_layer(own, {**own_facts["facts"], "shape": shape}, stored)  # pyright: ignore
         layers |= dict(zip(own_facts["members"], split_rows(layer, own_facts["rows"]), strict=True))
     plain = {name: tensor for name, tensor in tensors.items() if name not in taken}
     found = metadata.get("model_class", str(config.get("_class_name", "")))

@@ -54,7 +54,7 @@ class LocalEngine:
         wanted = validate(GenerateRequest, request["generate"])
         pipe = self._load(wanted.model)
         assert isinstance(pipe, TextToImage)
-        for event in pipe.iterate(wanted):
+        for event in pipe.accelerate().iterate(wanted):
             if isinstance(event, Denoised):
                 step, total = event.step.index + 1, event.step.total
                 preview = None

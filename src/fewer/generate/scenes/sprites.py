@@ -115,7 +115,7 @@ def _render(icons: Mapping[str, dict], name: str, side: int) -> UInt8[np.ndarray
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
     picture = Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGBA")
     # Sets differ in their margins: cut to the drawing and centre it, so that size words mean the same in all.
-    box = picture.getchannel("A").point(lambda value: 255 if value > 8 else 0).getbbox()
+    box = picture.getchannel("A").point(lambda value: 255 if value > 8 else 0).getbbox()  # pyright: ignore
     return _centred(picture.crop(box) if box else picture, side)
 
 

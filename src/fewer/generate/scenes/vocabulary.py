@@ -101,7 +101,7 @@ def wide_vocabulary(packages: Path, styles: tuple[str, ...]) -> dict[str, str]:
     listed = read_json(packages / "@iconify-json/noto" / "metadata.json")["categories"]
     names = [name for category in _WIDE_CATEGORIES for name in listed.get(category, ())]
     chosen = [name for name in names if shared and name in shared and name.count("-") <= 2]
-    return {name: SMALL_VOCABULARY.get(name, name.replace("-", " ")) for name in dict.fromkeys(chosen)}
+    return {name: SMALL_VOCABULARY.get(name, name.replace("-", " ")) for name in dict.fromkeys(chosen)}  # pyright: ignore
 
 
 def _package(style: str) -> str:

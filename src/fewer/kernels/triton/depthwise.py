@@ -18,8 +18,8 @@ def _depthwise_gated_kernel(
     alive = channel < channels
     value = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
     gate = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
-    for dy in tl.static_range(3):
-        for dx in tl.static_range(3):
+    for dy in tl.static_range(3):  # pyright: ignore
+        for dx in tl.static_range(3):  # pyright: ignore
             column = across + dx - 1
             row = y + dy - 1
             # A line outside the picture has no columns.

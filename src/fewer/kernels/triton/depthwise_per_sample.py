@@ -18,8 +18,8 @@ def _depthwise_per_sample_kernel(
     kernels = weight + (line // height) * channels * 9
     alive = channel < channels
     total = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
-    for dy in tl.static_range(3):
-        for dx in tl.static_range(3):
+    for dy in tl.static_range(3):  # pyright: ignore
+        for dx in tl.static_range(3):  # pyright: ignore
             column = across + dx - 1
             row = y + dy - 1
             # A line outside the picture has no columns.

@@ -71,7 +71,7 @@ def measure(
         sharpness=_least_directional_energy(smooth, clear) / max(values.mean(), 1.0) ** 2,
         mean=float(values.mean()),
         spread=float(values.std()),
-        highlight=float((shine & inside).sum() / area),
+        highlight=float((shine & inside).sum() / area),  # pyright: ignore
     )
 
 

@@ -103,7 +103,7 @@ def intersect(
             slope = np.where(np.abs(slope) < 0.02, 0.02, slope)
             distance = np.clip(distance - np.clip((rho - radius) / slope, -8, 8), 0.05, 200.0)
     # gradient of rho - r(theta, z): unit radial, -r_theta/rho along theta, -r_z along z
-    steepness = np.sqrt(1 + (by_theta / rho) ** 2 + by_z**2)
+    steepness = np.sqrt(1 + (by_theta / rho) ** 2 + by_z**2)  # pyright: ignore
     return Hit(theta, z, distance, np.clip(slope / steepness, 0.02, 1.0))
 
 
