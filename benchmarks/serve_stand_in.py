@@ -57,19 +57,24 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def main() -> None:
-    import uvicorn
-
+def stand_in_app(folder: Path, seconds: float, limit: int, count: int):  # gives a FastAPI, imported late
+    """`fewer serve`'s application with the stand-in in the model's place."""
     from fewer.serve.app import build_app
     from fewer.serve.job_store import JobStore
     from fewer.serve.results import Results
     from fewer.serve.workers import Workers
 
-    folder, port, seconds, limit, count = Path(sys.argv[1]), *map(float, sys.argv[2:])
-    store, results = JobStore(folder / "jobs.sqlite", int(limit)), Results(folder / "results")
+    store, results = JobStore(folder / "jobs.sqlite", limit), Results(folder / "results")
     options = {"seconds": seconds, "log": str(folder / "log")}
-    workers = Workers(store, results, "serve_stand_in:stand_in", options, int(count))
-    uvicorn.run(build_app(store, results, workers), port=int(port), log_level="error")
+    return build_app(store, results, Workers(store, results, "serve_stand_in:stand_in", options, count))
+
+
+def main() -> None:
+    import uvicorn
+
+    folder, port, seconds, limit, count = Path(sys.argv[1]), *map(float, sys.argv[2:])
+    app = stand_in_app(folder, seconds, int(limit), int(count))
+    uvicorn.run(app, port=int(port), log_level="error", timeout_keep_alive=10)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,11 @@
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fewer.core.config import validate
@@ -31,3 +37,27 @@ def test_bad_key_files(text: str, tmp_path: Path) -> None:
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ConfigError, match="port"):
         validate(ServeRequest, {"port": 70000})
+
+
+@pytest.mark.timeout(120)
+def test_the_verb_serves_and_sigterm_ends_it_with_zero(tmp_path: Path) -> None:
+    from tests.serve.test_workers import free_port
+
+    port = free_port()
+    command = [sys.executable, "-m", "fewer", "serve", "--port", str(port), "--data", str(tmp_path)]
+    path = str(Path(__file__).parents[2] / "src")
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    try:
+        deadline = time.monotonic() + 80
+        while time.monotonic() < deadline:
+            try:
+                answer = httpx.get(f"http://127.0.0.1:{port}/")
+                break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        assert "<title>fewer</title>" in answer.text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(35) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -97,3 +97,11 @@ def test_history_survives_a_restart_and_is_forgotten_in_time(tmp_path: Path) -> 
     again = JobStore(tmp_path / "jobs.sqlite")
     assert again.jobs()[0].request == {"a": 1}
     assert again.forget(3600) == [] and again.forget(-1) == [job] and again.jobs() == []
+
+
+def test_a_job_that_another_server_has_cancelled_cannot_be_renewed(store: JobStore) -> None:
+    (job,) = add(store)
+    store.take()
+    assert store.renew(job)
+    store.finish(job, "cancelled")
+    assert not store.renew(job)

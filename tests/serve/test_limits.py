@@ -40,6 +40,8 @@ def test_other_sites_are_refused_and_our_own_is_not(serve) -> None:
     client = serve()
     assert client.get("/jobs", headers={"origin": "http://evil.example"}).status_code == 403
     assert client.get("/jobs", headers={"origin": "http://127.0.0.1"}).status_code == 200
+    assert client.post("/jobs", headers={"origin": "null"}, json={"prompt": "a"}).status_code == 403
+    assert client.get("/jobs", headers={"sec-fetch-site": "cross-site"}).status_code == 403
 
 
 def test_a_body_that_grows_while_it_is_read_is_cut_off(serve) -> None:
@@ -61,3 +63,13 @@ def test_keys_open_doors_and_the_page_needs_none(serve) -> None:
         answer = client.get(path)
         assert answer.status_code == 200
         assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_a_body_that_does_not_come_is_given_up(listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    monkeypatch.setattr("fewer.serve.limits.BODY_SECONDS", 0.3)
+    host, port = listen(start=False).removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as slow:
+        slow.sendall(b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in slow.recv(1000)

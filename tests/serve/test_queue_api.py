@@ -86,3 +86,13 @@ def test_health_counts(serve) -> None:
     client = serve(start=False)
     add(client, "a")
     assert client.get("/health").json() == {"status": "ok", "queued": 1, "running": 0, "idle_workers": 0}
+
+
+def test_a_result_that_cannot_be_saved_fails_alone(serve, tmp_path) -> None:
+    client = serve(seconds=0.05)
+    (tmp_path / "results").rmdir()
+    (tmp_path / "results").write_text("no folder any more")
+    assert wait_for(client, add(client, "a"), "failed")["code"] == "storage"
+    (tmp_path / "results").unlink()
+    (tmp_path / "results").mkdir()
+    wait_for(client, add(client, "b"), "done")

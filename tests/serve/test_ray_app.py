@@ -32,7 +32,10 @@ def test_replicas_share_one_absolute_folder_and_get_their_gpus(tmp_path: Path) -
     deployment(serve, request, Gate())
     assert serve.options["num_replicas"] == 3
     assert serve.options["ray_actor_options"]["num_gpus"] == 2
-    assert callable(serve.build)
+    seen: list[ServeRequest] = []
+    deployment(serve, request, Gate(), lambda one, gate: seen.append(one))
+    serve.build()
+    assert seen[0].replicas == 1 and seen[0].data.is_absolute()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")

@@ -80,7 +80,7 @@ async def queue(request: Request) -> dict:
     return {"queue_running": rows["running"], "queue_pending": rows["queued"]}
 
 
-@router.post("/queue", responses=_ERRORS, openapi_extra=body_schema(QueueChange))
+@router.post("/queue", responses=_ERRORS, response_class=Response, openapi_extra=body_schema(QueueChange))
 async def change_queue(request: Request) -> Response:
     """Clears or deletes waiting graphs."""
     wanted: QueueChange = await validated(request, QueueChange)
@@ -91,7 +91,7 @@ async def change_queue(request: Request) -> Response:
     return Response()
 
 
-@router.post("/interrupt", responses={401: {"description": "no valid key"}})
+@router.post("/interrupt", response_class=Response, responses={401: {"description": "no valid key"}})
 async def interrupt(request: Request) -> Response:
     """Cancels what runs."""
     context = context_of(request)

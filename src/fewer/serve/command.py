@@ -1,6 +1,7 @@
 """`fewer serve`: from options to a running server."""
 
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,6 +50,7 @@ class ServeRequest:
 def serve_command(request: ServeRequest, progress: Progress) -> dict[str, object]:
     """Serves until SIGINT or SIGTERM; running jobs get 30 s, then wait for the next start."""
     gate = gate_of(request)
+    signal.signal(signal.SIGTERM, _end)  # uvicorn takes it over while it serves, then raises it again
     if request.engine == "ray":
         from fewer.serve.ray_app import serve_with_ray
 
@@ -62,9 +64,12 @@ def serve_command(request: ServeRequest, progress: Progress) -> dict[str, object
         app, host=request.host, port=request.port, log_level="warning", access_log=False,
         timeout_keep_alive=10, timeout_graceful_shutdown=30, h11_max_incomplete_event_size=16_384,
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     uvicorn.Server(config).run()
     return {"served": where}
+
+
+def _end(number: int, frame: object) -> None:
+    sys.exit(0)
 
 
 def gate_of(request: ServeRequest) -> Gate:

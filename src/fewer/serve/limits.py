@@ -2,6 +2,7 @@
 counted while they are read and a stream is never held back.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_BODY_BYTES = 10 * 2**20
+BODY_SECONDS = 10.0
 MAX_DEPTH = 32
 MAX_KEYS = 1000
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -72,6 +74,9 @@ class Limits:
         except TooLarge:
             body = api_error(f"the body exceeds {MAX_BODY_BYTES:,} bytes", "invalid_request_error")
             await _refuse(scope, send, 413, body)
+        except TooSlow:
+            body = api_error(f"no more of the body came for {BODY_SECONDS:g} s", "invalid_request_error")
+            await _refuse(scope, send, 408, body)
 
     def _problem(self, scope: dict, headers: dict[bytes, str]) -> tuple[int, dict] | None:
         host = headers.get(b"host", "")
@@ -104,13 +109,23 @@ class TooLarge(Exception):
     """The body is longer than it said."""
 
 
+class TooSlow(Exception):
+    """The body does not come."""
+
+
 class _Counted:
     def __init__(self, receive: Any) -> None:
-        self._receive, self._read = receive, 0
+        self._receive, self._read, self._whole = receive, 0, False
 
     async def __call__(self) -> dict:
-        message = await self._receive()
+        if self._whole:  # only the client's going away can come now, and that may take as long as it likes
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), BODY_SECONDS)
+        except TimeoutError as error:
+            raise TooSlow from error
         self._read += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
         if self._read > MAX_BODY_BYTES:
             raise TooLarge
         return message

@@ -6,6 +6,7 @@ cluster. An optional extra.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -30,8 +31,13 @@ def serve_with_ray(request: ServeRequest, gate: Gate, progress: Progress) -> dic
     return {"served": where}
 
 
-def deployment(serve: Any, request: ServeRequest, gate: Gate) -> Any:
-    """The bound deployment: a replica is the whole app with one worker process, and its own GPUs if asked."""
+def deployment(
+    serve: Any, request: ServeRequest, gate: Gate, build: Callable[[ServeRequest, Gate], Any] = app_of
+) -> Any:
+    """The bound deployment: a replica is the whole app with one worker process, and its own GPUs if asked.
+
+    `build` runs inside the replica, so nothing but the request and the gate travels there.
+    """
     # The folder is resolved here: a replica's working directory is Ray's.
     one = replace(request, data=request.data.resolve(), replicas=1)
 
@@ -43,7 +49,7 @@ def deployment(serve: Any, request: ServeRequest, gate: Gate) -> Any:
         graceful_shutdown_timeout_s=30,
         max_ongoing_requests=4 * request.queue_limit,
     )
-    @serve.ingress(lambda: app_of(one, gate))
+    @serve.ingress(lambda: build(one, gate))
     class Replica:
         """Everything is in the app."""
 
