@@ -22,7 +22,7 @@ def generate_anywhere(request: GenerateCommand, progress: Progress) -> dict[str,
     from fewer.parallel.launch import run_on_devices, under_torchrun
 
     devices = max(request.devices, int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1)
-    if devices == 1:
+    if devices == 1 or request.class_name:
         return generate_command(request, progress, lambda pipe: _shrink(pipe, request, progress))
     result = run_on_devices(_draw_on_rank, devices, request, device_type=request.device)
     assert isinstance(result, dict)
