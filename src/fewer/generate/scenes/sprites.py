@@ -95,7 +95,7 @@ def render_sprites(
     return SpriteSheet(tuple(concepts.items()), tuple(styles), sheet)
 
 
-def _render(icons: Mapping[str, dict], name: str, side: int) -> UInt8[np.ndarray, "side side 4"]:
+def _render(icons: dict, name: str, side: int) -> UInt8[np.ndarray, "side side 4"]:
     import resvg_py
 
     known = icons["icons"]
