@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from fewer.core.errors import ConfigError
-from fewer.generate.autoencoder import DCAutoencoder
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.conditional.pictures import LabelledPictures
 
 
