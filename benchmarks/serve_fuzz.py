@@ -39,7 +39,7 @@ def fuzz(operation: object, count: int, client: TestClient, answers: Counter, wr
         ):  # hypothesis may try a little more than it was asked for
             return
         case = data.draw(st.one_of(operation.as_strategy(), operation.as_strategy(generation_mode=NEGATIVE)))
-        answer = case.call(session=client, headers=HEADERS)
+        answer = case.call(session=client, headers=HEADERS, timeout=120)
         answers[operation.label] += 1
         answers[answer.status_code] += 1
         if answer.status_code >= 500:

@@ -29,6 +29,7 @@ class _Worker:
     job: Job | None = None
     images: list[dict] = field(default_factory=list)
     unsaved: bool = False
+    noted: float = 0.0
 
 
 class Workers:
@@ -197,12 +198,19 @@ class Workers:
         if worker.job is None or worker.job.id != job:
             return
         if isinstance(value, StepEvent):
-            self._store.progress(job, value.step, value.steps)
+            self._note(worker, job, value)
             self._tell(job, "step", value)
         elif isinstance(value, ImageEvent):
             self._keep(worker, worker.job, value)
         else:
             self._end(worker, kind, value)
+
+    def _note(self, worker: _Worker, job: str, event: StepEvent) -> None:
+        """Listeners hear every step; the file, which others look at now and then, only five a second."""
+        now = time.monotonic()
+        if event.step == event.steps or now - worker.noted > 0.2:
+            worker.noted = now
+            self._store.progress(job, event.step, event.steps)
 
     def _keep(self, worker: _Worker, job: Job, event: ImageEvent) -> None:
         try:
