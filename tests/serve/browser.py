@@ -83,10 +83,13 @@ class Browser:
         """A mouse click in the middle of the first match."""
         quoted = json.dumps(selector)
         self.wait(f"!!document.querySelector({quoted})")
-        x, y = self.ask(
+        where = (
             f"(() => {{ const e = document.querySelector({quoted}); e.scrollIntoView({{block: 'center'}});"
             " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
+        x, y = self.ask(where)
+        while (again := self.ask(where)) != [x, y]:  # the page still moves
+            x, y = again
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

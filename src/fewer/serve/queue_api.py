@@ -76,7 +76,10 @@ async def add(request: Request) -> JSONResponse:
     return JSONResponse(facts(context, job), status_code=202)
 
 
-@router.get("/jobs", responses={401: {"description": "no valid key"}})
+@router.get(
+    "/jobs",
+    responses={400: {"description": "see error.message"}, 401: {"description": "no valid key"}},
+)
 async def jobs(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 100) -> dict:
     """Your jobs, newest first."""
     context = context_of(request)
