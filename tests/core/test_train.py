@@ -82,6 +82,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path: Path
     assert all(torch.isfinite(t).all() for t in found.tensors.values() if t.is_floating_point())
 
 
+def test_the_average_of_a_short_run_is_not_its_random_start() -> None:
+    net = network()
+    start = net[0].weight.detach().clone()
+    average = run(net, FitPlan(steps=100, ema_decay=0.9999)).averages["model"]["0.weight"]
+    end = net[0].weight.detach()
+    assert (average - end).norm() < 0.5 * (start - end).norm()
+
+
 def test_another_seed_is_refused_on_resume(tmp_path: Path) -> None:
     run(network(), FitPlan(steps=3, checkpoint_folder=tmp_path, seed=1))
     with pytest.raises(ConfigError, match="seed 1"):

@@ -98,7 +98,7 @@ def fit(
                     f"the loss is {figures['loss']} at step {index} (batch {index}); it was not saved; "
                     "try a lower learning rate, or --dtype fp32"
                 )
-            _advance_averages(plan, modules, averages)
+            _advance_averages(plan, modules, averages, index)
             done = index + 1
             losses.append(figures["loss"])
             progress.advance(1, **figures)
@@ -203,13 +203,15 @@ def _start_averages(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Ten
 
 @torch.no_grad()
 def _advance_averages(
-    plan: FitPlan, modules: Mapping[str, nn.Module], averages: dict[str, dict[str, Tensor]]
+    plan: FitPlan, modules: Mapping[str, nn.Module], averages: dict[str, dict[str, Tensor]], index: int
 ) -> None:
     if plan.ema_decay is None:
         return
+    # The first steps are forgotten faster, so that a short run's average is not mostly its random start.
+    decay = min(plan.ema_decay, (1 + index) / (10 + index))
     for name, module in modules.items():
         for key, value in module.named_parameters():
-            averages[name][key].lerp_(value.detach().float(), 1 - plan.ema_decay)
+            averages[name][key].lerp_(value.detach().float(), 1 - decay)
 
 
 def _save(
