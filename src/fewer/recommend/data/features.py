@@ -18,7 +18,7 @@ class ItemFeatures:
     """Tokens of every item, feature by feature."""
 
     names: tuple[str, ...]
-    tokens: tuple[Int[Tensor, "items_and_padding width"], ...]
+    tokens: tuple[Int[Tensor, "items_and_padding _"], ...]
     """Per feature: token numbers 1.., 0 = none; row 0 (padding) is all 0."""
     vocabularies: tuple[tuple[str, ...], ...]
     """Per feature: token number i is entry i - 1."""
