@@ -8,6 +8,7 @@ server and its queue alone.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import select
@@ -43,11 +44,9 @@ class Server:
     def _wait(self, workers: int) -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            try:
+            with contextlib.suppress(httpx.TransportError):  # it does not listen yet
                 if self.health()["idle_workers"] + self.health()["running"] >= workers:
                     return
-            except httpx.TransportError:
-                pass
             time.sleep(0.1)
         raise RuntimeError("the server did not start")
 
