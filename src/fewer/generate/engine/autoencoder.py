@@ -6,6 +6,8 @@ shortcut of an up block is index arithmetic inside its sum, linear attention rea
 Blocks with batch norm keep their own forward.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,11 +27,12 @@ from fewer.generate.autoencoder.dc_ae import DCAutoencoder, Decoder
 from fewer.generate.engine.products import is_dense, join_weights
 from fewer.generate.engine.shell import M, shell
 from fewer.kernels.depthwise import depthwise_gated
-from fewer.kernels.linear_attention import linear_attention
+from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
 from fewer.kernels.norms import Activation, rms_norm_add
 from fewer.kernels.resample import upsample_add
 
 Rows = Float[Tensor, "batch height width channels"]
+State = Float[Tensor, "batch heads head_dim_and_one head_dim"]
 
 
 class FusedResBlock(ResBlock):
@@ -52,12 +55,24 @@ class FusedEfficientViTBlock(EfficientViTBlock):
         if torch.is_grad_enabled() or not fused:
             return super().forward(x)
         rows = _to_rows(x)
-        rows = _norm_add(attention.norm_out, attend(attention, rows), rows)
-        hidden = functional.linear(rows, _matrix(gated.conv_inverted), gated.conv_inverted.bias)
-        depth = gated.conv_depth
+        rows = _norm_add(attention.norm_out, attend(attention, rows, self.whole_state), rows)
+        mixed = functional.linear(self.mix(rows), _matrix(gated.conv_point))
+        return _to_image(_norm_add(gated.norm, mixed, rows))
+
+    def widen(self, rows: Rows) -> Float[Tensor, "batch height width wide"]:
+        """The 1x1 convolution before the depthwise one, and its SiLU."""
+        layer = self.conv_out.conv_inverted
+        return functional.silu(functional.linear(rows, _matrix(layer), layer.bias), inplace=True)
+
+    def mix(self, rows: Rows) -> Float[Tensor, "batch height width half_wide"]:
+        """The part of the gated convolution that looks at neighbours; patch parallelism overrides it."""
+        depth = self.conv_out.conv_depth
         assert depth.bias is not None
-        mixed = depthwise_gated(functional.silu(hidden, inplace=True), depth.weight[:, 0], depth.bias)
-        return _to_image(_norm_add(gated.norm, functional.linear(mixed, _matrix(gated.conv_point)), rows))
+        return depthwise_gated(self.widen(rows), depth.weight[:, 0], depth.bias)
+
+    def whole_state(self, state: State, part: int) -> State:
+        """The state of one scale over the whole picture; patch parallelism adds the other bands' here."""
+        return state
 
 
 class FusedUpBlock(UpBlock):
@@ -96,16 +111,21 @@ def fuse_autoencoder(original: DCAutoencoder) -> DCAutoencoder:
     return model
 
 
-def attend(attention: LinearAttention, rows: Rows) -> Rows:
-    """All heads and scales of DC-AE's linear attention, output projection included."""
+def attend(attention: LinearAttention, rows: Rows, whole_state: Callable[[State, int], State]) -> Rows:
+    """All heads and scales of DC-AE's linear attention, output projection included.
+
+    `whole_state` turns the state of one scale over these rows into that of the whole picture.
+    """
     batch, height, width, _ = rows.shape
     joint = functional.linear(rows, _joint_weight(attention))
     parts = [joint, *(_to_rows(scale(_to_image(joint))) for scale in attention.to_qkv_multiscale)]
     attended = []
-    for part in parts:
+    for index, part in enumerate(parts):
         # Runs of 3 · head_dim channels hold q, k and v of one head.
         heads = part.reshape(batch, height * width, -1, 3, attention.head_dim)
-        attended.append(linear_attention(*heads.unbind(3), ATTENTION_EPSILON).flatten(2))
+        query, key, value = heads.unbind(3)
+        state = whole_state(linear_attention_state(key, value), index)
+        attended.append(linear_attention_apply(query, state, ATTENTION_EPSILON).flatten(2))
     merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
     return functional.linear(merged.view(batch, height, width, -1), attention.to_out.weight)
 

@@ -25,7 +25,7 @@ from fewer.generate.transformer.embeddings import sincos_positions
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.generate.transformer.sana import SanaTransformer
 from fewer.kernels.depthwise import depthwise_gated
-from fewer.kernels.linear_attention import linear_attention
+from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
 from fewer.kernels.norms import modulated_norm
 from fewer.kernels.scratch import WeightScratch
 
@@ -111,11 +111,23 @@ class FusedSanaBlock(SanaBlock):
         rows = plan.attention_out(attended, gate=six[2], residual=rows)
         read = self._read_text(plan.cross_query(rows).view(shape[0], shape[1], -1), text, text_mask)
         rows = plan.cross_out(read, residual=rows)
+        mixed = self.mix(plan, rows, six, grid)
+        return plan.point(mixed.flatten(0, 2), gate=six[5], residual=rows).view(shape)
+
+    def mix(
+        self, plan: _Plan, rows: Float[Tensor, "rows dim"], six: Six, grid: tuple[int, int]
+    ) -> Float[Tensor, "batch height width hidden"]:
+        """The part of Mix-FFN that looks at neighbours; patch parallelism overrides it."""
         hidden = plan.inverted(rows, shift=six[3], scale=six[4], eps=self.norm2.eps, silu=True)
         depth = self.ff.conv_depth
         assert depth.bias is not None
-        mixed = depthwise_gated(hidden.view(shape[0], *grid, -1), depth.weight[:, 0], depth.bias)
-        return plan.point(mixed.flatten(0, 2), gate=six[5], residual=rows).view(shape)
+        return depthwise_gated(hidden.view(six.shape[1], *grid, -1), depth.weight[:, 0], depth.bias)
+
+    def whole_state(
+        self, state: Float[Tensor, "batch heads head_dim_and_one head_dim"]
+    ) -> Float[Tensor, "batch heads head_dim_and_one head_dim"]:
+        """The attention's state over the whole picture; patch parallelism adds the other bands' here."""
+        return state
 
     def _attend(self, joint: Float[Tensor, "batch tokens 3 inner"]) -> Float[Tensor, "rows inner"]:
         attention = self.attn1
@@ -124,7 +136,8 @@ class FusedSanaBlock(SanaBlock):
             part.unflatten(2, (attention.heads, -1))
             for part in (attention.norm_q(query), attention.norm_k(key), value)
         )
-        return linear_attention(query, key, value).flatten(2).flatten(0, 1)
+        state = self.whole_state(linear_attention_state(key, value))
+        return linear_attention_apply(query, state).flatten(2).flatten(0, 1)
 
     def _read_text(
         self, query: Float[Tensor, "batch tokens inner"], text: KeysValues, mask: Tensor | None
@@ -177,8 +190,7 @@ class FusedSana(SanaTransformer):
         ):
             return super().denoise(latents, timestep, text, guidance)
         height, width = self._check_latents(latents, guidance)
-        wanted = latents.is_cuda if self.graphed is None else self.graphed
-        if not wanted or len(latents) * height * width > MOST_TOKENS_IN_A_GRAPH:
+        if not self.in_graph(latents, len(latents) * height * width):
             return self.step(latents, timestep, text, guidance)
         if self._version[0] is not text:
             self._version = (text, self._key())
@@ -187,6 +199,11 @@ class FusedSana(SanaTransformer):
         inputs = [latents, timestep] + ([] if guidance is None else [guidance])
         version = (self._version[1], text.mask is not None, guidance is not None)
         return self.graphs(inputs, constants, text, version)
+
+    def in_graph(self, latents: Tensor, tokens: int) -> bool:
+        """Whether a step with this many tokens is captured."""
+        wanted = latents.is_cuda if self.graphed is None else self.graphed
+        return wanted and tokens <= MOST_TOKENS_IN_A_GRAPH
 
     def step(
         self,
