@@ -11,7 +11,7 @@ from PIL import Image
 from fewer.core.errors import ConfigError, FewerError
 from fewer.generate import TextToImage
 from fewer.generate.lora import fresh, write_lora
-from fewer.generate.pipeline import Denoised, Finished
+from fewer.generate.pipeline import Denoised, Finished, batches
 from fewer.generate.request import GenerateRequest
 
 
@@ -81,6 +81,32 @@ def test_one_seed_one_picture_whatever_its_neighbours(pipe):
         assert difference(alone, picture.image) == 0
     assert difference(together.images[0], together.images[1]) > 0
     assert difference(together.images[0], together.images[2]) > 0
+
+
+@pytest.mark.parametrize("guidance", [4.5, 1.0])
+def test_side_by_side_they_are_the_same_pictures_in_fewer_evaluations(pipe, guidance):
+    wanted = request(prompt=("a cat", "a dog"), count=2, negative="Blurred", guidance=guidance)
+    alone, calls = finished(pipe, wanted), []
+    handle = pipe.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
+    events = list(pipe.iterate(wanted, together=3))
+    handle.remove()
+    assert len(calls) == 2 * 2, "two steps for three pictures, two for the fourth"
+    ends = [event for event in events if isinstance(event, Finished)]
+    assert [event.index for event in ends] == [0, 1, 2, 3]
+    for one, other in zip(alone, ends, strict=True):
+        assert other.picture.request == one.picture.request
+        assert (other.latents - one.latents).abs().max() <= 1e-4
+        assert difference(other.picture.image, one.picture.image) <= 1
+    assert all(event.step.latents.shape[0] == 1 for event in events if isinstance(event, Denoised))
+
+
+def test_only_alike_neighbours_share_a_batch(pipe):
+    one, small, two = request(), request(size=32), request(prompt=("a dog",), seed=9)
+    assert [len(group) for group in batches([one, two, small, one], 8)] == [2, 1, 1]
+    assert [len(group) for group in batches([one] * 5, 2)] == [2, 2, 1]
+    ends = [event for event in pipe.draw([small, one, two], together=8) if isinstance(event, Finished)]
+    assert ends[0].picture.image.size[0] == 32
+    assert difference(ends[1].picture.image, finished(pipe, one)[0].picture.image) <= 1
 
 
 def test_a_prompt_is_read_once_however_often_it_is_drawn(pipeline_folder):

@@ -31,11 +31,12 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., TestClient]]:
         limit: int = 32,
         workers: int = 1,
         start: bool = True,
+        engine: str = "quick",
     ) -> TestClient:
         store = JobStore(tmp_path / "jobs.sqlite", limit)
         results = Results(tmp_path / "results")
         options = {"seconds": seconds, "log": str(tmp_path / "log")}
-        pool = Workers(store, results, "tests.serve.engines:quick", options, workers, start=start)
+        pool = Workers(store, results, f"tests.serve.engines:{engine}", options, workers, start=start)
         if not start:
             pool.stop = lambda grace_seconds=0.0: None
         app = build_app(store, results, pool, gate=Gate(keys))

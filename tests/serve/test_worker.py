@@ -18,7 +18,7 @@ def pipe() -> Iterator[Connection]:
         target=worker_main, args=(theirs, "tests.serve.engines:quick", options), daemon=True
     )
     thread.start()
-    assert ours.recv() == ("ready", None)
+    assert ours.recv() == ("ready", None, 1)
     yield ours
     ours.send(("stop",))
     thread.join(5)
@@ -26,7 +26,7 @@ def pipe() -> Iterator[Connection]:
 
 
 def run(pipe: Connection, prompt: str, steps: int = 3) -> list:
-    pipe.send(("run", "j", {"generate": {"prompt": [prompt], "steps": steps}}))
+    pipe.send(("run", [("j", {"generate": {"prompt": [prompt], "steps": steps}})]))
     heard = []
     while not heard or heard[-1][0] not in ("done", "failed", "cancelled"):
         heard.append(pipe.recv())
@@ -38,7 +38,7 @@ def test_steps_then_a_picture_then_done(pipe: Connection) -> None:
 
 
 def test_cancelling_stops_before_the_next_step(pipe: Connection) -> None:
-    pipe.send(("run", "j", {"generate": {"prompt": ["a cat"], "steps": 100}}))
+    pipe.send(("run", [("j", {"generate": {"prompt": ["a cat"], "steps": 100}})]))
     pipe.recv()
     pipe.send(("cancel", "j"))
     kinds = []

@@ -10,11 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from fewer.serve import comfy_api, openai_api, queue_api
+from fewer.serve import comfy_api, openai_api, queue_api, tasks_api
 from fewer.serve.context import ApiError, Context
 from fewer.serve.job_store import JobStore
 from fewer.serve.limits import Gate, Limits, api_error
 from fewer.serve.results import Results
+from fewer.serve.uploads import Uploads
 from fewer.serve.workers import Workers
 
 _PAGE = {"index.html": "text/html; charset=utf-8", "app.js": "text/javascript", "style.css": "text/css"}
@@ -26,24 +27,28 @@ def build_app(
     workers: Workers,
     *,
     gate: Gate | None = None,
+    uploads: Uploads | None = None,
     models: dict[str, str] | None = None,
     check: Callable[[dict], None] | None = None,
     keep_seconds: float = 7 * 24 * 3600,
 ) -> FastAPI:
     """All routes behind the limits. Results older than `keep_seconds` are dropped."""
     gate = gate or Gate()
+    uploads = uploads or Uploads(results.folder.parent / "uploads")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        sweeper = asyncio.create_task(_sweep(store, results, keep_seconds))
+        sweeper = asyncio.create_task(_sweep(store, results, uploads, keep_seconds))
         yield
         sweeper.cancel()
         await asyncio.to_thread(workers.stop)
         store.close()
 
     app = FastAPI(title="fewer", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.context = Context(store, results, workers, gate, models or {"default": "default"}, check)
-    for door in (openai_api.router, comfy_api.router, queue_api.router):
+    app.state.context = Context(
+        store, results, workers, gate, uploads, models or {"default": "default"}, check
+    )
+    for door in (openai_api.router, comfy_api.router, tasks_api.router, queue_api.router):
         app.include_router(door)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -54,10 +59,11 @@ def build_app(
     return app
 
 
-async def _sweep(store: JobStore, results: Results, keep_seconds: float) -> None:
+async def _sweep(store: JobStore, results: Results, uploads: Uploads, keep_seconds: float) -> None:
     while True:
         for job in store.forget(keep_seconds):
             results.drop(job)
+        await asyncio.to_thread(uploads.forget, keep_seconds)
         await asyncio.sleep(600)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from pydantic import ConfigDict, Field
 
 from fewer.core.device import DeviceName, DtypeName
@@ -34,6 +35,14 @@ class ServeRequest:
     """Folder for the queue and the results; they survive a restart."""
     model: Path | None = None
     """A model folder to serve as `default`, in place of the built-in one."""
+    models: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=FOLDER: a further model (pictures, classifier or recommender) under a name; may be repeated."""
+    memory_gib: Annotated[float, Field(gt=0, le=4096)] | None = None
+    """What the loaded picture models of one worker may hold together; what is free if absent."""
+    together: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Pictures of waiting requests drawn side by side; by default 8 on a GPU and 1 on a CPU."""
+    upload_gib: Annotated[float, Field(gt=0, le=4096)] = 2.0
+    """What the uploads of one key may hold together."""
     engine: Literal["local", "ray"] = "local"
     """`ray` runs replicas of the same app under Ray Serve."""
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
@@ -104,13 +113,40 @@ def app_of(request: ServeRequest, gate: Gate):  # gives a FastAPI, imported late
     from fewer.serve.app import build_app
     from fewer.serve.job_store import JobStore
     from fewer.serve.results import Results
+    from fewer.serve.uploads import Uploads
     from fewer.serve.workers import Workers
 
     store = JobStore(request.data / "jobs.sqlite", request.queue_limit)
     results = Results(request.data / "results")
-    models = {"default": "default" if request.model is None else str(request.model.resolve())}
-    options = {"models": models, "device": request.device, "dtype": request.dtype}
+    models = models_of(request)
+    memory = None if request.memory_gib is None else int(request.memory_gib * 2**30)
+    options = {
+        "models": models, "device": request.device, "dtype": request.dtype, "memory": memory,
+        "together": request.together, "results": str(results.folder.resolve()),
+    }  # fmt: skip
+    uploads = Uploads((request.data / "uploads").resolve(), int(request.upload_gib * 2**30))
     workers = Workers(store, results, "fewer.serve.engine:local_engine", options, request.replicas)
     return build_app(
-        store, results, workers, gate=gate, models=models, keep_seconds=request.keep_days * 86_400
+        store,
+        results,
+        workers,
+        gate=gate,
+        uploads=uploads,
+        models=models,
+        keep_seconds=request.keep_days * 86_400,
     )
+
+
+def models_of(request: ServeRequest) -> dict[str, str]:
+    """Names that clients may ask for, and folders. Raises `ConfigError`, `FileError` naming what is wrong."""
+    models = {"default": "default" if request.model is None else str(request.model.resolve())}
+    for text in request.models:
+        name, separator, folder = text.partition("=")
+        if not separator or not name or not folder:
+            raise ConfigError(f"models takes NAME=FOLDER, not {text!r}; such as --models lungs=runs/lungs")
+        if name in models:
+            raise ConfigError(f"model {name!r} is given twice; choose another name")
+        if not Path(folder).exists():
+            raise FileError(f"model {name!r}: {folder!r} is not there", missing=True)
+        models[name] = str(Path(folder).resolve())
+    return models

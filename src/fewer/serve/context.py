@@ -13,6 +13,7 @@ from fewer.core.errors import ConfigError
 from fewer.serve.job_store import ENDS, Job, JobStore
 from fewer.serve.limits import Gate, api_error, parse_body
 from fewer.serve.results import Results
+from fewer.serve.uploads import Uploads
 from fewer.serve.workers import Workers
 
 Event = tuple[str, Any]
@@ -45,6 +46,7 @@ class Context:
     results: Results
     workers: Workers
     gate: Gate
+    uploads: Uploads
     models: dict[str, str]
     """Names that clients may ask for, and the folders behind them."""
     check: Callable[[dict], None] | None = None

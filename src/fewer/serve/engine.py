@@ -1,8 +1,9 @@
-"""What a worker runs: a request in, events out. The local engine draws with `TextToImage`."""
+"""What a worker runs: a request in, events out. `LocalEngine` draws with `TextToImage`, runs other rooms."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,71 +27,115 @@ class ImageEvent:
     height: int
 
 
+@dataclass(frozen=True, slots=True)
+class OutcomeEvent:
+    """A job that draws nothing is done: its facts, and the names of the files in its result folder."""
+
+    facts: dict[str, Any]
+    files: tuple[str, ...]
+
+
+EngineEvent = StepEvent | ImageEvent | OutcomeEvent
+
+
 @runtime_checkable
 class Engine(Protocol):
-    """Draws what a job's request says. Stopping the iteration cancels before the next step."""
+    """Does what a job's request says. Stopping the iteration cancels before the next step.
 
-    def run(self, request: dict) -> Iterator[StepEvent | ImageEvent]: ...
+    An engine with an attribute `together` above 1 also has `run_together(requests)`, which draws several
+    requests with the same `batch_key` at once and yields (which request, event); None as event ends one.
+    """
+
+    def run(self, request: dict) -> Iterator[EngineEvent]: ...
+
+
+def batch_key(request: dict) -> tuple | None:
+    """Requests with equal keys may share a batch; None for what is always done alone."""
+    wanted = request.get("generate")
+    if wanted is None:
+        return None
+    apart = ("prompt", "negative", "seed", "count")
+    return tuple(sorted((name, repr(value)) for name, value in wanted.items() if name not in apart))
 
 
 def local_engine(options: dict) -> "LocalEngine":
-    """The engine of `fewer serve`: models by name, loaded when first asked for, the last one kept."""
+    """The engine of `fewer serve`."""
     return LocalEngine(options)
 
 
 class LocalEngine:
-    """Keeps one pipeline in memory and swaps it when another model is asked for."""
+    """Models by name, loaded when first asked for and kept while memory lasts."""
 
     def __init__(self, options: dict) -> None:
-        self._options = options
-        self._pipeline: tuple[str, object] | None = None
+        from fewer.core.device import pick_device
+        from fewer.serve.shelf import Shelf
 
-    def run(self, request: dict) -> Iterator[StepEvent | ImageEvent]:
+        self._device = pick_device(options.get("device", "auto"))
+        if self._device.type == "cuda":  # several workers take the GPUs in turn
+            import torch
+
+            torch.cuda.set_device(options.get("number", 0) % torch.cuda.device_count())
+        self._shelf = Shelf(
+            options.get("models", {}), str(self._device), options.get("dtype", "auto"), options.get("memory")
+        )
+        self._results: str | None = options.get("results")
+        # A batch equals pictures drawn alone only up to rounding, and gains nothing on a CPU.
+        self.together: int = options.get("together") or (8 if self._device.type == "cuda" else 1)
+
+    def run(self, request: dict) -> Iterator[EngineEvent]:
+        """A picture, or another room's work."""
+        if "task" in request:
+            from fewer.serve.tasks import run_task
+
+            yield from run_task(request, self._results, str(self._device))
+            return
+        for _, event in self.run_together([request]):
+            if event is not None:
+                yield event
+
+    def run_together(self, requests: Sequence[dict]) -> Iterator[tuple[int, EngineEvent | None]]:
+        """Draws the pictures of all requests, alike ones side by side."""
         from fewer.core.config import validate
-        from fewer.generate.pipeline import Denoised, Finished, TextToImage
+        from fewer.generate.memory import require_room
+        from fewer.generate.pipeline import Denoised
         from fewer.generate.request import GenerateRequest
 
-        partial = int(request.get("partial_images", 0))
-        wanted = validate(GenerateRequest, request["generate"])
-        pipe = self._load(wanted.model)
-        assert isinstance(pipe, TextToImage)
-        for event in pipe.accelerate().iterate(wanted):
+        wanted = [validate(GenerateRequest, request["generate"]) for request in requests]
+        pipe = self._shelf.pipeline(wanted[0].model)
+        singles, homes = [], []
+        for which, one in enumerate(wanted):
+            for image, single in enumerate(one.singles()):
+                singles.append(single)
+                homes.append((which, image))
+        together = min(self.together, len(singles))
+        require_room(pipe, singles[0], together)
+        left = [sum(which == home for home, _ in homes) for which in range(len(requests))]
+        for event in pipe.draw(singles, together=together):
+            which, image = homes[event.index]
             if isinstance(event, Denoised):
                 step, total = event.step.index + 1, event.step.total
+                partial = int(requests[which].get("partial_images") or 0)
                 preview = None
                 if partial and step < total and _shows(step, total, partial):
-                    preview = self._preview(pipe, event)
-                yield StepEvent(event.index, step, total, preview)
-            elif isinstance(event, Finished):
-                picture = event.picture
-                width, height = picture.image.size
-                yield ImageEvent(event.index, picture.png(), picture.seed, width, height)
+                    preview = _preview(pipe, event.step.clean)
+                yield which, StepEvent(image, step, total, preview)
+                continue
+            width, height = event.picture.image.size
+            yield which, ImageEvent(image, event.picture.png(), event.picture.seed, width, height)
+            left[which] -= 1
+            if left[which] == 0:
+                yield which, None
 
-    def _load(self, model: str) -> object:
-        from fewer.generate.pipeline import TextToImage
 
-        if self._pipeline is None or self._pipeline[0] != model:
-            self._pipeline = None  # frees the old one before the new one is loaded
-            paths: dict = self._options.get("models", {})
-            pipe = TextToImage.load(
-                paths.get(model, model), device=self._options.get("device", "auto"),
-                dtype=self._options.get("dtype", "auto"),
-            )  # fmt: skip
-            self._pipeline = (model, pipe)
-        return self._pipeline[1]
+def _preview(pipe: Any, clean: Any) -> bytes:
+    from PIL import Image
 
-    def _preview(self, pipe: object, event: object) -> bytes:
-        import io
-
-        from PIL import Image
-
-        autoencoder, clean = pipe.autoencoder, event.step.clean  # pyright: ignore
-        dtype = next(autoencoder.parameters()).dtype
-        pixels = autoencoder.decode(clean.to(dtype)).float()
-        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte()[0].permute(1, 2, 0).cpu().numpy()
-        stream = io.BytesIO()
-        Image.fromarray(levels).save(stream, "PNG")
-        return stream.getvalue()
+    dtype = next(pipe.autoencoder.parameters()).dtype
+    pixels = pipe.autoencoder.decode(clean.to(dtype)).float()
+    levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte()[0].permute(1, 2, 0).cpu().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(levels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _shows(step: int, total: int, partial: int) -> bool:

@@ -104,16 +104,17 @@ class JobStore:
             assert job is not None
             return job
 
-    def take(self) -> Job | None:
-        """The first waiting job, now running; None if there is none."""
+    def take(self, identity: str | None = None) -> Job | None:
+        """The first waiting job, or that one if it waits; now running. None if there is none."""
         with self._lock:
             now = time.time()
             # One statement, so that two servers on one file never take the same job.
             rows = self._db.execute(
                 "update jobs set state = 'running', started = ?, beat = ?, attempts = attempts + 1, step = 0"
-                " where id = (select id from jobs where state = 'queued' order by rank, created limit 1)"
+                " where id = coalesce(?,"
+                " (select id from jobs where state = 'queued' order by rank, created limit 1))"
                 " and state = 'queued' returning *",
-                (now, now),
+                (now, now, identity),
             ).fetchall()
         return _job(rows[0]) if rows else None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_BODY_BYTES = 10 * 2**20
+MAX_UPLOAD_BYTES = 2 * 2**30
 BODY_SECONDS = 10.0
 MAX_DEPTH = 32
 MAX_KEYS = 1000
@@ -68,11 +69,12 @@ class Limits:
         if scope["type"] == "websocket":
             await self._app(scope, receive, send)
             return
-        counted = _Counted(receive)
+        most = _most(scope)
+        counted = _Counted(receive, most)
         try:
             await self._app(scope, counted, _with_headers(send))
         except TooLarge:
-            body = api_error(f"the body exceeds {MAX_BODY_BYTES:,} bytes", "invalid_request_error")
+            body = api_error(f"the body exceeds {most:,} bytes", "invalid_request_error")
             await _refuse(scope, send, 413, body)
         except TooSlow:
             body = api_error(f"no more of the body came for {BODY_SECONDS:g} s", "invalid_request_error")
@@ -88,8 +90,9 @@ class Limits:
         if foreign or (headers.get(b"sec-fetch-site") == "cross-site" and scope["path"] != "/"):
             return 403, api_error("requests from other sites are refused", "invalid_request_error", "origin")
         length = headers.get(b"content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return 413, api_error(f"the body exceeds {MAX_BODY_BYTES:,} bytes", "invalid_request_error")
+        most = _most(scope)
+        if not length.isdigit() or int(length) > most:
+            return 413, api_error(f"the body exceeds {most:,} bytes", "invalid_request_error")
         owner = self._gate.owner(_key(headers))
         path = scope["path"]
         is_open = path in self._open or any(
@@ -114,8 +117,8 @@ class TooSlow(Exception):
 
 
 class _Counted:
-    def __init__(self, receive: Any) -> None:
-        self._receive, self._read, self._whole = receive, 0, False
+    def __init__(self, receive: Any, most: int) -> None:
+        self._receive, self._most, self._read, self._whole = receive, most, 0, False
 
     async def __call__(self) -> dict:
         if self._whole:  # only the client's going away can come now, and that may take as long as it likes
@@ -126,7 +129,7 @@ class _Counted:
             raise TooSlow from error
         self._read += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
-        if self._read > MAX_BODY_BYTES:
+        if self._read > self._most:
             raise TooLarge
         return message
 
@@ -161,6 +164,11 @@ def _keys(value: object) -> int:
     if isinstance(value, dict):
         return len(value) + sum(map(_keys, value.values()))
     return sum(map(_keys, value)) if isinstance(value, list) else 0
+
+
+def _most(scope: dict) -> int:
+    """Only a video may be long, and only where files are taken."""
+    return MAX_UPLOAD_BYTES if scope["path"] == "/uploads" else MAX_BODY_BYTES
 
 
 def _name(host: str) -> str:

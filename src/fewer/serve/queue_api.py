@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, ConfigDict, Field
 
 from fewer.core.errors import FileError
+from fewer.core.files import safe_name
 from fewer.serve.context import (
     ApiError,
     Context,
@@ -135,20 +136,26 @@ async def follow(request: Request, job: str) -> StreamingResponse:
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-@router.get("/files/{job}/{name}", responses=_NOT_FOUND, response_class=Response)
+@router.get("/files/{job}/{name:path}", responses=_NOT_FOUND, response_class=Response)
 async def file(request: Request, job: str, name: str) -> Response:
-    """A picture of yours."""
-    own = _own(request, job)
+    """A picture of yours, or another file that a job of yours has made."""
+    own, results = _own(request, job), context_of(request).results
+    headers = {"Cache-Control": "private, max-age=86400"}
     try:
-        raw = context_of(request).results.read(own.id, name)
+        if "generate" in own.request:
+            return Response(results.read(own.id, name), media_type=media_type(name), headers=headers)
+        # A page made from somebody's video must not run under this server's own name: it is only handed over.
+        headers["Content-Disposition"] = f'attachment; filename="{safe_name(name.rsplit("/", 1)[-1])}"'
+        raw = results.read_file(own, name)
+        return Response(raw, media_type="application/octet-stream", headers=headers)
     except FileError as error:
-        raise ApiError(404, "there is no such picture", "name") from error
-    return Response(raw, media_type=media_type(name), headers={"Cache-Control": "private, max-age=86400"})
+        raise ApiError(404, "there is no such file", "name") from error
 
 
 def facts(context: Context, job: Job) -> dict:
     """What a client may know of its job."""
-    wanted = job.request["generate"]
+    wanted = job.request.get("generate", {})
+    result = job.result or {}
     return {
         "id": job.id,
         "state": job.state,
@@ -158,12 +165,14 @@ def facts(context: Context, job: Job) -> dict:
         "created": job.created,
         "started": job.started,
         "finished": job.finished,
-        "prompt": wanted["prompt"][0],
+        "kind": job.kind,
+        "prompt": wanted["prompt"][0] if wanted else job.kind,
         "request": wanted,
         "images": [
-            {**image, "url": f"/files/{job.id}/{image['file']}"}
-            for image in (job.result or {}).get("images", [])
+            {**image, "url": f"/files/{job.id}/{image['file']}"} for image in result.get("images", [])
         ],
+        "facts": result.get("facts"),
+        "files": [f"/files/{job.id}/{name}" for name in result.get("files", [])],
         "error": job.error,
         "code": job.code,
     }

@@ -44,6 +44,12 @@ class Results:
             raise FileError("there is no such picture", missing=True)
         return read_bytes(inside(self.folder, f"{job}/{name}"), 2**28)
 
+    def read_file(self, job: Job, name: str) -> bytes:
+        """A file of a job that drew nothing. Raises `FileError` for any that its result does not list."""
+        if name not in (job.result or {}).get("files", []):
+            raise FileError("there is no such file", missing=True)
+        return read_bytes(inside(self.folder, f"{job.id}/{name}"), 2**30)
+
     def drop(self, job: str) -> None:
         """Deletes a job's pictures."""
         if re.fullmatch(r"[0-9a-f]{32}", job):

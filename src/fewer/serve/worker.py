@@ -5,20 +5,24 @@ It ends when the pipe does, so a killed server leaves no orphan behind.
 
 import importlib
 import logging
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
 from fewer.core.errors import CapacityError, FewerError
-from fewer.serve.engine import Engine, StepEvent
+from fewer.serve.engine import Engine, ImageEvent, OutcomeEvent, StepEvent
 
 logger = logging.getLogger(__name__)
+_KINDS = {StepEvent: "step", ImageEvent: "image", OutcomeEvent: "outcome"}
+Jobs = list[tuple[str, dict]]
+"""Job ids and their requests."""
 
 
 def worker_main(pipe: Connection, engine: str, options: dict) -> None:
     """`engine` is "module:function"; the function takes `options` and gives an `Engine`."""
     module, _, function = engine.partition(":")
     drawer: Engine = getattr(importlib.import_module(module), function)(options)
-    pipe.send(("ready", None))
+    pipe.send(("ready", None, getattr(drawer, "together", 1)))
     while True:
         try:
             message = pipe.recv()
@@ -28,22 +32,47 @@ def worker_main(pipe: Connection, engine: str, options: dict) -> None:
             return
         if message[0] == "run":
             try:
-                _draw(pipe, drawer, *message[1:])
+                _draw(pipe, drawer, message[1])
             except (BrokenPipeError, EOFError, OSError):
                 return
 
 
-def _draw(pipe: Connection, drawer: Engine, job: str, request: dict) -> None:
+def _draw(pipe: Connection, drawer: Engine, jobs: Jobs) -> None:
+    """Draws one job, or several together; what fails together is tried again one by one."""
+    if len(jobs) > 1:
+        ended: set[str] = set()
+        try:
+            _follow(pipe, _tagged(drawer, jobs), [job for job, _ in jobs], ended)
+            return
+        except (BrokenPipeError, EOFError):
+            raise
+        except Exception:
+            logger.warning("%d jobs failed as a batch; they are tried one by one", len(jobs), exc_info=True)
+            _free_memory()
+        jobs = [(job, request) for job, request in jobs if job not in ended]
+        for job, _ in jobs:
+            pipe.send(("again", job, None))
+    for job, request in jobs:
+        _draw_alone(pipe, drawer, job, request)
+
+
+def _tagged(drawer: Any, jobs: Jobs) -> Iterator[tuple[str, object]]:
+    for which, event in drawer.run_together([request for _, request in jobs]):
+        yield jobs[which][0], event
+
+
+def _draw_alone(pipe: Connection, drawer: Engine, job: str, request: dict) -> None:
+    def events() -> Iterator[tuple[str, object]]:
+        inner = drawer.run({**request, "job": job})
+        try:
+            for event in inner:
+                yield job, event
+        finally:
+            inner.close() if hasattr(inner, "close") else None  # pyright: ignore
+        yield job, None
+
     try:
-        events = drawer.run(request)
-        for event in events:
-            kind = "step" if isinstance(event, StepEvent) else "image"
-            pipe.send((kind, job, event))
-            if _cancelled(pipe, job):
-                events.close() if hasattr(events, "close") else None  # pyright: ignore
-                pipe.send(("cancelled", job, None))
-                return
-        pipe.send(("done", job, None))
+        _follow(pipe, events(), [job], set())
     except FewerError as error:
         code = "capacity" if isinstance(error, CapacityError) else "invalid_request"
         pipe.send(("failed", job, (str(error), code)))
@@ -58,17 +87,35 @@ def _draw(pipe: Connection, drawer: Engine, job: str, request: dict) -> None:
         else:
             # The text of a stranger's exception may hold paths: it goes to the log, not to the client.
             logger.exception("job %s failed", job)
-            pipe.send(
-                ("failed", job, (f"the picture could not be drawn ({type(error).__name__})", "internal"))
-            )
+            pipe.send(("failed", job, (f"the job could not be done ({type(error).__name__})", "internal")))
 
 
-def _cancelled(pipe: Connection, job: str) -> bool:
+def _follow(pipe: Connection, events: Any, jobs: list[str], ended: set[str]) -> None:
+    """Passes events on until all jobs have ended. A cancelled one is silent from then on; when none is
+    left, the drawing stops."""
+    for job, event in events:
+        if job not in ended:
+            kind = "done" if event is None else _KINDS[type(event)]
+            if kind == "done":
+                ended.add(job)
+            pipe.send((kind, job, event))
+        # After the last job's end the next message is new work, and not for us to read.
+        for cancelled in _cancelled(pipe) if len(ended) < len(jobs) else ():
+            if cancelled in jobs and cancelled not in ended:
+                ended.add(cancelled)
+                pipe.send(("cancelled", cancelled, None))
+        if len(ended) == len(jobs):
+            events.close()
+            return
+
+
+def _cancelled(pipe: Connection) -> list[str]:
+    cancelled = []
     while pipe.poll():
         message: Any = pipe.recv()
-        if message[0] == "cancel" and message[1] == job:
-            return True
-    return False
+        if message[0] == "cancel":
+            cancelled.append(message[1])
+    return cancelled
 
 
 def _free_memory() -> None:

@@ -12,7 +12,7 @@ from multiprocessing import connection, get_context
 from typing import Any
 
 from fewer.core.errors import FileError
-from fewer.serve.engine import ImageEvent, StepEvent
+from fewer.serve.engine import ImageEvent, OutcomeEvent, StepEvent, batch_key
 from fewer.serve.job_store import Job, JobStore
 from fewer.serve.results import Results
 from fewer.serve.worker import worker_main
@@ -22,14 +22,24 @@ Listener = Callable[[str, Any], None]
 
 
 @dataclass(slots=True)
+class _Held:
+    """A job that a worker is at."""
+
+    job: Job
+    images: list[dict] = field(default_factory=list)
+    outcome: OutcomeEvent | None = None
+    unsaved: bool = False
+    noted: float = 0.0
+
+
+@dataclass(slots=True)
 class _Worker:
     process: Any
     pipe: connection.Connection
+    number: int
     ready: bool = False
-    job: Job | None = None
-    images: list[dict] = field(default_factory=list)
-    unsaved: bool = False
-    noted: float = 0.0
+    together: int = 1
+    held: dict[str, _Held] = field(default_factory=dict)
 
 
 class Workers:
@@ -97,7 +107,7 @@ class Workers:
 
     def idle(self) -> int:
         """Workers that wait for work."""
-        return sum(worker.ready and worker.job is None for worker in self._workers)
+        return sum(worker.ready and not worker.held for worker in self._workers)
 
     def stop(self, grace_seconds: float = 30.0) -> None:
         """Takes no more jobs; running ones may end within the grace, then go back to the queue."""
@@ -110,7 +120,7 @@ class Workers:
         while True:
             if self._stopping.is_set():
                 deadline = deadline or time.monotonic() + 30
-                if all(worker.job is None for worker in self._workers) or time.monotonic() > deadline:
+                if not any(worker.held for worker in self._workers) or time.monotonic() > deadline:
                     break
             else:
                 while len(self._workers) < self._count and time.monotonic() >= self._next_start:
@@ -129,8 +139,8 @@ class Workers:
                 else:
                     self._hear(next(worker for worker in self._workers if worker.pipe is thing))
         for worker in self._workers:
-            if worker.job is not None:
-                self._store.requeue(worker.job.id)
+            for job in worker.held:
+                self._store.requeue(job)
             worker.process.terminate()
         for worker in self._workers:
             worker.process.join(5)
@@ -139,22 +149,40 @@ class Workers:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=worker_main, args=(theirs, self._engine, self._options), daemon=True
-        )
+        taken = {worker.number for worker in self._workers}
+        number = next(number for number in range(self._count) if number not in taken)
+        options = {**self._options, "number": number}
+        process = self._context.Process(target=worker_main, args=(theirs, self._engine, options), daemon=True)
         process.start()
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, number)
 
     def _hand_out(self) -> None:
         for worker in self._workers:
-            if worker.ready and worker.job is None:
-                job = self._store.take()
-                if job is None:
+            if worker.ready and not worker.held:
+                jobs = self._take(worker.together)
+                if not jobs:
                     return
-                worker.job, worker.images = job, []
-                if self._send(worker, ("run", job.id, job.request)):
-                    self._tell(job.id, "running", None)
+                worker.held = {job.id: _Held(job) for job in jobs}
+                if self._send(worker, ("run", [(job.id, job.request) for job in jobs])):
+                    for job in jobs:
+                        self._tell(job.id, "running", None)
+
+    def _take(self, together: int) -> list[Job]:
+        """The first waiting job, and those behind it that can be drawn in the same batch."""
+        first = self._store.take()
+        if first is None:
+            return []
+        key, jobs = batch_key(first.request), [first]
+        if together > 1 and key is not None:
+            room = together - _pictures(first)
+            for job in self._store.jobs(state="queued", limit=8 * together):
+                if batch_key(job.request) == key and _pictures(job) <= room:
+                    taken = self._store.take(job.id)
+                    if taken is not None:
+                        jobs.append(taken)
+                        room -= _pictures(taken)
+        return jobs
 
     def _keep_leases(self) -> None:
         """Once a second: renews what runs here, takes over what another server has left behind."""
@@ -162,14 +190,15 @@ class Workers:
             return
         self._renewed = time.monotonic()
         for worker in self._workers:
-            if worker.job is not None and not self._store.renew(worker.job.id):
-                self._send(worker, ("cancel", worker.job.id))
+            for job in worker.held:
+                if not self._store.renew(job):
+                    self._send(worker, ("cancel", job))
         self._store.recover()
 
     def _send_cancels(self) -> None:
         with self._lock:
             wanted, self._cancels = self._cancels, []
-        held = {worker.job.id: worker for worker in self._workers if worker.job is not None}
+        held = {job: worker for worker in self._workers for job in worker.held}
         for job in wanted:
             if job in held:
                 self._send(held[job], ("cancel", job))
@@ -190,55 +219,61 @@ class Workers:
             self._bury(worker)
 
     def _hear_one(self, worker: _Worker) -> None:
-        kind, *rest = worker.pipe.recv()
+        kind, job, value = worker.pipe.recv()
         if kind == "ready":
-            worker.ready = True
+            worker.ready, worker.together = True, value
             return
-        job, value = rest
-        if worker.job is None or worker.job.id != job:
+        held = worker.held.get(job)
+        if held is None:
             return
-        if isinstance(value, StepEvent):
-            self._note(worker, job, value)
+        if kind == "step":
+            self._note(held, value)
             self._tell(job, "step", value)
-        elif isinstance(value, ImageEvent):
-            self._keep(worker, worker.job, value)
+        elif kind == "image":
+            self._keep(worker, held, value)
+        elif kind == "outcome":
+            held.outcome = value
+        elif kind == "again":
+            held.images.clear()
         else:
-            self._end(worker, kind, value)
+            self._end(worker, held, kind, value)
 
-    def _note(self, worker: _Worker, job: str, event: StepEvent) -> None:
+    def _note(self, held: _Held, event: StepEvent) -> None:
         """Listeners hear every step; the file, which others look at now and then, only five a second."""
         now = time.monotonic()
-        if event.step == event.steps or now - worker.noted > 0.2:
-            worker.noted = now
-            self._store.progress(job, event.step, event.steps)
+        if event.step == event.steps or now - held.noted > 0.2:
+            held.noted = now
+            self._store.progress(held.job.id, event.step, event.steps)
 
-    def _keep(self, worker: _Worker, job: Job, event: ImageEvent) -> None:
+    def _keep(self, worker: _Worker, held: _Held, event: ImageEvent) -> None:
         try:
-            facts = self._results.keep(job, event)
+            facts = self._results.keep(held.job, event)
         except (OSError, FileError):  # a full disk ends this job, not the supervisor
-            logger.exception("the result of job %s could not be saved", job.id)
-            worker.unsaved = True
-            self._send(worker, ("cancel", job.id))
+            logger.exception("the result of job %s could not be saved", held.job.id)
+            held.unsaved = True
+            self._send(worker, ("cancel", held.job.id))
             return
-        worker.images.append(facts)
-        self._tell(job.id, "image", facts)
+        held.images.append(facts)
+        self._tell(held.job.id, "image", facts)
 
-    def _end(self, worker: _Worker, kind: str, value: object) -> None:
-        assert worker.job is not None
-        job, worker.job = worker.job, None
-        unsaved, worker.unsaved = worker.unsaved, False
-        if unsaved:
+    def _end(self, worker: _Worker, held: _Held, kind: str, value: object) -> None:
+        job = held.job.id
+        del worker.held[job]
+        if held.unsaved:
             kind, value = "failed", ("the picture could not be saved on the server", "storage")
         if kind == "done":
-            self._store.finish(job.id, "done", result={"images": worker.images})
-            self._tell(job.id, "done", worker.images)
+            result: dict[str, object] = {"images": held.images}
+            if held.outcome is not None:
+                result = {"images": [], "facts": held.outcome.facts, "files": list(held.outcome.files)}
+            self._store.finish(job, "done", result=result)
+            self._tell(job, "done", held.images)
         elif kind == "cancelled":
-            self._store.finish(job.id, "cancelled")
-            self._tell(job.id, "cancelled", None)
+            self._store.finish(job, "cancelled")
+            self._tell(job, "cancelled", None)
         else:
             error, code = value  # type: ignore[misc]
-            self._store.finish(job.id, "failed", error=error, code=code)
-            self._tell(job.id, "failed", (error, code))
+            self._store.finish(job, "failed", error=error, code=code)
+            self._tell(job, "failed", (error, code))
 
     def _bury(self, worker: _Worker) -> None:
         """A worker is gone: its job is tried again or fails, a new worker takes its place."""
@@ -257,16 +292,20 @@ class Workers:
             self._stillborn += 1
             self._next_start = time.monotonic() + min(30.0, 0.5 * 2**self._stillborn)
         worker.process.join(1)
-        if worker.job is None:
-            return
-        logger.warning("a worker died (exit code %s) with job %s", worker.process.exitcode, worker.job.id)
-        if not self._store.requeue(worker.job.id):
-            ended = self._store.get(worker.job.id)
-            if ended is not None and ended.state == "failed":
-                self._tell(ended.id, "failed", (ended.error, ended.code))
+        for held in worker.held.values():
+            identity = held.job.id
+            logger.warning("a worker died (exit code %s) with job %s", worker.process.exitcode, identity)
+            if not self._store.requeue(identity):
+                ended = self._store.get(identity)
+                if ended is not None and ended.state == "failed":
+                    self._tell(identity, "failed", (ended.error, ended.code))
 
     def _tell(self, job: str, kind: str, value: object) -> None:
         with self._lock:
             listeners = list(self._listeners.get(job, []))
         for listener in listeners:
             listener(kind, value)
+
+
+def _pictures(job: Job) -> int:
+    return int(job.request.get("generate", {}).get("count", 1))

@@ -1,0 +1,71 @@
+"""Loaded models within a memory budget: the one used longest ago makes room for the one asked for."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fewer.core.device import available_memory
+
+if TYPE_CHECKING:
+    from fewer.generate.pipeline import TextToImage
+
+_HEADROOM = 1.25
+"""Loading holds a little more than the weights themselves."""
+
+
+class Shelf:
+    """Pipelines by the name under which clients ask for them."""
+
+    def __init__(self, folders: dict[str, str], device: str, dtype: str, memory: int | None = None) -> None:
+        """`memory` is the most that all models may hold, in bytes; by default what the device has free."""
+        self._folders, self._device, self._dtype, self._memory = folders, device, dtype, memory
+        self._loaded: OrderedDict[str, tuple[TextToImage, int]] = OrderedDict()
+
+    def names(self) -> list[str]:
+        """Which are loaded, the one used last at the end."""
+        return list(self._loaded)
+
+    def pipeline(self, name: str) -> "TextToImage":
+        """The model, loaded if it is not. Raises `FileError` and `ConfigError` as `TextToImage.load` does."""
+        from fewer.generate.pipeline import TextToImage
+
+        if name not in self._loaded:
+            folder = self._folders.get(name, name)
+            self._make_room(_weight_bytes(Path(folder)))
+            pipe = TextToImage.load(folder, device=self._device, dtype=self._dtype).accelerate()
+            self._loaded[name] = (pipe, held_bytes(pipe))
+        self._loaded.move_to_end(name)
+        return self._loaded[name][0]
+
+    def _make_room(self, wanted: int) -> None:
+        wanted = int(wanted * _HEADROOM)
+        while self._loaded and not self._fits(wanted):
+            self._loaded.popitem(last=False)
+            _give_back()
+
+    def _fits(self, wanted: int) -> bool:
+        if self._memory is not None:
+            return sum(held for _, held in self._loaded.values()) + wanted <= self._memory
+        return wanted <= available_memory(torch.device(self._device))
+
+
+def held_bytes(pipe: "TextToImage") -> int:
+    """Bytes of a pipeline's weights."""
+    networks = (pipe.transformer, pipe.autoencoder, pipe.encoder.model)
+    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _weight_bytes(folder: Path) -> int:
+    files = folder.rglob("*.safetensors") if folder.is_dir() else [folder] if folder.is_file() else []
+    return sum(file.stat().st_size for file in files)
+
+
+def _give_back() -> None:
+    import gc
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
