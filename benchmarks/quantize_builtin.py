@@ -1,9 +1,10 @@
-"""The built-in text-to-image model, method by method: pictures at the same seeds against the 16-bit model's.
+"""The built-in text-to-image model, method by method: pictures at the same noise against the 16-bit model's.
 
-PSNR and SSIM are against the 16-bit picture of the same prompt and seed. --judge FOLDER adds the alignment
-judge's score where `fewer.generate` has one. Prompts are a text file, one a line, none of which was used for
-calibration. Run: python benchmarks/quantize_builtin.py --prompts 200 --prompt-file PROMPTS.txt --calibration
-CALIBRATION.txt
+PSNR and SSIM are against the bf16 model's picture of the same prompt and noise; the judges (colour, count,
+place, order, style, identity) are those of builtin_model.py. Prompts describe held-out combinations;
+calibration draws training combinations. Run:
+python benchmarks/quantize_builtin.py --packages NODE_MODULES [--judge judge.safetensors] [--methods ...]
+A call adds its methods to the table of earlier calls with the same model, prompts and steps.
 """
 
 import argparse
@@ -11,141 +12,245 @@ import copy
 import json
 import platform
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
+from builtin_model import trained_judge
+from quantize_peers import nf4_weights, torchao_fp8, torchao_int4
 from torch import nn
 
-from fewer.generate.pipeline import TextToImage
-from fewer.quantize import FAST, Recipe, plan_layers, quantize
+from fewer.core.files import write_json
+from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.image_metrics import ssim
+from fewer.generate.model_folder import DEFAULT_MODEL, open_parts, read_settings
+from fewer.generate.sampling import sample
+from fewer.generate.scenes.captions import full_caption
+from fewer.generate.scenes.compose import SceneRenderer
+from fewer.generate.scenes.judges import judge_pictures
+from fewer.generate.scenes.pool import Vocabulary, draw_scenes
+from fewer.generate.scenes.presets import preset
+from fewer.generate.scenes.sprites import load_sprites, render_sprites
+from fewer.generate.transformer import SanaTransformer
+from fewer.quantize import Recipe, plan_layers, quantize
 
 WITHOUT = {"smooth": False}
-METHODS: dict[str, tuple[str, int, dict[str, object]]] = {
+OURS: dict[str, tuple[str, int, dict[str, object]]] = {
     "naive int4": ("int4", 0, WITHOUT),
     "smoothing only int4": ("int4", 0, {}),
     "SVD only int4": ("int4", 32, WITHOUT | {"refine_rounds": 1}),
     "SVDQuant int4": ("int4", 32, {}),
+    "SVDQuant int4 + GPTQ": ("int4", 32, {"gptq": True}),
+    "naive nvfp4": ("nvfp4", 0, WITHOUT),
     "SVDQuant nvfp4": ("nvfp4", 32, {}),
+    "naive h8": ("h8", 0, WITHOUT),
     "SVDQuant h8": ("h8", 32, {}),
 }
-PEERS = ("NF4 weight-only (bitsandbytes)", "torchao int4 weight-only", "torchao fp8")
+PEERS: dict[str, Callable[[nn.Module, list[str]], str]] = {
+    "NF4 weight-only": nf4_weights,
+    "torchao int4 weight-only": torchao_int4,
+    "torchao fp8": torchao_fp8,
+}
+REFERENCE, PRECISE = "bf16", "fp32 (how much bf16 itself changes)"
+JUDGES = ("colour", "count", "left_right", "order", "style", "identity", "identity_top5", "shuffled")
 
 
+class Model:
+    """The parts of a built-in model; its text encoder is opened only where prompts are new."""
+
+    def __init__(self, name: str) -> None:
+        self.folder = DEFAULT_MODEL if name == "default" else Path(name)
+        self.transformer = SanaTransformer.load(self.folder, torch.float32, "cpu")
+        self.autoencoder = DCAutoencoder.load(self.folder / "vae", torch.float32, "cpu")
+        self.settings = read_settings(self.folder)
+
+    def read(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """What the text encoder makes of prompts and of the empty one, without the common padding."""
+        encoder = open_parts(self.folder, dtype=torch.float32, device=torch.device("cpu")).encoder
+        texts = [encoder.encode(["", *prompts[start : start + 16]]) for start in range(0, len(prompts), 16)]
+        mask = torch.cat([texts[0].mask[:1], *(text.mask[1:] for text in texts)])
+        tokens = torch.cat([texts[0].tokens[:1], *(text.tokens[1:] for text in texts)])
+        used = int(mask.any(dim=0).nonzero().max()) + 1
+        return {"tokens": tokens[:, :used].bfloat16(), "mask": mask[:, :used]}
+
+
+class Prompts:
+    """Prompts read once, in batches, with the noise their pictures start from."""
+
+    def __init__(self, options: argparse.Namespace, model: Model, name: str, prompts: list[str]) -> None:
+        path = options.text and options.text / f"{name}-{len(prompts)}-{options.seed}.safetensors"
+        known = read_tensors(path) if path and path.exists() else model.read(prompts)
+        if path and not path.exists():
+            write_tensors(path, known)
+        tokens, mask = known["tokens"].float(), known["mask"]
+        generator = torch.Generator().manual_seed(options.seed + (0 if name == "held-out" else 1_000_000))
+        params, self.batches = model.transformer.params, []
+        for start in range(0, len(prompts), options.batch):
+            own = [0] * len(prompts[start : start + options.batch])
+            own += [1 + start + index for index in range(len(own))]
+            size = (len(own) // 2, params.in_channels, params.sample_size, params.sample_size)
+            self.batches.append((tokens[own], mask[own], torch.randn(size, generator=generator)))
+
+    def latents(
+        self, transformer: nn.Module, settings: object, steps: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """One latent image for each prompt."""
+        drawn = []
+        for tokens, mask, noise in self.batches:
+            prepared = transformer.prepare(tokens.to(dtype), mask)
+
+            def velocity(latents: torch.Tensor, timestep: float, prepared=prepared) -> torch.Tensor:
+                both = latents.repeat(2, 1, 1, 1).to(dtype)
+                found = transformer.denoise(both, torch.full((len(both),), float(timestep)), prepared)
+                without, conditioned = found.float().chunk(2)
+                return without + settings.guidance * (conditioned - without)
+
+            latents = noise
+            for step in sample(velocity, noise, steps=steps, shift=settings.shift, method="flow-dpm"):
+                latents = step.latents
+            drawn.append(latents)
+        return torch.cat(drawn)
+
+
+def pictures(autoencoder: DCAutoencoder, latents: torch.Tensor) -> torch.Tensor:
+    """Decoded in fp32 for every method, so that only the transformer differs."""
+    return torch.cat([autoencoder.decode(part, tile=None).clamp(-1, 1) for part in latents.split(16)])
+
+
+def prepare(
+    method: str, transformer: nn.Module, calibrate: Callable[[nn.Module], object], progress: dict[str, object]
+) -> nn.Module:
+    """The transformer under one method; what was done is noted in `progress`."""
+    if method == PRECISE:
+        return transformer.float()
+    transformer = transformer.to(torch.bfloat16)
+    if method in PEERS:
+        progress["made_by"] = PEERS[method](transformer, plan_layers(transformer).names("svdquant"))
+    elif method in OURS:
+        form, rank, choices = OURS[method]
+        recipe = Recipe(**choices)  # pyright: ignore
+        quantize(transformer, form, rank, lambda: calibrate(transformer), recipe=recipe)
+        reports = transformer.quantization_reports
+        progress["mean_layer_error"] = round(sum(r.error for r in reports) / len(reports), 5)
+        progress["bytes_of_layers"] = sum(report.bytes_after for report in reports)
+    return transformer
+
+
+def against(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+    """Means over pictures in 8-bit steps (SSIM is the library's own, tested against torchmetrics)."""
+    first, second = (((p + 1) * 127.5).round() for p in (found, expected))
+    squared = (first - second).square().mean(dim=(1, 2, 3)).clamp_min(1e-6)
+    return {
+        "psnr": round((10 * torch.log10(255**2 / squared)).mean().item(), 3),
+        "psnr_of_the_mean_square": round((10 * torch.log10(255**2 / squared.mean())).item(), 3),
+        "ssim": round(ssim(first, second, 255.0).mean().item(), 4),
+    }
+
+
+@torch.no_grad()
 def main() -> None:
+    options = arguments()
+    chosen = preset(options.preset)
+    if options.sprites:
+        sprites = load_sprites(options.sprites)
+    else:
+        sprites = render_sprites(options.packages, chosen.concepts or {}, chosen.styles, chosen.sprite_side)
+    vocabulary = Vocabulary(sprites.words(), sprites.styles)
+    with torch.enable_grad():
+        judge = trained_judge(
+            options.judge, SceneRenderer(sprites, chosen.side), vocabulary, options.judge_steps
+        )
+    parts = Model(options.model)
+    scenes = draw_scenes(vocabulary, options.prompts, "held-out", seed=9000 + options.seed)
+    held_out = Prompts(options, parts, "held-out", [full_caption(scene) for scene in scenes])
+    train = draw_scenes(vocabulary, options.calibration_prompts, "train", seed=100)
+    calibration = Prompts(options, parts, "calibration", [full_caption(scene) for scene in train])
+
+    result = table(options, parts)
+    expected: torch.Tensor | None = None
+    for method in [REFERENCE, *(m for m in options.methods if m != REFERENCE)]:
+        began, row = time.perf_counter(), {}
+        transformer = prepare(
+            method,
+            copy.deepcopy(parts.transformer),
+            lambda model: calibration.latents(model, parts.settings, options.steps, torch.bfloat16),
+            row,
+        )
+        row["seconds_to_prepare"] = round(time.perf_counter() - began, 1)
+        dtype = torch.float32 if method == PRECISE else torch.bfloat16
+        began = time.perf_counter()
+        found = pictures(
+            parts.autoencoder, held_out.latents(transformer, parts.settings, options.steps, dtype)
+        )
+        row["seconds_to_draw"] = round(time.perf_counter() - began, 1)
+        expected = found if method == REFERENCE else expected
+        assert expected is not None
+        if method != REFERENCE:
+            row |= against(found, expected)
+        verdict = asdict(judge_pictures(judge, found, scenes))
+        row["judges"] = {name: round(100 * verdict[name], 2) for name in JUDGES}
+        result["methods"][method] = row
+        differences(result)
+        write_json(options.output, result)
+        print(method, json.dumps(row), flush=True)
+
+
+def differences(result: dict[str, object]) -> None:
+    """The bars: what each method loses on its worst judge, and what SVDQuant gains over naive rounding."""
+    methods = result["methods"]
+    base = methods.get(REFERENCE, {}).get("judges")
+    for name, row in methods.items():
+        if base and name != REFERENCE:
+            lost = {judge: round(base[judge] - row["judges"][judge], 2) for judge in JUDGES[:-1]}
+            worst = max(lost, key=lambda judge: lost[judge])
+            row["points_lost_on_the_worst_judge"] = [worst, lost[worst]]
+    if {"naive int4", "SVDQuant int4"} <= methods.keys():
+        gain = methods["SVDQuant int4"]["psnr"] - methods["naive int4"]["psnr"]
+        result["psnr_gain_of_svdquant_int4_over_naive_int4"] = round(gain, 3)
+
+
+def table(options: argparse.Namespace, parts: Model) -> dict[str, object]:
+    """The facts of this run, with the rows of an earlier one that agrees on all of them."""
+    facts: dict[str, object] = {
+        "model": {
+            "name": str(options.model),
+            "transformer_parameters": sum(p.numel() for p in parts.transformer.parameters()),
+            "latent_side": parts.transformer.params.sample_size,
+        },
+        "held_out_prompts": options.prompts,
+        "calibration_prompts": options.calibration_prompts,
+        "steps": options.steps,
+        "guidance": parts.settings.guidance,
+        "recipe": "39 candidates, refinement until it stops, exact SVD below 512 channels",
+        "against": "the bf16 model's picture of the same prompt and noise",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), {options.machine}",
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    earlier = json.loads(options.output.read_text()) if options.output.exists() else {}
+    same = all(earlier.get(name) == value for name, value in facts.items())
+    return facts | {"methods": earlier["methods"] if same else {}}
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="default")
+    parser.add_argument("--preset", default="emoji-cpu")
+    parser.add_argument("--packages", type=Path, help="node_modules with the emoji packages")
+    parser.add_argument("--sprites", type=Path, help="sprites.safetensors of a training run instead")
+    parser.add_argument("--judge", type=Path, help="where the judge is kept; trained there if it is missing")
+    parser.add_argument("--text", type=Path, help="folder where the prompts' embeddings are kept")
+    parser.add_argument("--machine", default="CPU, shared", help="noted beside the figures")
+    parser.add_argument("--judge-steps", type=int, default=250)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--prompt-file", type=Path, required=True)
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--calibration-prompts", type=int, default=32)
+    parser.add_argument("--calibration-prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--methods", nargs="*", default=[*METHODS, *PEERS])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="*", default=[PRECISE, *OURS, *PEERS])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quantize_builtin.json"))
-    arguments = parser.parse_args()
-    pipeline = TextToImage.load(arguments.model)
-    original = copy.deepcopy(pipeline.transformer)
-    held_out, train = lines(arguments.prompt_file)[: arguments.prompts], lines(arguments.calibration)
-    held_out = [prompt for prompt in held_out if prompt not in set(train)]
-    expected = draw(pipeline, held_out, arguments.steps)
-    table: dict[str, dict[str, object]] = {}
-    for method in arguments.methods:
-        pipeline.transformer = copy.deepcopy(original)
-        began = time.perf_counter()
-        try:
-            prepare(method, pipeline, train[: arguments.calibration_prompts])
-        except (ImportError, RuntimeError, NotImplementedError, ValueError) as error:
-            if method not in PEERS:
-                raise
-            table[method] = {"not measured": f"{type(error).__name__}: {error}"[:200]}
-            continue
-        seconds = time.perf_counter() - began
-        found = draw(pipeline, held_out, arguments.steps)
-        table[method] = compare(found, expected) | {"seconds_to_quantize": round(seconds, 1)}
-        print(method, json.dumps(table[method]), flush=True)
-        write(arguments, held_out, table)
-    write(arguments, held_out, table)
-
-
-def prepare(method: str, pipeline: TextToImage, train: list[str]) -> None:
-    if method in METHODS:
-        form, rank, choices = METHODS[method]
-        values = {"grid": FAST.grid, "refine_rounds": FAST.refine_rounds, "rows": FAST.rows} | choices
-        rank = min(
-            rank,
-            min(min(c.shape) for c in plan_layers(pipeline.transformer).choices if c.method == "svdquant"),
-        )
-
-        def calibrate() -> None:
-            for index, prompt in enumerate(train):
-                pipeline(prompt, seed=10_000 + index, steps=8)
-
-        quantize(pipeline.transformer, form, rank, calibrate, recipe=Recipe(**values))  # pyright: ignore
-        return
-    for name in plan_layers(pipeline.transformer).names("svdquant"):
-        layer = pipeline.transformer.get_submodule(name)
-        if method.startswith("NF4"):
-            import bitsandbytes.functional as functional
-
-            weight = layer.weight.data
-            packed, state = functional.quantize_4bit(weight.flatten(1), quant_type="nf4", blocksize=64)
-            layer.weight.data = (
-                functional.dequantize_4bit(packed, state).reshape(weight.shape).to(weight.dtype)
-            )
-        elif isinstance(layer, nn.Linear):
-            from torchao.quantization import (
-                Float8DynamicActivationFloat8WeightConfig,
-                Int4WeightOnlyConfig,
-                quantize_,
-            )
-
-            config = (
-                Int4WeightOnlyConfig() if "int4" in method else Float8DynamicActivationFloat8WeightConfig()
-            )
-            quantize_(layer, config)
-
-
-def draw(pipeline: TextToImage, prompts: list[str], steps: int) -> list[np.ndarray]:
-    return [
-        np.asarray(pipeline(prompt, seed=index, steps=steps).images[0], dtype=np.float64)
-        for index, prompt in enumerate(prompts)
-    ]
-
-
-def compare(found: list[np.ndarray], expected: list[np.ndarray]) -> dict[str, object]:
-    """Means over prompts; SSIM by torchmetrics."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    squared = [((a - b) ** 2).mean() for a, b in zip(found, expected, strict=True)]
-    as_image = lambda array: torch.tensor(array / 255).permute(2, 0, 1)[None].float()  # noqa: E731
-    ssim = [
-        float(structural_similarity_index_measure(as_image(a), as_image(b), data_range=1.0))
-        for a, b in zip(found, expected, strict=True)
-    ]
-    psnr = [10 * np.log10(255**2 / max(value, 1e-6)) for value in squared]
-    return {
-        "psnr": round(float(np.mean(psnr)), 3),
-        "ssim": round(float(np.mean(ssim)), 4),
-        "pictures": len(found),
-    }
-
-
-def lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-
-
-def write(arguments: argparse.Namespace, prompts: list[str], table: dict[str, dict[str, object]]) -> None:
-    result = {
-        "model": str(arguments.model),
-        "prompts": len(prompts),
-        "steps": arguments.steps,
-        "against": "the 16-bit model's picture of the same prompt and seed",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
-        "versions": {"torch": torch.__version__},
-        "methods": table,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

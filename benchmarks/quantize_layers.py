@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from fewer.quantize.formats import FORMATS
+from fewer.quantize.measure import layer_error
+from fewer.quantize.parts import Part, Samples
 from fewer.quantize.recipe import Recipe
-from fewer.quantize.solve import Part, Samples, layer_error, solve_group
+from fewer.quantize.solve import solve_group
 
 
 def synthetic_layer(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from torch import nn
 from fewer.quantize.block import block_loss
 from fewer.quantize.calibrate import observe
 from fewer.quantize.formats import FORMATS
+from fewer.quantize.lowrank import Branch
 from fewer.quantize.recipe import Recipe
 from fewer.quantize.roles import Group
 
@@ -18,8 +19,11 @@ def test_the_loss_is_zero_for_the_exact_layer_grows_with_damage_and_restores_the
     weight, scales = model.blocks[0].q_proj.weight.detach(), torch.rand(64) + 0.5
     zero = torch.zeros_like(weight)
     before = model.blocks[0].q_proj
-    exact = loss({"blocks.0.q_proj": (zero, weight * scales, scales)})
-    damaged = [loss({"blocks.0.q_proj": (zero, factor * weight, torch.ones(64))}) for factor in (0.9, 0.5)]
+    exact = loss({"blocks.0.q_proj": (zero, Branch(weight * scales, torch.eye(64)), scales)})
+    damaged = [
+        loss({"blocks.0.q_proj": (zero, Branch(factor * weight, torch.eye(64)), None)})
+        for factor in (0.9, 0.5)
+    ]
     assert exact < 1e-6 < damaged[0] < damaged[1]
     assert model.blocks[0].q_proj is before
 

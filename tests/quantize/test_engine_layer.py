@@ -12,8 +12,9 @@ from fewer.quantize.engine_layer import (
 )
 from fewer.quantize.formats import FORMATS
 from fewer.quantize.layer import QuantizedLayer
+from fewer.quantize.parts import Part, Samples
 from fewer.quantize.recipe import Recipe
-from fewer.quantize.solve import Part, Samples, solve_group, weight_only
+from fewer.quantize.solve import solve_group, weight_only
 
 
 def solved(

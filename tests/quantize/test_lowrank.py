@@ -1,9 +1,20 @@
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from fewer.core.errors import ConfigError
 from fewer.quantize.formats import FORMATS, round_weight
-from fewer.quantize.lowrank import Branch, check_rank, randomized_svd, refine, truncated_svd
+from fewer.quantize.lowrank import (
+    Branch,
+    WarmSvd,
+    check_rank,
+    cholesky_basis,
+    randomized_svd,
+    refine,
+    truncated_svd,
+)
 
 
 def spectrum(out: int, dim: int) -> torch.Tensor:
@@ -41,17 +52,62 @@ def test_a_warm_start_needs_one_iteration() -> None:
     assert (nearby - warm.product()).norm() <= 1.01 * best
 
 
+def test_a_row_of_warm_decompositions_is_as_good_as_cold_ones_and_rank_0_is_empty() -> None:
+    torch.manual_seed(0)
+    warm = WarmSvd(8, torch.Generator().manual_seed(1), first=4, later=1)
+    for _ in range(3):
+        matrix = spectrum(90, 60) * (1 + 0.02 * torch.randn(60))
+        best = (matrix - truncated_svd(matrix, 8).product()).norm()
+        assert (matrix - warm(matrix).product()).norm() <= 1.1 * best
+    assert WarmSvd(0, torch.Generator(), first=1, later=1)(torch.randn(5, 3)).product().norm() == 0
+
+
+def test_zero_and_rank_deficient_matrices_have_a_finite_branch() -> None:
+    thin = torch.randn(40, 2) @ torch.randn(2, 30)
+    for matrix in (torch.zeros(40, 30), thin):
+        branch = randomized_svd(matrix, 8)
+        assert torch.isfinite(branch.up).all() and torch.isfinite(branch.down).all()
+        assert (branch.product() - matrix).norm() <= 1e-5 * max(1, matrix.norm())
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
+def test_cholesky_qr_gives_an_orthonormal_basis_of_the_same_columns(condition: float) -> None:
+    torch.manual_seed(0)
+    columns = torch.linalg.qr(torch.randn(300, 12)).Q * torch.logspace(0, -math.log10(condition), 12)
+    matrix = columns @ torch.linalg.qr(torch.randn(12, 12)).Q
+    basis = cholesky_basis(matrix)
+    assert torch.allclose(basis.mT @ basis, torch.eye(12), atol=1e-3)
+    assert (matrix - basis @ (basis.mT @ matrix)).norm() <= 1e-5 * matrix.norm()
+
+
+def test_cholesky_qr_of_zero_and_of_too_few_directions_is_finite_and_keeps_the_span() -> None:
+    assert cholesky_basis(torch.zeros(50, 4)).norm() == 0
+    thin = torch.randn(50, 2) @ torch.randn(2, 6)
+    basis = cholesky_basis(thin)
+    assert torch.isfinite(basis).all()
+    assert (thin - basis @ (basis.mT @ thin)).norm() <= 1e-4 * thin.norm()
+
+
+def settled(weight: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., float]:
+    """How a solver leaves W - Q(W - L) in the target and says what was lost."""
+
+    def settle(branch: Branch, target: torch.Tensor) -> float:
+        residual = weight - branch.product()
+        rounded = rounding(residual)
+        target.copy_(weight - rounded)
+        return (residual - rounded).square().sum().item()
+
+    return settle
+
+
 def test_refinement_never_ends_worse_than_it_began_and_losses_never_rise() -> None:
     torch.manual_seed(0)
     weight, form = spectrum(64, 128) + 0.02 * torch.randn(64, 128), FORMATS["int4"]
-    branch = refine(
-        weight, lambda m: truncated_svd(m, 8), lambda r: round_weight(r, form, torch.float32), None, 20
-    )
+    settle = settled(weight, lambda r: round_weight(r, form, torch.float32))
+    branch = refine(weight.clone(), lambda m: truncated_svd(m, 8), settle, 20)
     assert len(branch.losses) > 1
     assert all(later <= earlier for earlier, later in zip(branch.losses, branch.losses[1:], strict=False))
-    product = branch.product()
-    error = (weight - product - round_weight(weight - product, form, torch.float32)).square().sum().item()
-    assert error == pytest.approx(branch.losses[-1], rel=1e-4)
+    assert settle(branch, weight.clone()) == pytest.approx(branch.losses[-1], rel=1e-4)
 
 
 def test_refinement_stops_at_the_first_round_that_is_worse() -> None:
@@ -62,7 +118,7 @@ def test_refinement_stops_at_the_first_round_that_is_worse() -> None:
         made.append(truncated_svd(matrix, 1))
         return made[-1]
 
-    branch = refine(torch.randn(4, 4), decompose, torch.round, lambda *_: next(losses), 10)
+    branch = refine(torch.randn(4, 4), decompose, lambda *_: next(losses), 10)
     assert branch.losses == [3.0, 2.0] and branch is made[1] and len(made) == 3
 
 

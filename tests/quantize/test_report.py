@@ -2,8 +2,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from fewer.quantize.measure import LayerReport
 from fewer.quantize.report import write_report
-from fewer.quantize.solve import LayerReport
 
 
 def test_the_report_names_every_layer_worst_first_and_escapes_text(tmp_path: Path) -> None:

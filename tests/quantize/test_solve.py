@@ -6,8 +6,10 @@ import torch
 
 from fewer.core.errors import ConfigError, DataError
 from fewer.quantize.formats import FORMATS
+from fewer.quantize.measure import layer_error
+from fewer.quantize.parts import Part, Samples
 from fewer.quantize.recipe import FAST, Recipe
-from fewer.quantize.solve import Part, Samples, layer_error, solve_group, weight_only
+from fewer.quantize.solve import solve_group, weight_only
 
 QUICK = Recipe(grid=4, refine_rounds=2)
 

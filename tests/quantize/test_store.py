@@ -6,7 +6,7 @@ import torch
 from fewer.core.errors import FileError
 from fewer.quantize.formats import FORMATS, encode_weight
 from fewer.quantize.layer import QuantizedLayer
-from fewer.quantize.solve import LayerReport
+from fewer.quantize.measure import LayerReport
 from fewer.quantize.store import LayerStore
 
 

@@ -11,7 +11,7 @@ _PUBLIC = {
     "Rule": "roles",
     "QuantizedLinear": "linear",
     "QuantizedLayer": "layer",
-    "LayerReport": "solve",
+    "LayerReport": "measure",
     "load_model": "load",
     "convert": "conversion",
     "attach": "adapters",

@@ -10,23 +10,28 @@ from torch import Tensor, nn
 from fewer.core.modules import set_module
 from fewer.quantize.calibrate import BlockCall
 from fewer.quantize.formats import Format, round_activations
+from fewer.quantize.lowrank import Branch
 from fewer.quantize.solve import Candidate
 
 
 class CandidateLinear(nn.Module):
     """A linear layer as one candidate would make it, in full precision storage: nothing is packed yet."""
 
-    def __init__(self, original: nn.Module, candidate: tuple[Tensor, Tensor, Tensor], form: Format) -> None:
+    def __init__(
+        self, original: nn.Module, candidate: tuple[Tensor, Branch, Tensor | None], form: Format
+    ) -> None:
         super().__init__()
-        self.rounded, self.product, self.scales = candidate
+        self.rounded, self.branch, self.scales = candidate
         self.form = form
         self.bias: Tensor | None = original.bias  # pyright: ignore
         self.channels_first = isinstance(original, nn.Conv2d)
 
     def forward(self, inputs: Tensor) -> Tensor:
         moved = inputs.movedim(1, -1) if self.channels_first else inputs
-        rows = moved.reshape(-1, moved.shape[-1]).float() / self.scales
-        outputs = round_activations(rows, self.form) @ self.rounded.mT + rows @ self.product.mT
+        rows = moved.reshape(-1, moved.shape[-1]).float()
+        rows = rows if self.scales is None else rows / self.scales.float()
+        outputs = round_activations(rows, self.form) @ self.rounded.mT
+        outputs = outputs + (rows @ self.branch.down.mT) @ self.branch.up.mT
         if self.bias is not None:
             outputs = outputs + self.bias.float()
         outputs = outputs.to(inputs.dtype).reshape(*moved.shape[:-1], -1)

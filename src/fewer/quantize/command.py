@@ -14,10 +14,10 @@ from fewer.core.device import DeviceName, DtypeName, pick_device, pick_dtype
 from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress
 from fewer.quantize.checkpoint import QuantizedCheckpoint, checkpoint_of, save_quantized
+from fewer.quantize.measure import LayerReport
 from fewer.quantize.models import OpenModel, calibration, open_model
 from fewer.quantize.recipe import FAST, Recipe
 from fewer.quantize.roles import plan_layers
-from fewer.quantize.solve import LayerReport
 from fewer.quantize.svdquant import describe, quantize
 
 WORK = ".unfinished"

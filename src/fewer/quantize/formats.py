@@ -80,9 +80,16 @@ def pad_to(matrix: Float[Tensor, "rows dim"], multiple: int) -> Float[Tensor, "r
 
 
 def weight_scales(
-    residual: Float[Tensor, "out padded"], form: Format, scale_dtype: torch.dtype = torch.bfloat16
+    residual: Float[Tensor, "out padded"],
+    form: Format,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    tensor_peak: Float[Tensor, ""] | None = None,
 ) -> Scales:
-    """The scales of a residual whose width is a multiple of the group. All-zero groups get a scale of 1."""
+    """The scales of a residual whose width is a multiple of the group. All-zero groups get a scale of 1.
+
+    `tensor_peak` is the largest magnitude of the whole weight when `residual` is only some of its rows
+    (nvfp4 has one scale for all of it; the other formats do not need it).
+    """
     groups = residual.float().unflatten(1, (-1, form.group))
     peak = torch.linalg.vector_norm(groups, ord=torch.inf, dim=2)  # the largest magnitude, without a copy
     if form.weight == "int4":
@@ -91,10 +98,10 @@ def weight_scales(
     if form.weight == "nvfp4":
         # two levels: one fp32 scale for the tensor, e4m3 per group of 16 that then never overflows
         # rounded to 16 bits, because files keep it so
-        tensor_scale = (peak.amax() / (6 * E4M3_MAX)).to(scale_dtype).float()
+        highest = peak.amax() if tensor_peak is None else tensor_peak
+        tensor_scale = (highest / (6 * E4M3_MAX)).to(scale_dtype).float()
         tensor_scale = tensor_scale.clamp_min(torch.finfo(scale_dtype).tiny)
-        if not peak.any():
-            tensor_scale = torch.ones_like(tensor_scale)
+        tensor_scale = torch.where(highest > 0, tensor_scale, torch.ones_like(tensor_scale))
         scale = to_e4m3(peak / (6 * tensor_scale))
         zero = scale.float() == 0
         scale = torch.where(zero, torch.ones_like(scale.float()), scale.float()).to(torch.float8_e4m3fn)
@@ -137,11 +144,17 @@ def code_values(codes: Int8[Tensor, "*shape"], form: Format) -> Float[Tensor, "*
 
 
 def encode_weight(
-    residual: Float[Tensor, "out dim"], form: Format, scale_dtype: torch.dtype = torch.bfloat16
+    residual: Float[Tensor, "out dim"],
+    form: Format,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    tensor_peak: Float[Tensor, ""] | None = None,
 ) -> tuple[Int8[Tensor, "out padded"], Scales]:
-    """Round-to-nearest of a whole weight; its width is zero-padded to a multiple of the group."""
+    """Round-to-nearest of a whole weight, or of some of its rows given the whole one's `tensor_peak`.
+
+    The width is zero-padded to a multiple of the group.
+    """
     padded = pad_to(residual.float(), form.group)
-    scales = weight_scales(padded, form, scale_dtype)
+    scales = weight_scales(padded, form, scale_dtype, tensor_peak)
     codes, steps = torch.empty_like(padded, dtype=torch.int8), scales.effective()
     for begin in range(0, len(padded), ROWS_AT_ONCE):  # a few rows at a time: no second and third copy
         rows = slice(begin, begin + ROWS_AT_ONCE)
@@ -159,19 +172,20 @@ def decode_weight(
 
 
 def round_weight(
-    residual: Float[Tensor, "out dim"], form: Format, scale_dtype: torch.dtype = torch.bfloat16
+    residual: Float[Tensor, "out dim"],
+    form: Format,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    tensor_peak: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "out dim"]:
-    """`decode(encode(residual))`: the residual on the format's grid."""
+    """`decode(encode(residual))`: the residual on the format's grid, without making codes in between."""
     padded = pad_to(residual.float(), form.group)
-    scales = weight_scales(padded, form, scale_dtype)
-    steps = scales.effective()
-    rounded = torch.empty_like(residual, dtype=torch.float32)
-    for begin in range(0, len(padded), ROWS_AT_ONCE):
-        rows = slice(begin, begin + ROWS_AT_ONCE)
-        step = steps[rows, :, None]
-        codes = nearest_codes(padded[rows].unflatten(1, (-1, form.group)) / step, form)
-        rounded[rows] = (code_values(codes, form) * step).flatten(1)[:, : residual.shape[1]]
-    return rounded
+    step = weight_scales(padded, form, scale_dtype, tensor_peak).effective()[:, :, None]
+    scaled = padded.unflatten(1, (-1, form.group)) / step
+    if form.weight == "nvfp4":
+        values = e2m1_values(e2m1_codes(scaled, ties="lower"))
+    else:
+        values = scaled.round_().clamp_(-7, 7)
+    return values.mul_(step).flatten(1)[:, : residual.shape[1]]
 
 
 def round_activations(

@@ -1,6 +1,6 @@
 """A quantized linear layer as plain data: what every checkpoint dialect is read into and written from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int8, UInt8
@@ -46,6 +46,19 @@ class QuantizedLayer:
     def rank(self) -> int:
         """Rank of the 16-bit branch, 0 without one."""
         return 0 if self.down is None else self.down.shape[0]
+
+    def some_rows(self, rows: slice) -> "QuantizedLayer":
+        """The layer of these outputs alone; its tensors are views of this one's."""
+        channel = None if self.scales.channel is None else self.scales.channel[rows]
+        codes = self.codes[rows]
+        return replace(
+            self,
+            shape=(len(codes), self.shape[1]),
+            codes=codes,
+            scales=Scales(self.scales.group[rows], channel),
+            up=None if self.up is None else self.up[rows],
+            bias=None if self.bias is None else self.bias[rows],
+        )
 
     def weight(self) -> Float[Tensor, "out dim"]:
         """The dense fp32 weight this layer stands for, acting on the unsmoothed input."""

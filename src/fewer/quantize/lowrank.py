@@ -66,40 +66,60 @@ def randomized_svd(
     sketch = min(rank + 10, *matrix.shape)
     if start is None:
         start = torch.randn(matrix.shape[1], sketch, generator=generator).to(matrix.device)
-    basis = torch.linalg.qr(matrix @ start).Q
+    basis = _orthonormal(matrix @ start)
     for _ in range(iterations):
-        other = torch.linalg.qr(matrix.mT @ basis).Q
-        basis = torch.linalg.qr(matrix @ other).Q
-    # the small matrix basis^T W has the singular values of W
-    left, values, right = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
-    return Branch((basis @ left[:, :rank]) * values[:rank], right[:rank].contiguous())
+        basis = _orthonormal(matrix @ _orthonormal(matrix.mT @ basis))
+    # the small matrix basis^T W has the singular values of W; its left vectors come from a sketch x sketch
+    # eigenproblem, so nothing as wide as W is decomposed
+    small = basis.mT @ matrix
+    values, left = torch.linalg.eigh((small.double() @ small.mT.double()).cpu())
+    left = left.flip(1)[:, :rank].float().to(matrix.device)
+    scale = values.flip(0)[:rank].clamp_min(0).sqrt().float().to(matrix.device)
+    right = (left.mT @ small) / torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]
+    return Branch((basis @ left) * scale, right)
+
+
+class WarmSvd:
+    """Randomised SVDs of a row of similar matrices, each started from the directions of the one before."""
+
+    def __init__(self, rank: int, generator: torch.Generator, *, first: int, later: int) -> None:
+        self.rank, self.generator, self.first, self.later = rank, generator, first, later
+        self.start: Tensor | None = None
+
+    def __call__(self, matrix: Float[Tensor, "out dim"]) -> Branch:
+        """The next matrix's branch."""
+        branch = randomized_svd(
+            matrix,
+            self.rank,
+            iterations=self.first if self.start is None else self.later,
+            generator=self.generator,
+            start=self.start,
+        )
+        if self.rank:
+            dim = matrix.shape[1]
+            extra = min(10, min(matrix.shape) - self.rank)
+            noise = torch.randn(dim, extra, generator=self.generator).to(matrix.device) / dim**0.5
+            self.start = torch.cat([branch.down.mT, noise], dim=1)
+        return branch
 
 
 def refine(
-    weight: Float[Tensor, "out dim"],
+    target: Float[Tensor, "out dim"],
     decompose: Callable[[Tensor], Branch],
-    round_residual: Callable[[Tensor], Tensor],
-    loss: Callable[[Branch, Tensor], float] | None,
+    settle: Callable[[Branch, Tensor], float],
     rounds: int,
 ) -> Branch:
-    """Alternates the branch and the rounded residual; keeps the round with the least loss.
+    """The branch with the least loss over up to `rounds` rounds, stopping at the first that is worse.
 
-    `loss(branch, rounded)` is the squared output error on calibration rows; without it (`None`) the
-    weight's own squared error stands in. The first round is the plain method. The residual is always
-    taken from the original weight, so errors never pile up.
+    `target` is the smoothed weight W-hat and is overwritten: `settle(branch, target)` leaves
+    W-hat - Q(W-hat - L) there and returns the loss. The residual is always taken from W-hat itself, so errors
+    never pile up.
     """
-    rounded = torch.zeros_like(weight)
     best: Branch | None = None
     losses: list[float] = []
     for _ in range(rounds):
-        branch = decompose(weight - rounded)
-        residual = torch.addmm(weight, branch.up, branch.down, alpha=-1)
-        rounded = round_residual(residual)
-        if loss is None:
-            error = residual.sub_(rounded).square().sum().item()
-        else:
-            del residual
-            error = loss(branch, rounded)
+        branch = decompose(target)
+        error = settle(branch, target)
         if best is not None and error > losses[-1]:
             break
         best, losses = branch, [*losses, error]
@@ -108,6 +128,26 @@ def refine(
     assert best is not None
     best.losses = losses
     return best
+
+
+def _orthonormal(matrix: Float[Tensor, "tall narrow"]) -> Float[Tensor, "tall narrow"]:
+    """An orthonormal basis of the columns, by the method that suits the device."""
+    return torch.linalg.qr(matrix).Q if matrix.device.type == "cpu" else cholesky_basis(matrix)
+
+
+def cholesky_basis(matrix: Float[Tensor, "tall narrow"]) -> Float[Tensor, "tall narrow"]:
+    """The same by two rounds of Cholesky QR in float64.
+
+    A GPU's Householder QR of a tall matrix takes milliseconds; Gram matrix, factor and triangular solve are
+    three small operations that nobody waits for. Columns beyond the matrix's rank come out near zero.
+    """
+    basis = matrix.double()
+    for _ in range(2):
+        gram = basis.mT @ basis
+        gram.diagonal().add_(1e-13 * gram.diagonal().sum() + torch.finfo(torch.float64).tiny)
+        factor = torch.linalg.cholesky_ex(gram).L
+        basis = torch.linalg.solve_triangular(factor.mT, basis, upper=True, left=False)
+    return basis.float()
 
 
 def _empty(matrix: Tensor) -> Branch:

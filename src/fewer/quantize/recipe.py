@@ -33,6 +33,8 @@ class Recipe:
     """
     rows: Annotated[int, Field(ge=1, le=65536)] = 4096
     """Most calibration rows kept per layer."""
+    search_rows: Annotated[int, Field(ge=1, le=65536)] = 65536
+    """Most of them that the smoothing search compares candidates on; refinement uses all."""
     sample_mebibytes: Annotated[int, Field(ge=1, le=65536)] = 64
     """Memory for all calibration rows together; more passes over the calibration data if they do not fit."""
     branch_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -53,5 +55,5 @@ class Recipe:
         return names.get(self.branch_dtype, weight_dtype)
 
 
-FAST = Recipe(grid=10, refine_rounds=5, svd="randomized", rows=512)
-"""Twenty times quicker, a few per cent more error: 19 candidates, 5 rounds, 512 rows."""
+FAST = Recipe(grid=10, refine_rounds=5, svd="randomized", rows=512, search_rows=128)
+"""Many times quicker, a few per cent more error: 19 candidates on 128 rows, then 5 rounds on 512."""

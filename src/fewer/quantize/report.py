@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from fewer.core.files import write_bytes
-from fewer.quantize.solve import LayerReport
+from fewer.quantize.measure import LayerReport
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}

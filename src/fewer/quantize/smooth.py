@@ -48,10 +48,13 @@ def smoothing_scales(
 def search(
     activation_peak: Float[Tensor, "dim"],
     weight_peak: Float[Tensor, "dim"],
-    error: Callable[[Tensor], float],
+    error: Callable[[Tensor, float], float],
     grid: int = 20,
 ) -> tuple[Float[Tensor, "dim"], list[Trial]]:
-    """The scales with the least `error(scales)`, and every trial. Of equals the later candidate wins."""
+    """The scales with the least `error(scales, least so far)`, and every trial. Of equals the later wins.
+
+    `error` may answer infinity as soon as it knows that it is beyond the least so far.
+    """
     dead = int(((activation_peak == 0) | (weight_peak == 0)).sum())
     if dead:
         logger.warning(
@@ -61,7 +64,7 @@ def search(
     least = float("inf")
     for alpha, beta in candidates(grid):
         scales = smoothing_scales(activation_peak, weight_peak, alpha, beta)
-        trials.append(Trial(alpha, beta, error(scales)))
+        trials.append(Trial(alpha, beta, error(scales, least)))
         if trials[-1].error <= least:
             best, least = scales, trials[-1].error
     return best, trials

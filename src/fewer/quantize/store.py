@@ -9,11 +9,13 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from fewer.core.errors import FileError
 from fewer.core.files import read_json, write_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.quantize.layer import QuantizedLayer, layer_from_tensors
-from fewer.quantize.solve import LayerReport
+from fewer.quantize.measure import LayerReport
 
 
 class LayerStore:
@@ -61,10 +63,12 @@ class LayerStore:
         }
         write_tensors(self._path(key), tensors, metadata)
 
-    def read(self, key: str) -> tuple[dict[str, QuantizedLayer], list[LayerReport]]:
-        """A group as it was added."""
+    def read(
+        self, key: str, device: torch.device | str = "cpu"
+    ) -> tuple[dict[str, QuantizedLayer], list[LayerReport]]:
+        """A group as it was added, its tensors on `device`."""
         path = self._path(key)
-        tensors, (_, metadata) = read_tensors(path), tensor_header(path)
+        tensors, (_, metadata) = read_tensors(path, device), tensor_header(path)
         layers = {}
         for name, facts in json.loads(metadata["layers"]).items():
             own = {

@@ -25,9 +25,11 @@ from fewer.quantize.formats import FORMATS, Format, pick_format
 from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.linear import QuantizedLinear
 from fewer.quantize.lowrank import check_rank
+from fewer.quantize.measure import LayerReport, report_of
+from fewer.quantize.parts import Part
 from fewer.quantize.recipe import Recipe
 from fewer.quantize.roles import SPLIT_NAMES, Choice, Group, Plan, eligible, plan_layers
-from fewer.quantize.solve import LayerReport, Part, solve_group, weight_only
+from fewer.quantize.solve import solve_group, weight_only
 from fewer.quantize.store import LayerStore
 
 logger = logging.getLogger(__name__)
@@ -125,6 +127,8 @@ def _solve_all(
                 for name, layer in solved.items():
                     layer.convolution = isinstance(module.get_submodule(name), nn.Conv2d)
                 layers.add(group.key, solved, reports)
+                for names in group.parts:
+                    seen.samples.pop(names[0], None)  # its memory is free for what comes next
                 progress.advance(1, error=max(report.error or report.weight_error for report in reports))
         for name in modulation:
             if name not in layers:
@@ -156,24 +160,19 @@ def _add_weight_only(module: nn.Module, name: str, layers: LayerStore, recipe: R
     weight, form = member.weight.detach().flatten(1), FORMATS["w4a16"]
     layer = weight_only(name, weight, member.bias, form, recipe)
     layer.convolution = isinstance(member, nn.Conv2d)
-    difference = (layer.weight() - weight.float()).norm() / weight.float().norm().clamp_min(1e-30)
-    report = LayerReport(
-        name, layer.shape, "w4a16", None, difference.item(),
-        bytes_before=2 * weight.numel(), bytes_after=layer.byte_count(),
-    )  # fmt: skip
-    layers.add(name, {name: layer}, [report])
+    layers.add(name, {name: layer}, [report_of(name, layer, weight, member.bias, None)])
 
 
 def _replace_all(module: nn.Module, plan: Plan, layers: LayerStore) -> list[LayerReport]:
     """The only step that changes the model: nothing but loading and setting, one group at a time."""
     reports: list[LayerReport] = []
-    for key in [group.key for group in plan.groups] + plan.names("w4a16"):
-        made, found = layers.read(key)
+    firsts = {group.key: group.parts[0][0] for group in plan.groups} | {n: n for n in plan.names("w4a16")}
+    for key, first in firsts.items():
+        device = next(module.get_submodule(first).parameters()).device
+        made, found = layers.read(key, device)
         reports += found
         for name, layer in made.items():
-            original = module.get_submodule(name)
-            device = next(original.parameters()).device
-            install(module, name, layer).to(device)
+            install(module, name, layer)
     order = {choice.name: index for index, choice in enumerate(plan.choices)}
     return sorted(reports, key=lambda report: order[report.name])
 
