@@ -73,8 +73,10 @@ class MatchOptions:
     """Local safetensors file for `loftr-full`."""
     require: tuple[MatcherName, ...] = ()
     """Matchers whose absence is an error (exit 4) instead of a warning."""
-    sift_features: Annotated[int, Field(ge=50, le=20000)] = 1500
-    orb_features: Annotated[int, Field(ge=50, le=20000)] = 1500
+    sift_features: Annotated[int, Field(ge=50, le=20000)] = 900
+    sift_scale: Annotated[float, Field(ge=0.25, le=1)] = 0.5
+    """Scale of the strip in which SIFT looks; it doubles the picture itself, so 0.5 means full size."""
+    orb_features: Annotated[int, Field(ge=50, le=20000)] = 700
     orb_trust: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of ORB's confidence that counts in the pool; it places corners more loosely than SIFT (0.15
     suits that).

@@ -24,14 +24,13 @@ from fewer.core.errors import DataError
 from fewer.core.progress import Progress, SilentProgress
 from fewer.stitch.frames.quality import highlight_mask
 from fewer.stitch.frames.source import Frame, FrameSource, open_frames
-from fewer.stitch.homography.dwho import PairFit, fit_pair
-from fewer.stitch.match.learned import fallback, load_matchers
+from fewer.stitch.homography.dwho import PairFit, PairMatches, fit_all
 from fewer.stitch.match.pool import displacement
 from fewer.stitch.mosaic.canvas import Canvas, Laid, Provenance
 from fewer.stitch.mosaic.exposure import Exposure, fit_exposure
 from fewer.stitch.mosaic.settle import settle
 from fewer.stitch.mosaic.survey import FrameRecord, Survey
-from fewer.stitch.mosaic.track import Pair, Segment, Tracker
+from fewer.stitch.mosaic.track import Pair, PairMatcher, Segment, Tracker
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.output.thumbnail import MOST, Thumbnail, make_thumbnail
 from fewer.stitch.report import make_report
@@ -102,8 +101,7 @@ def stitch(
     progress = progress or SilentProgress()
     source = open_frames(frames)
     warnings: list[str] = []
-    learned = load_matchers(options.match, warnings)
-    options = replace(options, match=fallback(options.match, learned))
+    options, learned = _with_matchers(options, warnings)
     tracker = Tracker(options, learned)
     survey = Survey(source, options, depth)
     records = _follow(survey, tracker, progress, source.length // options.select.stride)
@@ -116,24 +114,37 @@ def stitch(
     return Panorama(longest.image, longest.provenance, maps, report, thumbnails)
 
 
+def _with_matchers(
+    options: StitchOptions, warnings: list[str]
+) -> tuple[StitchOptions, dict[str, PairMatcher]]:
+    """The learned matchers asked for, and the options without those that are missing."""
+    if set(options.match.matchers) <= {"sift", "orb"}:
+        return options, {}
+    from fewer.stitch.match.learned import fallback, load_matchers  # torch: seconds of start-up
+
+    learned = load_matchers(options.match, warnings)
+    return replace(options, match=fallback(options.match, learned)), learned
+
+
 def fit_pairs(
     pairs: Sequence[Pair], segment: Segment, poses: Float[np.ndarray, "frames 6"], options: StitchOptions
 ) -> list[PairResult]:
     """DWHO of every pair in the strips that the poses unwrap: only coordinates move, no picture is
     unwrapped again.
     """
-    out = []
+    brought = []
     for pair in pairs:
         p, q, shift = strip_matches(pair, segment, poses)
         confidence = pair.confidence
         if options.homography.resolution_weight:
             confidence = confidence * _resolution_share(segment.geometry, segment.shape, p)
-        size = (segment.shape.width, segment.shape.height)
-        new, old = segment.frames[pair.first].index, segment.frames[pair.second].index
-        neighbours, seed = pair.first - pair.second == 1, (options.seed, new, old)
-        fit = fit_pair(p, q, confidence, shift, size, options.homography, seed, held_out=neighbours)
-        out.append(PairResult(new, old, fit, p, q, pair.counts, pair.loop))
-    return out
+        seed = (options.seed, segment.frames[pair.first].index, segment.frames[pair.second].index)
+        brought.append(PairMatches(p, q, confidence, shift, seed, held_out=pair.first - pair.second == 1))
+    fits = fit_all(brought, (segment.shape.width, segment.shape.height), options.homography)
+    return [
+        PairResult(*mine.seed[1:], fit, mine.p, mine.q, pair.counts, pair.loop)
+        for pair, mine, fit in zip(pairs, brought, fits, strict=True)
+    ]
 
 
 def strip_matches(

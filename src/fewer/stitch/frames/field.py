@@ -40,7 +40,8 @@ def find_field(pictures: Iterable[UInt8[np.ndarray, "height width 3"]], seed: in
     stack = list(pictures)
     if not stack:
         raise DataError("no frames to find the field of view in")
-    brightest = np.max([picture.max(axis=2) for picture in stack], axis=0)
+    levels = [cv2.max(cv2.max(*cv2.split(picture)[:2]), picture[..., 2]) for picture in stack]
+    brightest = np.maximum.reduce(levels)
     if brightest.max() < 12:
         raise DataError("all frames are black; nothing to stitch")
     otsu, _ = cv2.threshold(brightest, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
@@ -48,7 +49,7 @@ def find_field(pictures: Iterable[UInt8[np.ndarray, "height width 3"]], seed: in
     square = np.ones((5, 5), np.uint8)
     lit = cv2.morphologyEx(cv2.morphologyEx(lit, cv2.MORPH_OPEN, square), cv2.MORPH_CLOSE, square)
     hull = _hull_of_centre(lit)
-    overlay = _burned_in(stack, lit)
+    overlay = _burned_in(levels)
     circle = _fit_circle(hull, lit.shape, seed)
     filled = np.zeros(lit.shape, np.uint8)
     if circle is not None:
@@ -129,14 +130,20 @@ def _circle_through(three: np.ndarray) -> np.ndarray | None:
     return np.array([cx, cy, np.sqrt(max(rest + cx**2 + cy**2, 0))])
 
 
-def _burned_in(stack: list[np.ndarray], lit: np.ndarray) -> np.ndarray:
-    """Bright pixels that never change are text or a navigation box."""
-    if len(stack) < 5:
-        return np.zeros(lit.shape, bool)
-    grey = np.stack([picture.max(axis=2) for picture in stack]).astype(np.float32)
-    still = (grey.std(axis=0) < 2) & (grey.mean(axis=0) > 120)
+def _burned_in(levels: list[np.ndarray]) -> np.ndarray:
+    """Bright pixels that never change are text or a navigation box. `levels`: the brightest channel of each
+    picture.
+    """
+    if len(levels) < 5:
+        return np.zeros(levels[0].shape, bool)
+    total, squares = np.zeros((2, *levels[0].shape), np.float64)
+    for level in levels:
+        cv2.accumulate(level, total)
+        cv2.accumulateSquare(level, squares)
+    mean = total / len(levels)
+    still = (squares / len(levels) - mean**2 < 4) & (mean > 120)  # standard deviation below 2
     if still.mean() > 0.3:  # the whole picture stands still: that is not an overlay
-        return np.zeros(lit.shape, bool)
+        return np.zeros(still.shape, bool)
     return cv2.dilate(still.astype(np.uint8), np.ones((11, 11), np.uint8)).astype(bool)
 
 

@@ -17,12 +17,15 @@ def match_density(
     `bandwidth` is h as a share of the width.
     """
     h = bandwidth * width
-    place = (points / h).astype(np.float32)
-    around = np.float32(width / h)
-    across = np.abs(place[:, None, 0] - place[None, :, 0])
-    np.minimum(across, np.abs(around - across), out=across)
-    down = place[:, None, 1] - place[None, :, 1]
-    kernel = np.exp(-0.5 * (across * across + down * down))
+    x, y = (points / (h * np.sqrt(2))).astype(np.float32).T
+    around = np.float32(width / (h * np.sqrt(2)))
+    across = np.abs(np.subtract.outer(x, x))
+    np.minimum(across, around - across, out=across)
+    np.square(across, out=across)
+    down = np.subtract.outer(y, y)
+    np.square(down, out=down)
+    across += down
+    kernel = np.exp(np.negative(across, out=across), out=across)
     np.fill_diagonal(kernel, 0)
     density = (kernel @ confidence.astype(np.float32)).astype(np.float64)
     middle = float(np.median(density))

@@ -1,4 +1,4 @@
-"""Density-weighted homography optimisation (DWHO) of one pair of strips.
+"""Density-weighted homography optimisation (DWHO) of pairs of strips.
 
 The released code of the paper (arXiv 2410.01148) has plain RANSAC; this is our own definition of the step
 it names. Order: weights from density (consensus) -> weighted MSAC -> density again over the inliers
@@ -7,7 +7,7 @@ robust LM -> sanity checks, falling back from a homography to affine, stretch an
 weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +16,28 @@ from jaxtyping import Bool, Float
 
 from fewer.stitch.homography.density import density_weights
 from fewer.stitch.homography.project import apply, fit_affine, fit_shift, fit_stretch, symmetric_error
-from fewer.stitch.homography.refine import corner_sigma, refine
+from fewer.stitch.homography.refine import Refined, corner_sigma, refine_all
 from fewer.stitch.homography.sample import weighted_msac
 from fewer.stitch.match.pool import displacement
 from fewer.stitch.options import HomographyOptions
 
 Model = Literal["homography", "affine", "stretch", "shift", "failed"]
+_TOGETHER = 16
+_HELD_OUT = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class PairMatches:
+    """What a pair brings: matches in strip pixels, the winning displacement, its seed, and whether to hold
+    some back.
+    """
+
+    p: Float[np.ndarray, "matches 2"]
+    q: Float[np.ndarray, "matches 2"]
+    confidence: Float[np.ndarray, "matches"]
+    shift: Float[np.ndarray, "2"]
+    seed: tuple[int, ...] = (0,)
+    held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,17 @@ class PairFit:
         return self.model != "failed"
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A pair after MSAC: its q brought next to p + shift, inliers, their weights, and who is held out."""
+
+    homography: Float[np.ndarray, "3 3"]
+    q: Float[np.ndarray, "matches 2"]
+    inlier: Bool[np.ndarray, "matches"]
+    weight: Float[np.ndarray, "matches"]
+    test: Bool[np.ndarray, "matches"]
+
+
 def fit_pair(
     p: Float[np.ndarray, "matches 2"],
     q: Float[np.ndarray, "matches 2"],
@@ -56,39 +83,25 @@ def fit_pair(
 
     With `held_out`, a fifth of the matches is kept from a second fit, and its error is reported.
     """
-    width, height = size
-    failed = PairFit("failed", np.eye(3), np.zeros(len(p), bool), np.zeros(len(p)), np.nan, np.nan, np.nan)
-    if len(p) < options.min_matches:
-        return failed
-    random = np.random.default_rng(list(seed))
-    # columns are periodic: bring q next to p + shift once, then work in the plane
-    q = p + shift + displacement(p + shift, q, width)
-    consensus = density_weights(p, q, confidence, width, options.sample_gamma, options)
-    start = weighted_msac(p, q, consensus, options, random)
-    if start is None:
-        start = fit_shift(p, q, consensus)
-    inlier = symmetric_error(start, p, q) < options.threshold
-    if inlier.sum() < options.min_matches:
-        return failed
-    weight = np.zeros(len(p))
-    weight[inlier] = density_weights(
-        p[inlier], q[inlier], confidence[inlier], width, options.fit_gamma, options
-    )
-    model, homography, sigma = _best_model(start, shift, p, q, inlier, weight, size, options)
-    if model == "failed":
-        return failed
-    error = symmetric_error(homography, p, q)
-    inlier = error < options.threshold
-    rmse = _forward_rmse(homography, p[inlier], q[inlier])
-    unseen = np.nan
-    if held_out and inlier.sum() >= 20:
-        test = inlier & (random.uniform(size=len(p)) < 0.2)
-        train = inlier & ~test
-        again = refine(
-            homography, shift, p[train], q[train], np.maximum(weight[train], 1e-3), width, height, options
-        )
-        unseen = _forward_rmse(again.homography, p[test], q[test]) if test.any() else np.nan
-    return PairFit(model, homography, inlier, np.where(inlier, weight, 0.0), rmse, unseen, sigma)
+    return fit_all([PairMatches(p, q, confidence, shift, seed, held_out)], size, options)[0]
+
+
+def fit_all(pairs: Sequence[PairMatches], size: tuple[int, int], options: HomographyOptions) -> list[PairFit]:
+    """`fit_pair` of many pairs; sixteen at a time are refined side by side."""
+    fits: list[PairFit] = []
+    for first in range(0, len(pairs), _TOGETHER):
+        group = pairs[first : first + _TOGETHER]
+        starts = [_begin(pair, size, options) for pair in group]
+        refined = iter(_refine_together(group, starts, size, options))
+        for pair, start in zip(group, starts, strict=True):
+            if start is None:
+                fits.append(_failed(len(pair.p)))
+                continue
+            full = next(refined)
+            fits.append(
+                _finish(pair, start, full, next(refined) if start.test.any() else None, size, options)
+            )
+    return fits
 
 
 def is_sound(homography: Float[np.ndarray, "3 3"], width: int, height: int) -> bool:
@@ -105,17 +118,82 @@ def is_sound(homography: Float[np.ndarray, "3 3"], width: int, height: int) -> b
     return bool((turn > 0).all())
 
 
+def _begin(pair: PairMatches, size: tuple[int, int], options: HomographyOptions) -> _Start | None:
+    """Weights from density, weighted MSAC, weights again over the inliers; None when the pair fails."""
+    p, width = pair.p, size[0]
+    if len(p) < options.min_matches:
+        return None
+    random = np.random.default_rng(list(pair.seed))
+    # columns are periodic: bring q next to p + shift once, then work in the plane
+    q = p + pair.shift + displacement(p + pair.shift, pair.q, width)
+    consensus = density_weights(p, q, pair.confidence, width, options.sample_gamma, options)
+    start = weighted_msac(p, q, consensus, options, random)
+    if start is None:
+        start = fit_shift(p, q, consensus)
+    inlier = symmetric_error(start, p, q) < options.threshold
+    if inlier.sum() < options.min_matches:
+        return None
+    weight = np.zeros(len(p))
+    weight[inlier] = density_weights(
+        p[inlier], q[inlier], pair.confidence[inlier], width, options.fit_gamma, options
+    )
+    test = np.zeros(len(p), bool)
+    if pair.held_out and inlier.sum() >= 20:
+        test = inlier & (random.uniform(size=len(p)) < _HELD_OUT)
+    return _Start(start, q, inlier, weight, test)
+
+
+def _refine_together(
+    pairs: Sequence[PairMatches], starts: Sequence[_Start | None], size: tuple[int, int],
+    options: HomographyOptions,
+) -> list[Refined]:  # fmt: skip
+    """Every started pair on all its inliers and, after it, without the held-out ones if it has any."""
+    jobs = []
+    for pair, start in zip(pairs, starts, strict=True):
+        if start is not None:
+            jobs.append((pair, start, start.inlier))
+            if start.test.any():
+                jobs.append((pair, start, start.inlier & ~start.test))
+    if not jobs:
+        return []
+    most = max(int(rows.sum()) for _, _, rows in jobs)
+    p, q, weight = np.zeros((len(jobs), most, 2)), np.zeros((len(jobs), most, 2)), np.zeros((len(jobs), most))
+    for job, (pair, start, rows) in enumerate(jobs):
+        count = int(rows.sum())
+        p[job, :count], q[job, :count] = pair.p[rows], start.q[rows]
+        weight[job, :count] = np.maximum(start.weight[rows], 1e-3)
+    starts_at = np.stack([start.homography for _, start, _ in jobs])
+    shifts = np.stack([pair.shift for pair, _, _ in jobs])
+    return refine_all(starts_at, shifts, p, q, weight, *size, options)
+
+
+def _finish(
+    pair: PairMatches, start: _Start, full: Refined, without: Refined | None, size: tuple[int, int],
+    options: HomographyOptions,
+) -> PairFit:  # fmt: skip
+    p, q = pair.p, start.q
+    model, homography, sigma = _best_model(full, p, q, start, size, options)
+    if model == "failed":
+        return _failed(len(p))
+    inlier = symmetric_error(homography, p, q) < options.threshold
+    rmse = _forward_rmse(homography, p[inlier], q[inlier])
+    test = start.test & inlier
+    unseen = np.nan if without is None else _forward_rmse(without.homography, p[test], q[test])
+    weight = np.where(inlier, start.weight, 0.0)
+    return PairFit(model, homography, inlier, weight, rmse, unseen, sigma)
+
+
 def _best_model(
-    start: np.ndarray, shift: np.ndarray, p: np.ndarray, q: np.ndarray, inlier: np.ndarray, weight:
-    np.ndarray, size: tuple[int, int], options: HomographyOptions,
+    refined: Refined, p: np.ndarray, q: np.ndarray, start: _Start, size: tuple[int, int],
+    options: HomographyOptions,
 ) -> tuple[Model, np.ndarray, float]:  # fmt: skip
     width, height = size
-    a, b, w = p[inlier], q[inlier], weight[inlier]
+    inlier = start.inlier
     if _supported(p, inlier, width, options):
-        refined = refine(start, shift, a, b, w, width, height, options)
         close = symmetric_error(refined.homography, p, q) < options.threshold
         if is_sound(refined.homography, width, height) and _supported(p, close, width, options):
             return "homography", refined.homography, corner_sigma(refined, width, height)
+    a, b, w = p[inlier], q[inlier], start.weight[inlier]
     simpler: tuple[tuple[Model, Callable[..., np.ndarray]], ...] = (
         ("affine", fit_affine),
         ("stretch", fit_stretch),
@@ -139,6 +217,10 @@ def _supported(p: np.ndarray, inlier: np.ndarray, width: int, options: Homograph
         return False
     sectors = np.unique((p[inlier, 0] * 16 / width).astype(int))
     return len(sectors) >= options.min_sectors
+
+
+def _failed(count: int) -> PairFit:
+    return PairFit("failed", np.eye(3), np.zeros(count, bool), np.zeros(count), np.nan, np.nan, np.nan)
 
 
 def _forward_rmse(homography: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from fewer.stitch.homography.project import apply, fit_linear, normaliser, symmetric_error
 from fewer.stitch.options import HomographyOptions
 
-_BATCH = 48
+_BATCH = 20
 _CONFIDENCE = 0.999
 
 

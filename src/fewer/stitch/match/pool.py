@@ -90,7 +90,7 @@ def fill_pool(
     for side in (matches.p, matches.q):
         finite &= (side[:, 1] >= 0) & (side[:, 1] < height)
     matches = matches.keep(finite)
-    shift = _winning_shift(matches, width) if expected is None else np.asarray(expected, np.float64)
+    shift = winning_shift(matches, width) if expected is None else np.asarray(expected, np.float64)
     if options.motion_filter:
         matches = _near_motion(matches, shift, height, width)
     counts["after motion"] = len(matches)
@@ -107,7 +107,7 @@ def fill_pool(
     return Pool(matches, shift, counts)
 
 
-def _winning_shift(matches: Matches, width: int, bin_side: float = 6.0) -> np.ndarray:
+def winning_shift(matches: Matches, width: int, bin_side: float = 6.0) -> np.ndarray:
     """Peak of the smoothed 2D histogram of displacements."""
     if not len(matches):
         return np.zeros(2)
@@ -125,8 +125,13 @@ def _winning_shift(matches: Matches, width: int, bin_side: float = 6.0) -> np.nd
     return np.array([(top_column + 0.5) * bin_side - width / 2, (top_row + 0.5) * bin_side + low])
 
 
+def motion_reach(height: int) -> float:
+    """How far from the winning displacement a match may lie, pixels."""
+    return max(24.0, 0.1 * height)
+
+
 def _near_motion(matches: Matches, shift: np.ndarray, height: int, width: int) -> Matches:
-    reach = max(24.0, 0.1 * height)
+    reach = motion_reach(height)
     off = displacement(matches.p + shift, matches.q, width)
     return matches.keep((np.abs(off) <= reach).all(axis=1))
 

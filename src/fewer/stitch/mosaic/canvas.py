@@ -2,11 +2,9 @@
 
 Multi-band: a strip is split by Gaussian blurs into bands; coarse bands are averaged with smooth weights (no
 seams in brightness), fine bands almost take the best frame alone (no double vessels). One frame is held at
-a time; a
-canvas above half a gigabyte lives in a temporary file.
+a time; a large canvas lives in a temporary file, of which only the rows at work are in memory.
 """
 
-import tempfile
 from dataclasses import dataclass
 
 import cv2
@@ -14,13 +12,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from fewer.stitch.mosaic.exposure import Exposure, wall_distance
+from fewer.stitch.mosaic.store import put_out, zeros
 from fewer.stitch.options import BlendOptions
 from fewer.stitch.unfold.geometry import TAU, Geometry
 from fewer.stitch.unfold.strip import StripShape, picture_coordinates, unwrap
 
-_IN_MEMORY = 512 * 2**20
+_IN_MEMORY = 256 * 2**20
 _FEATHER = 16
 _BAND_SIGMAS = (2.0, 6.0, 14.0, 30.0)
+_PUT_OUT_EVERY = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,15 @@ class Canvas:
         self.top = float(poses[:, 5].min() + first)
         self.height = max(1, int(np.ceil((poses[:, 5].max() + far - self.top) * self.scale)) + 1)
         self._bands = options.bands if options.blend == "multiband" else 1
-        cells = self.height * width
-        layers = self._bands * 4 + 1
-        self._sum = _zeros((self._bands, self.height, width, 3), cells * layers * 4)
-        self._weight = _zeros((self._bands, self.height, width), cells * layers * 4)
-        self._best = _zeros((self.height, width), cells * layers * 4)
-        self.frame = np.full((self.height, width), -1, np.int32)
-        self.source = np.zeros((self.height, width, 2), np.float32)
+        size = (self.height, width)
+        # a pixel holds blue, green, red and their weight in each band, its best weight, a frame and a place
+        self._on_disk = self.height * width * (self._bands * 16 + 16) > _IN_MEMORY
+        self._sum = zeros((self._bands, *size, 4), np.float32, self._on_disk)
+        self._best = zeros(size, np.float32, self._on_disk)
+        self.frame = zeros(size, np.int32, self._on_disk)
+        self.source = zeros((*size, 2), np.float32, self._on_disk)
+        self.frame -= 1
+        self._added = 0
 
     def prepare(
         self, place: int, index: int, picture: UInt8[np.ndarray, "rows columns 3"],
@@ -78,37 +80,49 @@ class Canvas:
         if exposure is not None:
             depth = shape.first_depth + np.arange(rows) / self.scale
             theta = np.arange(self.width) / self.scale - pose[4]
-            strip *= exposure.factor(place, wall_distance(self._geometry, depth, theta, pose))
-        return Laid(index, slice(start, start + rows), self._split(strip, weight), weight, places)
+            strip = cv2.multiply(
+                strip, exposure.factor(place, wall_distance(self._geometry, depth, theta, pose))
+            )
+        shares = [_power(weight, power) for power in self._powers]
+        layers = [
+            _weighted(level, share) for level, share in zip(self._split(strip, weight), shares, strict=True)
+        ]
+        return Laid(index, slice(start, start + rows), layers, weight, places)
 
     def add(self, laid: "Laid") -> None:
         """Lay down a prepared frame."""
         best = self._best[laid.area]
         last = self._options.blend == "last"
         wins = (laid.weight > 0) if last else (laid.weight > best)
-        for band, level in enumerate(laid.levels):
+        for band, layer in enumerate(laid.layers):
+            under = self._sum[band, laid.area]
             if last:
-                self._sum[band, laid.area][wins] = level[wins]
-                self._weight[band, laid.area][wins] = 1
-                continue
-            share = _power(laid.weight, self._powers[band])
-            self._weight[band, laid.area] += share
-            level *= share[..., None]
-            self._sum[band, laid.area] += level
-        best[wins] = laid.weight[wins]
-        self.frame[laid.area][wins] = laid.index
-        self.source[laid.area][wins] = laid.places[wins]
+                np.copyto(under, layer / np.maximum(layer[..., 3:], 1e-12), where=wins[..., None])
+            else:
+                under += layer
+        np.copyto(best, laid.weight, where=wins)
+        np.copyto(self.frame[laid.area], np.int32(laid.index), where=wins)
+        np.copyto(self.source[laid.area], laid.places, where=wins[..., None])
+        self._added += 1
+        if self._on_disk and self._added % _PUT_OUT_EVERY == 0:
+            self._put_out()
 
     def finish(self) -> tuple[UInt8[np.ndarray, "height width 3"], Provenance]:
         """The picture (black where nothing was seen) and its provenance."""
-        picture = np.zeros((self.height, self.width, 3), np.uint8)
+        picture = zeros((self.height, self.width, 3), np.uint8, self._on_disk)
         for start in range(0, self.height, 1024):
             area = slice(start, start + 1024)
-            weight = np.maximum(self._weight[:, area], 1e-12)
-            value = (self._sum[:, area] / weight[..., None]).sum(axis=0)
+            sums = self._sum[:, area]
+            value = (sums[..., :3] / np.maximum(sums[..., 3:], 1e-12)).sum(axis=0)
             value[self.frame[area] < 0] = 0
             picture[area] = np.clip(np.round(value), 0, 255).astype(np.uint8)
-        return picture, Provenance(self.frame, self.source[..., 0].copy(), self.source[..., 1].copy())
+            if self._on_disk:
+                self._put_out()
+                put_out(picture)
+        return picture, Provenance(self.frame, self.source[..., 0], self.source[..., 1])
+
+    def _put_out(self) -> None:
+        put_out(self._sum, self._best, self.frame, self.source)
 
     def _split(self, strip: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
         """The strip's bands, finest first; their sum is the strip."""
@@ -116,7 +130,7 @@ class Canvas:
         levels = []
         for band in range(self._bands - 1):
             lower = _blur_inside(strip, seen, _BAND_SIGMAS[band])
-            levels.append(strip - lower)
+            levels.append(cv2.subtract(strip, lower))
             strip = lower
         return [*levels, strip]
 
@@ -132,11 +146,13 @@ class Canvas:
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A frame ready to be laid down on rows `area`: its bands, its weight and where its pixels come from."""
+    """A frame ready to be laid down on rows `area`: its bands times their weight, with the weight as a fourth
+    channel, its own weight and where its pixels come from.
+    """
 
     index: int
     area: slice
-    levels: list[np.ndarray]
+    layers: list[np.ndarray]
     weight: Float[np.ndarray, "rows width"]
     places: Float[np.ndarray, "rows width 2"]
 
@@ -146,13 +162,16 @@ def _sampling_weight(
 ) -> Float[np.ndarray, "rows width"]:
     """How finely the picture samples the map here, times a feather towards the edge of what is clear."""
     reach = cv2.distanceTransform(clear.view(np.uint8), cv2.DIST_L2, 3)
-    feather = cv2.remap(np.minimum(reach / _FEATHER, 1), places[..., 0], places[..., 1], cv2.INTER_LINEAR)
-    feather[feather < 1.01 / _FEATHER] = 0
-    along_x, along_y = (cv2.subtract(places[1:], places[:-1])[..., axis] for axis in (0, 1))
-    down = cv2.magnitude(np.ascontiguousarray(along_x), np.ascontiguousarray(along_y))
+    reach = np.minimum(reach, _FEATHER, out=reach)
+    feather = cv2.remap(reach, places, None, cv2.INTER_LINEAR)
+    feather[feather < 1.01] = 0
+    feather *= 1 / _FEATHER
+    fine = cv2.magnitude(*cv2.split(cv2.subtract(places[1:], places[:-1])))
     # along the rows sampling is never coarser than along the depth at the far end, nor scarce at the near end
-    fine = np.minimum(np.concatenate([down, down[-1:]]), 1.0)
-    return feather * fine
+    np.minimum(fine, 1.0, out=fine)
+    feather[:-1] *= fine
+    feather[-1] *= fine[-1]
+    return feather
 
 
 def _power(weight: np.ndarray, power: int) -> np.ndarray:
@@ -162,18 +181,25 @@ def _power(weight: np.ndarray, power: int) -> np.ndarray:
     return square if power == 2 else square * square * square
 
 
+def _weighted(level: np.ndarray, share: np.ndarray) -> Float[np.ndarray, "rows width 4"]:
+    """Colour times weight, and the weight (OpenCV: numpy is slow over a last axis of three)."""
+    blue, green, red = cv2.split(level)
+    return cv2.merge([cv2.multiply(plane, share) for plane in (blue, green, red)] + [share])
+
+
 def _blur_inside(strip: np.ndarray, seen: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian of the seen pixels only, periodic along the columns."""
-    pad = int(3 * sigma)
-    wide = np.concatenate([strip[:, -pad:], strip, strip[:, :pad]], axis=1)
-    there = np.concatenate([seen[:, -pad:], seen, seen[:, :pad]], axis=1)
-    total = cv2.GaussianBlur(wide * there[..., None], (0, 0), sigma)
-    count = cv2.GaussianBlur(there, (0, 0), sigma)
-    return (total / np.maximum(count, 1e-3)[..., None])[:, pad:-pad]
-
-
-def _zeros(shape: tuple[int, ...], total_bytes: int) -> np.ndarray:
-    if total_bytes <= _IN_MEMORY:
-        return np.zeros(shape, np.float32)
-    with tempfile.NamedTemporaryFile(prefix="fewer-canvas-") as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)
+    """Gaussian of the seen pixels only, periodic along the columns; wide ones on a smaller picture."""
+    pad, shrink = int(3 * sigma), max(1, int(sigma / 1.5))
+    height, width = seen.shape
+    weighted = cv2.copyMakeBorder(_weighted(strip, seen), 0, 0, pad, pad, cv2.BORDER_WRAP)
+    size = (width + 2 * pad, height)
+    if shrink > 1:
+        weighted = cv2.resize(
+            weighted, (-(-size[0] // shrink), -(-height // shrink)), interpolation=cv2.INTER_AREA
+        )
+    *planes, count = cv2.split(cv2.GaussianBlur(weighted, (0, 0), sigma / shrink))
+    count = np.maximum(count, 1e-3, out=count)
+    lower = cv2.merge([cv2.divide(plane, count) for plane in planes])
+    if shrink > 1:
+        lower = cv2.resize(lower, size, interpolation=cv2.INTER_LINEAR)
+    return lower[:, pad:-pad]

@@ -4,6 +4,7 @@ themselves.
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -27,15 +28,16 @@ class Exposure:
     ) -> Float[np.ndarray, "height width 3"]:
         """What to multiply a frame's strip by, so that all of it is as bright as the sequence's near wall."""
         reference = self.profile[: SAMPLES // 4].mean(axis=0)
-        out = np.empty((*distance.shape, 3), np.float32)
         # a table of 512 distances: interpolating every pixel would cost more than the remap
         fine = np.linspace(self.distance[0], self.distance[-1], 512)
-        place = np.clip((distance - fine[0]) / (fine[-1] - fine[0]) * 511, 0, 511).astype(np.int32)
-        for channel in range(3):
-            curve = np.interp(fine, self.distance, self.profile[:, channel])
-            table = np.exp(np.clip(reference[channel] - curve - self.gain[frame, channel], -2, 2))
-            out[..., channel] = table.astype(np.float32)[place]
-        return out
+        place = np.clip((distance - fine[0]) / (fine[-1] - fine[0]) * 511, 0, 511).astype(np.intp)
+        tables = [
+            np.exp(np.clip(reference[channel] - curve - self.gain[frame, channel], -2, 2))
+            for channel, curve in enumerate(
+                np.interp(fine, self.distance, self.profile[:, channel]) for channel in range(3)
+            )
+        ]
+        return cv2.merge([np.take(table.astype(np.float32), place) for table in tables])
 
 
 def brightness_profile(
@@ -89,7 +91,7 @@ def wall_distance(
     if geometry.mode != "cylinder":
         return np.repeat(depth[:, None], len(theta), axis=1)
     across = (np.cos(theta) - pose[0]) ** 2 + (np.sin(theta) - pose[1]) ** 2
-    return np.sqrt(across[None] + (depth**2)[:, None])
+    return np.sqrt(np.add.outer((depth**2).astype(np.float32), across.astype(np.float32)))
 
 
 def _nan_median(values: np.ndarray, axis: int) -> np.ndarray:

@@ -10,14 +10,15 @@ from jaxtyping import Float
 
 from fewer.stitch.homography.project import symmetric_error
 from fewer.stitch.homography.sample import weighted_msac
-from fewer.stitch.match.features import Features, StripView, match_features
-from fewer.stitch.match.pool import Matches, Pool, displacement, fill_pool
+from fewer.stitch.match.features import Features, Guide, StripView, match_features
+from fewer.stitch.match.pool import Matches, Pool, displacement, fill_pool, motion_reach, winning_shift
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.strip import StripShape
 
 PairMatcher = Callable[[StripView, StripView], Matches]
 _KEYFRAME_POINTS = 500
+_GUIDES = 12
 _VERIFY_PIXELS = 10.0  # before the pose is known a homography leaves several pixels
 
 
@@ -213,14 +214,27 @@ class Tracker:
 def pool_of(
     new: StripView, old: StripView, shape: StripShape, options: StitchOptions, learned: dict[str, PairMatcher]
 ) -> Pool:
-    """All matchers' matches of two strips, filtered."""
-    groups = [
-        match_features(name, points, old.features[name], options.match.ratio)
-        for name, points in new.features.items()
-        if name in old.features
-    ]
+    """All matchers' matches of two strips, filtered. SIFT votes first and shows ORB where to look."""
+    groups: list[Matches] = []
+    guide: Guide | None = None
+    for name in [name for name in ("sift", "orb") if name in new.features and name in old.features]:
+        groups.append(
+            match_features(name, new.features[name], old.features[name], options.match.ratio, guide)
+        )
+        guide = guide_of(groups[-1], shape)
     groups += [matcher(new, old) for matcher in learned.values()]
     return fill_pool(groups, (shape.height, shape.width), options.match)
+
+
+def guide_of(matches: Matches, shape: StripShape) -> Guide | None:
+    """The displacement most matches agree on, if a dozen do."""
+    if len(matches) < _GUIDES:
+        return None
+    shift, reach = winning_shift(matches, shape.width), motion_reach(shape.height)
+    off = np.abs(displacement(matches.p + shift, matches.q, shape.width))
+    if int((off <= reach).all(axis=1).sum()) < _GUIDES:
+        return None
+    return Guide(shift, 1.5 * reach, shape.width)
 
 
 def verified(pool: Pool, shape: StripShape, options: StitchOptions, seed: tuple[int, ...]) -> bool:

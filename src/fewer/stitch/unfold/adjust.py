@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
 from fewer.stitch.unfold.geometry import Geometry
+from fewer.stitch.unfold.slope import wall_and_slope
 
 PRIOR = np.array([0.2, 0.2, np.radians(8), np.radians(8), np.inf, np.inf])
 LUMEN_SIGMA = 0.01  # of the field's radius; see docs/stitch.md
@@ -86,29 +87,36 @@ def residuals(
     geometry: Geometry, poses: Float[np.ndarray, "frames 6"], edge: Edge
 ) -> Float[np.ndarray, "matches 2"]:
     """Differences on the wall in picture pixels."""
-    return _differences(geometry, poses, [edge])[0]
+    return _differences(geometry, poses, [edge], jacobian=False)[0]
 
 
 def _differences(
-    geometry: Geometry, poses: np.ndarray, edges: Sequence[Edge]
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """Residuals, their scale, and per side the pose and pixel of each match."""
+    geometry: Geometry, poses: np.ndarray, edges: Sequence[Edge], jacobian: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Residuals (matches, 2) and their derivatives (matches, 2, 12) by the poses of first and second."""
     counts = [len(edge.weight) for edge in edges]
-    sides, pixels, walls = [], [], []
+    walls, slopes, places = [], [], []
     for name in ("first", "second"):
-        index = np.repeat([getattr(edge, name) for edge in edges], counts)
+        pose = poses[np.repeat([getattr(edge, name) for edge in edges], counts)]
         xy = np.concatenate([getattr(edge, f"xy_{name}") for edge in edges])
-        pose = poses[index]
-        sides.append(pose)
-        pixels.append(xy)
-        walls.append(geometry.to_wall(xy, pose[:, :4]))
-    turn = walls[0][:, 0] + sides[0][:, 4] - walls[1][:, 0] - sides[1][:, 4]
-    move = walls[0][:, 1] + sides[0][:, 5] - walls[1][:, 1] - sides[1][:, 5]
-    round_first, deep_first = geometry.resolution(walls[0][:, 1])
-    round_second, deep_second = geometry.resolution(walls[1][:, 1])
-    scale = np.stack([np.minimum(round_first, round_second), np.minimum(deep_first, deep_second)], axis=1)
-    turn = np.mod(turn + np.pi, 2 * np.pi) - np.pi
-    return np.stack([turn, move], axis=1) * scale, scale, sides, pixels
+        if jacobian:
+            wall, slope = wall_and_slope(geometry, xy, pose[:, :4])
+            slopes.append(slope)
+        else:
+            wall = geometry.to_wall(xy, pose[:, :4])
+        walls.append(wall)
+        places.append(wall + pose[:, 4:])
+    fine = [np.stack(geometry.resolution(wall[:, 1]), axis=1) for wall in walls]
+    scale = np.minimum(*fine)
+    off = places[0] - places[1]
+    off[:, 0] = np.mod(off[:, 0] + np.pi, 2 * np.pi) - np.pi
+    if not jacobian:
+        return off * scale, None
+    both = np.zeros((len(off), 2, 12))
+    both[:, :, :4], both[:, :, 6:10] = slopes[0] * scale[..., None], -slopes[1] * scale[..., None]
+    for axis in (0, 1):
+        both[:, axis, 4 + axis], both[:, axis, 10 + axis] = scale[:, axis], -scale[:, axis]
+    return off * scale, both
 
 
 def _normal_equations(
@@ -125,24 +133,21 @@ def _normal_equations(
     cost, squares, total = 0.0, 0.0, 0.0
     for start in range(0, len(edges), _CHUNK):
         chunk = edges[start : start + _CHUNK]
-        difference, unit, sides, pixels = _differences(geometry, poses, chunk)
+        difference, slope = _differences(geometry, poses, chunk, jacobian)
         base = np.concatenate([edge.weight for edge in chunk])
         square = (difference**2).sum(axis=1)
         robust = base / (1 + square / scale**2) ** 2
         cost += float((base * square / (1 + square / scale**2)).sum())
         squares, total = squares + float((robust * square).sum()), total + float(robust.sum())
-        if not jacobian:
+        if slope is None:
             continue
-        slopes = [
-            _slope(geometry, pixels[side], sides[side], unit) * sign for side, sign in ((0, 1.0), (1, -1.0))
-        ]
         place = 0
         for edge in chunk:
             part = slice(place, place + len(edge.weight))
             place = part.stop
-            both = np.concatenate([slopes[0][part], slopes[1][part]], axis=2).reshape(-1, 12)
-            weighted = both * np.repeat(robust[part], 2)[:, None]
-            square_block, pull = weighted.T @ both, weighted.T @ difference[part].reshape(-1)
+            both = slope[part].reshape(-1, 12)
+            weighted = both.T * np.repeat(robust[part], 2)
+            square_block, pull = weighted @ both, weighted @ difference[part].reshape(-1)
             i, j = edge.first, edge.second
             right[i] -= pull[:6]
             right[j] -= pull[6:]
@@ -180,20 +185,6 @@ def _lumen_residual(
         there = geometry.axis_in_picture(poses[:, :4] + step)
         slope[:, :, axis] = (there - geometry.axis_in_picture(poses[:, :4] - step)) * unit / (2 * _STEP)
     return (geometry.axis_in_picture(poses[:, :4]) - lumen) * unit, slope
-
-
-def _slope(geometry: Geometry, xy: np.ndarray, pose: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """Derivative of the scaled wall coordinates by the six values, central differences for the first four."""
-    out = np.zeros((len(xy), 2, 6))
-    for axis in range(4):
-        step = np.zeros(4)
-        step[axis] = _STEP
-        change = geometry.to_wall(xy, pose[:, :4] + step) - geometry.to_wall(xy, pose[:, :4] - step)
-        change[:, 0] = np.mod(change[:, 0] + np.pi, 2 * np.pi) - np.pi
-        out[:, :, axis] = change / (2 * _STEP) * unit
-    out[:, 0, 4] = unit[:, 0]
-    out[:, 1, 5] = unit[:, 1]
-    return out
 
 
 def _solve(

@@ -47,10 +47,7 @@ class Geometry:
             radius = np.maximum(np.hypot(offset[:, 0], offset[:, 1]), 1e-6) / self.field_radius
             depth = 1 - radius if self.mode == "linear" else -np.log(radius)
             return np.stack([np.arctan2(offset[:, 1], offset[:, 0]), depth], axis=1)
-        radius = np.maximum(np.hypot(offset[:, 0], offset[:, 1]), 1e-9)
-        angle = self.lens.angle(radius)
-        scale = np.sin(angle) / radius
-        x, y, z = offset[:, 0] * scale, offset[:, 1] * scale, np.cos(angle)
+        x, y, z = self.rays(xy)
         # ray = Ry(pan) Rx(tilt) (x, y, z)
         y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
         x, z = np.cos(pan) * x + np.sin(pan) * z, np.cos(pan) * z - np.sin(pan) * x
@@ -58,6 +55,16 @@ class Geometry:
         dot = a * x + b * y
         reach = (np.sqrt(np.maximum(dot**2 + across * (1 - a * a - b * b), 1e-12)) - dot) / across
         return np.stack([np.arctan2(b + reach * y, a + reach * x), reach * z], axis=1)
+
+    def rays(
+        self, xy: Float[np.ndarray, "points 2"]
+    ) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
+        """Unit vectors in the camera's own axes (z ahead) along which pixels look; `cylinder` only."""
+        x, y = (np.asarray(xy, np.float64) - self.centre).T
+        radius = np.maximum(np.hypot(x, y), 1e-9)
+        angle = self.lens.angle(radius)
+        scale = np.sin(angle) / radius
+        return x * scale, y * scale, np.cos(angle)
 
     def to_picture(
         self, wall: Float[np.ndarray, "points 2"], pose: Float[np.ndarray, "4"]

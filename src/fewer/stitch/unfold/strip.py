@@ -68,7 +68,7 @@ def _upsample(coarse: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     across = _cubic_matrix(x[0], coarse.shape[1])
     down = _cubic_matrix(y[:, 0], coarse.shape[0])
     planes = [down @ (coarse[..., axis] @ across.T) for axis in (0, 1)]
-    return np.stack(planes, axis=-1)
+    return cv2.merge(planes)
 
 
 def _cubic_matrix(places: np.ndarray, size: int) -> np.ndarray:
@@ -92,14 +92,14 @@ def unwrap(
     interpolation: int = cv2.INTER_LINEAR,
 ) -> Shaped[np.ndarray, "height width ..."]:
     """The strip, black outside the picture."""
-    return cv2.remap(picture, coordinates[..., 0], coordinates[..., 1], interpolation)
+    return cv2.remap(picture, coordinates, None, interpolation)
 
 
 def unwrap_mask(
     mask: Bool[np.ndarray, "rows columns"], coordinates: Float[np.ndarray, "height width 2"]
 ) -> Bool[np.ndarray, "height width"]:
     """Strip pixels whose whole neighbourhood lies inside the mask."""
-    strip = cv2.remap(mask.view(np.uint8) * 255, coordinates[..., 0], coordinates[..., 1], cv2.INTER_LINEAR)
+    strip = cv2.remap(mask.view(np.uint8) * 255, coordinates, None, cv2.INTER_LINEAR)
     return strip > 254
 
 
