@@ -6,8 +6,7 @@ import pytest
 
 from fewer.core.errors import ConfigError
 from fewer.parallel.group import GroupFailed
-from fewer.parallel.launch import measure_link, run_on_devices
-from fewer.parallel.simulated import run_simulated
+from fewer.parallel.launch import run_on_devices
 from tests.parallel import ranks
 
 
@@ -34,10 +33,3 @@ def test_an_error_of_ours_comes_through_as_itself() -> None:
 def test_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigError, match="64 devices were asked for"):
         run_on_devices(ranks.refuse, 64, device_type="cuda")
-
-
-def test_the_link_is_measured() -> None:
-    import torch
-
-    latency, bandwidth = run_simulated(2, lambda group: measure_link(group, torch.device("cpu"), 3))[0]
-    assert latency > 0 and bandwidth > 0

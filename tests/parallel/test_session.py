@@ -48,7 +48,7 @@ def displaced_state(rule: str, before: list, own_before: list, own: list) -> tor
         for time in (2.0, 1.0):
             session.begin_step(time, cut(4, 2), 2)
         session.memories["a", "state"] = Memory(Done(torch.tensor(before)), torch.tensor(own_before))
-        return session.summed_state("a", torch.tensor(own))
+        return session.start_state("a", torch.tensor(own)).wait()
 
     return run_simulated(2, rank_main)[0]
 
@@ -73,7 +73,7 @@ def test_stale_rows_are_those_of_the_step_before() -> None:
         for step, time in enumerate((3.0, 2.0, 1.0)):
             session.begin_step(time, cut(4, 2), 2)
             rows = torch.full((1, 1, 2, 1), float(10 * group.rank + step))
-            before, after = session.neighbour_rows("c", rows, 1)
+            before, after = session.start_rows("c", rows, 1).wait()
             got.append(float(next(side for side in (before, after) if side is not None)))
         return got
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from fewer.core.errors import ConfigError
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.engine.sana import FusedSana
 from fewer.generate.transformer.sana import SanaTransformer
 from fewer.parallel.agreement import check_agreement
 from fewer.parallel.group import Group
@@ -27,6 +28,10 @@ def parallelize(module: nn.Module, plan: ParallelPlan, group: Group) -> nn.Modul
     if plan.devices != group.size:
         raise ConfigError(f"the plan is for {plan.devices} devices, the group has {group.size}")
     check_agreement(group, {"plan": plan}, module)
+    if isinstance(module, FusedSana):
+        from fewer.parallel.fused_sana import ParallelFusedSana
+
+        return ParallelFusedSana.of_bands(module, plan, group)
     if isinstance(module, SanaTransformer):
         from fewer.parallel.sana import ParallelSana
 

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from fewer.generate.autoencoder.blocks import LinearAttention as AutoencoderAttention
 from fewer.generate.transformer.attention import attention_state, read_state
 from fewer.parallel.session import Session
 
@@ -27,10 +28,10 @@ class ParallelLinearAttention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         key = self._split(self.norm_k(self.to_k(tokens)))
-        own = attention_state(key, self._split(self.to_v(tokens)))
+        state = self.session.start_state(self.layer, attention_state(key, self._split(self.to_v(tokens))))
         query = self._split(self.norm_q(self.to_q(tokens)))
-        state = self.session.summed_state(self.layer, own)
-        attended = rearrange(read_state(query, state), "batch heads tokens dim -> batch tokens (heads dim)")
+        attended = read_state(query, state.wait())
+        attended = rearrange(attended, "batch heads tokens dim -> batch tokens (heads dim)")
         result = self.to_out(attended.to(tokens.dtype))
         if result.dtype == torch.float16:
             result = result.clamp(-_FP16_LARGEST, _FP16_LARGEST)
@@ -40,7 +41,7 @@ class ParallelLinearAttention(nn.Module):
         return rearrange(tokens, "batch tokens (heads dim) -> batch heads tokens dim", heads=self.heads)
 
 
-class ParallelAutoencoderAttention(nn.Module):
+class ParallelAutoencoderAttention(AutoencoderAttention):
     """DC-AE's linear attention on a band; its multi-scale convolutions are replaced like any other.
 
     The form by sums serves every size, since it equals the quadratic one up to rounding; deciding by the
@@ -48,7 +49,7 @@ class ParallelAutoencoderAttention(nn.Module):
     """
 
     def __init__(self, original: nn.Module, session: Session, layer: str) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.head_dim = original.head_dim
         self.to_q, self.to_k, self.to_v = original.to_q, original.to_k, original.to_v
         self.to_qkv_multiscale = original.to_qkv_multiscale
@@ -62,9 +63,7 @@ class ParallelAutoencoderAttention(nn.Module):
         qkv = conv2d(x, weight[:, :, None, None])
         qkv = torch.cat([qkv, *(projection(qkv) for projection in self.to_qkv_multiscale)], dim=1)  # pyright: ignore
         query, key, value = plain.split_heads(qkv)
-        own = plain.summarize(key, value)
-        # The session normalises by the last column; here the row of ones is the last row.
-        state = self.session.summed_state(self.layer, own.transpose(-1, -2)).transpose(-1, -2)
+        state = self.session.start_state(self.layer, plain.summarize(key, value), ones=-2).wait()
         return plain.finish(plain.read(query, state), x.shape[2], x.dtype)
 
 

@@ -14,10 +14,12 @@ from fewer.core.errors import ConfigError
 from fewer.core.modules import replace_modules
 from fewer.generate.autoencoder.blocks import LinearAttention
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.engine.autoencoder import FusedEfficientViTBlock
 from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import ParallelAutoencoderAttention
 from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d
+from fewer.parallel.fused_autoencoder import BandEfficientViTBlock
 from fewer.parallel.group import Group
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
@@ -41,6 +43,10 @@ class ParallelAutoencoder(DCAutoencoder):
         model.session = session = Session(group, ParallelPlan(devices=plan.devices, mode="sync"))
 
         def build(name: str, module: nn.Module) -> nn.Module | None:
+            if isinstance(module, FusedEfficientViTBlock):
+                block = BandEfficientViTBlock.of_band(module, session, name)
+                replace_modules(block, build)
+                return block
             if isinstance(module, LinearAttention):
                 replace_modules(module, build)  # its multi-scale convolutions look beyond the band too
                 return ParallelAutoencoderAttention(module, session, name)

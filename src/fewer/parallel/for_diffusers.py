@@ -27,7 +27,8 @@ def parallel_diffusers(original: nn.Module, plan: ParallelPlan, group: Group) ->
     """Shares the original's tensors; takes and gives whole latents on every rank, like the original."""
     model = structural_copy(original)
     session = Session(group, plan)
-    model.register_forward_pre_hook(_StepReader(session), with_kwargs=True)
+    model.band_session = session  # pyright: ignore[reportArgumentType]
+    model.register_forward_pre_hook(begin_step, with_kwargs=True)
     kind = type(original).__name__
     if kind == "UNet2DConditionModel":
         _parallel_unet(model, session)
@@ -42,26 +43,39 @@ def parallel_diffusers(original: nn.Module, plan: ParallelPlan, group: Group) ->
     return model
 
 
-class _StepReader:
-    """Reads the time before each forward pass, since the bands are known only inside it."""
+def begin_step(module: nn.Module, arguments: tuple, options: dict) -> None:
+    """Before each forward pass: reads the time and cuts the picture."""
+    session, name = module.band_session, type(module).__name__
+    assert isinstance(session, Session)
+    if not session.counting:
+        return
+    sample = arguments[0] if arguments else options.get("sample", options.get("hidden_states"))
+    assert isinstance(sample, Tensor)
+    time = options.get("timestep")
+    if time is None:  # by position: second for the U-Net, third for PixArt, fourth for FLUX
+        time = arguments[{"UNet2DConditionModel": 1, "PixArtTransformer2DModel": 2}.get(name, 3)]
+    count_step(module, sample, time)
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
 
-    def __call__(self, module: nn.Module, arguments: tuple, options: dict) -> None:
-        name = type(module).__name__
-        time = options.get("timestep")
-        if time is None:  # by position: second for the U-Net, third for PixArt, fourth for FLUX
-            time = arguments[{"UNet2DConditionModel": 1, "PixArtTransformer2DModel": 2}.get(name, 3)]
-        self.session.time = float(torch.as_tensor(time).flatten()[0])
+def count_step(module: nn.Module, sample: Tensor, time: Tensor | float) -> None:
+    """Cuts the picture that `sample` is about and counts the step."""
+    session, name = module.band_session, type(module).__name__
+    assert isinstance(session, Session)
+    if name == "UNet2DConditionModel":
+        levels = len(module.config.block_out_channels) - 1  # pyright: ignore
+        bands, axis = cut(sample.shape[2], session.group.size, 2**levels), 2
+    elif name == "PixArtTransformer2DModel":
+        patch = int(module.config.patch_size)  # pyright: ignore
+        bands, axis = cut((sample.shape[2] // patch) * (sample.shape[3] // patch), session.group.size), 1
+    else:
+        bands, axis = cut(sample.shape[1], session.group.size), 1
+    session.begin_step(session.read_time(time), bands, axis, len(sample))
 
 
 def _parallel_unet(model: nn.Module, session: Session) -> None:
-    levels = len(model.config.block_out_channels) - 1
-
     def build(name: str, module: nn.Module) -> nn.Module | None:
         if name == "conv_in":
-            return BandEntry(module, session, axis=2, unit=2**levels)
+            return BandEntry(module, session, axis=2)
         if isinstance(module, nn.GroupNorm):
             return ParallelGroupNorm(module, session, name)
         if isinstance(module, nn.Conv2d) and max(module.padding) > 0:  # pyright: ignore
@@ -74,7 +88,7 @@ def _parallel_unet(model: nn.Module, session: Session) -> None:
 
 
 def _parallel_tokens(model: nn.Module, session: Session, entry: str, exit_: str) -> None:
-    set_module(model, entry, BandEntry(model.get_submodule(entry), session, axis=1, unit=1))
+    set_module(model, entry, BandEntry(model.get_submodule(entry), session, axis=1))
     set_module(model, exit_, BandExit(model.get_submodule(exit_), session, axis=1))
 
 
@@ -89,15 +103,13 @@ def _gather_self_attention(model: nn.Module, session: Session) -> None:
 class BandEntry(nn.Module):
     """Runs the first layer on the whole input, which every rank has, and keeps the own band of it."""
 
-    def __init__(self, first: nn.Module, session: Session, axis: int, unit: int) -> None:
+    def __init__(self, first: nn.Module, session: Session, axis: int) -> None:
         super().__init__()
-        self.first, self.session, self.axis, self.unit = first, session, axis, unit
+        self.first, self.session, self.axis = first, session, axis
 
     def forward(self, whole: Tensor) -> Tensor:
         features = self.first(whole)
-        session, rank = self.session, self.session.group.rank
-        bands = cut(features.shape[self.axis], session.group.size, self.unit)
-        session.begin_step(session.time, bands, self.axis)
+        bands, rank = self.session.bands, self.session.group.rank
         return features.narrow(self.axis, bands.start(rank), bands.lengths[rank]).contiguous()
 
 
@@ -110,6 +122,7 @@ class BandExit(nn.Module):
 
     def forward(self, band: Tensor) -> Tensor:
         out = self.last(band)
+        self.session.end_step()
         return self.session.group.start_gather(out, self.session.bands.lengths, self.axis).wait()
 
 

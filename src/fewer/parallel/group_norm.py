@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewer.parallel.group import Done
-from fewer.parallel.session import Memory, Session
+from fewer.parallel.session import Session
 
 Moments = Float[Tensor, "two batch groups"]
 
@@ -24,25 +23,27 @@ class ParallelGroupNorm(nn.Module):
         self.session, self.layer = session, layer
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
-        own, global_ = self._moments(x), None
-        global_ = self._global(own)
-        mean, square = global_
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        own = self._moments(wide)
+        mean, square = self._global(own)
         variance = square - mean.square()
         own_variance = own[1] - own[0].square()
         # A corrected estimate can be negative; the own variance never is.
         variance = torch.where(variance < 0, own_variance, variance)
-        grouped = x.to(mean.dtype).reshape(x.shape[0], self.num_groups, -1)
-        normed = (grouped - mean[:, :, None]) * torch.rsqrt(variance[:, :, None] + self.eps)
-        normed = normed.reshape(x.shape)
-        if self.weight is not None:
-            shape = (1, -1, *[1] * (x.ndim - 2))
-            normed = normed * self.weight.to(mean.dtype).view(shape) + self.bias.to(mean.dtype).view(shape)
-        return normed.to(x.dtype)
+        scale = torch.rsqrt(variance + self.eps).repeat_interleave(x.shape[1] // self.num_groups, dim=1)
+        middle = mean.repeat_interleave(x.shape[1] // self.num_groups, dim=1)
+        if self.weight is None:
+            shift = -middle * scale
+        else:
+            scale = scale * self.weight.to(wide.dtype)
+            shift = self.bias.to(wide.dtype) - middle * scale
+        vector = (*scale.shape, *[1] * (x.ndim - 2))
+        return torch.addcmul(shift.view(vector), wide, scale.view(vector)).to(x.dtype)
 
-    def _moments(self, x: Tensor) -> Moments:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        grouped = x.to(wide).reshape(x.shape[0], self.num_groups, -1)
-        return torch.stack([grouped.mean(-1), grouped.square().mean(-1)])
+    def _moments(self, wide: Tensor) -> Moments:
+        grouped = wide.reshape(wide.shape[0], self.num_groups, -1)
+        variance, mean = torch.var_mean(grouped, dim=-1, correction=0)
+        return torch.stack([mean, variance + mean.square()])
 
     def _global(self, own: Moments) -> Moments:
         session, plan = self.session, self.session.plan
@@ -51,16 +52,16 @@ class ParallelGroupNorm(nn.Module):
         key = (self.layer, "moments")
         share = session.bands.lengths[session.group.rank] / session.bands.length
         if session.exact or plan.norm_rule == "sync":
-            total = session.group.start_sum(own * share).wait()
+            total = session.group.start_sum(own * share)
             if plan.mode == "displaced" and plan.norm_rule not in ("sync", "separate"):
-                session.memories[key] = Memory(Done(total), own)
-            return total
+                session.remember(key, total, own)
+            return total.wait()
         memory = session.memories[key]
         before = memory.pending.wait()
         assert isinstance(before, Tensor) and memory.own is not None
         if plan.norm_rule == "frozen":
             return own
-        session.memories[key] = Memory(session.group.start_sum(own * share), own)
+        session.remember(key, session.later_sum(own * share), own)
         # corrected: all bands are taken to have moved like the own one; stale: only the own one has moved.
         gain = 1.0 if plan.norm_rule == "corrected" else share
         return before + gain * (own - memory.own)

@@ -16,7 +16,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from fewer.core.errors import ConfigError, FewerError
-from fewer.parallel.group import Group, GroupFailed
+from fewer.parallel.group import GroupFailed
 from fewer.parallel.process_group import ProcessGroup
 
 RankMain = Callable[..., Any]
@@ -175,23 +175,3 @@ def _keep_multicast_off() -> None:
     # A program that uses NVLink multicast can leave a shared host's GPUs unusable; nothing here needs it.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-
-
-def measure_link(group: Group, device: torch.device, repeats: int = 10) -> tuple[float, float]:
-    """(seconds of one small sum, bytes per second of a large one): medians, after a warm-up."""
-
-    def median_seconds(numel: int) -> float:
-        tensor = torch.zeros(numel, device=device)
-        times = []
-        for _ in range(repeats + 2):
-            began = time.perf_counter()
-            group.start_sum(tensor).wait()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
-        return sorted(times[2:])[repeats // 2]
-
-    small, large_numel = median_seconds(256), 4 * 2**20
-    large = median_seconds(large_numel)
-    received = 2 * (group.size - 1) / group.size * large_numel * 4
-    return small, received / max(large - small, 1e-9)

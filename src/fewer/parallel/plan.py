@@ -32,6 +32,8 @@ class ParallelPlan:
     """Displaced: border rows of convolutions fresh or of the step before."""
     norm_rule: NormRule = "corrected"
     """Displaced GroupNorm: the paper's correction, or one of its ablations."""
+    bucket: Annotated[int, Field(ge=1)] = 60
+    """Displaced: so many small exchanges travel as one (the reference's `comm_checkpoint`)."""
     axis: Literal["auto", "rows", "columns"] = "auto"
     """Which side is cut; `auto` cuts the longer one."""
 

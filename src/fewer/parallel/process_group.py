@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed
 
 from fewer.parallel.group import (
+    Done,
     GroupFailed,
     Neighbours,
     Pending,
@@ -14,6 +15,7 @@ from fewer.parallel.group import (
     count_neighbours,
     count_sum,
 )
+from fewer.parallel.one_shot import OneShotSums
 
 
 class ProcessGroup:
@@ -27,8 +29,19 @@ class ProcessGroup:
         self.size = len(self._ranks)
         self.rank = self._ranks.index(distributed.get_rank())
         self.traffic = Traffic()
+        self.one_shot: OneShotSums | None = None
+        """Where set, small sums between GPUs go through symmetric memory."""
+        self.rows_by_gather = False
+        """Exchange border rows by all-gather, where a backend cannot send and receive."""
+
+    def use_one_shot(self, device: torch.device) -> None:
+        """From now on small sums are made in one shot. All ranks must call it, with GPUs of one host."""
+        self.one_shot = OneShotSums(self._handle, device)
 
     def start_sum(self, tensor: Tensor) -> Pending[Tensor]:
+        if self.one_shot is not None and self.size > 1 and self.one_shot.fits(tensor):
+            count_sum(self.traffic, tensor, self.size)
+            return Done(self.one_shot.sum(tensor))  # pyright: ignore[reportReturnType]
         total = tensor.contiguous().clone()
         count_sum(self.traffic, total, self.size)
         if self.size == 1:
@@ -37,6 +50,8 @@ class ProcessGroup:
         return _Work([work], lambda: total, self)
 
     def start_neighbours(self, first: Tensor, last: Tensor) -> Pending[Neighbours]:
+        if self.rows_by_gather and self.size > 1:
+            return self._neighbours_by_gather(first, last)
         before = torch.empty_like(last, memory_format=torch.contiguous_format) if self.rank > 0 else None
         after = (
             torch.empty_like(first, memory_format=torch.contiguous_format)
@@ -55,6 +70,20 @@ class ProcessGroup:
         works = self._guard(lambda: distributed.batch_isend_irecv(operations)) if operations else []
         count_neighbours(self.traffic, (before, after), self.size)
         return _Work(works, lambda: (before, after), self)
+
+    def _neighbours_by_gather(self, first: Tensor, last: Tensor) -> Pending[Neighbours]:
+        own = torch.cat([first.flatten(), last.flatten()])
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        work = self._guard(lambda: distributed.all_gather(parts, own, group=self._handle, async_op=True))
+
+        def pick() -> Neighbours:
+            before = parts[self.rank - 1][first.numel() :].view(last.shape) if self.rank > 0 else None
+            more = self.rank < self.size - 1
+            after = parts[self.rank + 1][: first.numel()].view(first.shape) if more else None
+            count_neighbours(self.traffic, (before, after), self.size)
+            return before, after
+
+        return _Work([work], pick, self)
 
     def start_gather(self, tensor: Tensor, lengths: Sequence[int], axis: int) -> Pending[Tensor]:
         # NCCL wants equal sizes: pad the last rows, cut them off again.
@@ -113,8 +142,11 @@ class _Work:
 
     def __init__(self, works: Sequence, finish: Callable, group: ProcessGroup) -> None:
         self._works, self._finish, self._group = list(works), finish, group
+        self._result = None
 
-    def wait(self):  # a Tensor or Neighbours, as `finish` gives
+    def wait(self):  # a Tensor or Neighbours, as `finish` gives; may be called again
+        if self._result is not None:
+            return self._result
         for work in self._works:
             try:
                 if work.wait() is False:
@@ -122,4 +154,5 @@ class _Work:
             except RuntimeError as error:
                 raise self._group.failure(error) from error
         self._works = []
-        return self._finish()
+        self._result = self._finish()
+        return self._result

@@ -1,17 +1,23 @@
 """The state of one rank while it makes an image: which step, which band, what the others said before.
 
 Layers ask the session for what they need of other bands; whether the answer is fresh, of the step before
-(displaced) or absent (naive) is decided here and nowhere else.
+(displaced) or absent (naive) is decided here and nowhere else. Everything is started first and waited for
+later, so that a layer can compute in between.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewer.parallel.bands import Bands
+from fewer.parallel.buckets import NeighbourBucket, SumBucket
 from fewer.parallel.group import Done, Group, Neighbours, Pending
 from fewer.parallel.plan import ParallelPlan
+
+Key = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -32,25 +38,56 @@ class Session:
     """The cut at the resolution of the network's input."""
     axis: int = 2
     """Tensor axis that is cut: 2 for rows, 3 for columns."""
-    time: float = 0.0
-    """Set by models whose layers learn the time before the bands."""
     step: int = -1
     last_time: float = float("inf")
-    memories: dict[tuple[str, str], Memory] = field(default_factory=dict)
+    form: Hashable = None
+    """Whatever else decides the shapes of what is exchanged, such as the size of the batch."""
+    memories: dict[Key, Memory] = field(default_factory=dict)
+    static: bool = False
+    """What a CUDA graph needs: memories in fixed places, one set a size; every step ends its exchanges."""
+    stores: dict[Hashable, dict[Key, Memory]] = field(default_factory=dict)
+    branches: bool = True
+    """Let the border rows run beside the band in a CUDA graph, on a stream of their own."""
+    counting: bool = True
+    """Whether forward passes of diffusers models count steps themselves; not where a graph replays them."""
+    fresh: list[tuple[Key, Pending, Tensor | None]] = field(default_factory=list)
+    sums: dict[torch.dtype, SumBucket] = field(default_factory=dict)
+    rows: dict[torch.dtype, NeighbourBucket] = field(default_factory=dict)
 
-    def begin_step(self, time: float, bands: Bands, axis: int) -> None:
+    def begin_step(self, time: float, bands: Bands, axis: int, form: Hashable = None) -> None:
         """Counts a step. A time above the last one, or another size, begins a new image."""
-        if time > self.last_time or bands != self.bands or axis != self.axis:
+        self.end_step()  # of a step before that was cut short
+        place = (bands.lengths, axis, form)
+        if time > self.last_time or place != (self.bands.lengths, self.axis, self.form):
             self.begin_image()
         self.step += 1
-        self.last_time, self.bands, self.axis = time, bands, axis
+        self.last_time, self.bands, self.axis, self.form = time, bands, axis, form
+        if self.static:
+            self.memories = self.stores.setdefault(place, {})
 
     def begin_image(self) -> None:
         """Forgets what belongs to the image before; exchanges on their way are drained first."""
-        for memory in self.memories.values():
-            memory.pending.wait()
-        self.memories.clear()
+        if not self.static:
+            for memory in self.memories.values():
+                memory.pending.wait()
+            self.memories.clear()
         self.step, self.last_time = -1, float("inf")
+
+    def end_step(self) -> None:
+        """Sends what waits in buckets; with `static` memories also waits and puts everything in its place."""
+        for bucket in [*self.sums.values(), *self.rows.values()]:
+            bucket.send()
+        self.sums.clear()
+        self.rows.clear()
+        for key, pending, own in self.fresh:
+            result = pending.wait()
+            kept = self.memories.get(key)
+            if kept is None:
+                self.memories[key] = Memory(Done(_copied(result)), _copied(own))
+            else:
+                _put(kept.pending.wait(), result)
+                _put(kept.own, own)
+        self.fresh.clear()
 
     @property
     def exact(self) -> bool:
@@ -64,55 +101,65 @@ class Session:
         """Whether there is nobody to exchange with, or nobody is asked."""
         return self.group.size == 1 or self.plan.mode == "naive"
 
+    def read_time(self, timestep: Tensor | float) -> float:
+        """The time of this step, which only displaced mode has to know: reading it waits for the GPU."""
+        return float(torch.as_tensor(timestep).flatten()[0]) if self.plan.mode == "displaced" else 0.0
+
     def band_start(self, factor: float = 1) -> int:
         """First row of this rank's band, at `factor` times the input's resolution."""
         return int(self.bands.start(self.group.rank) * factor)
 
-    def summed_state(self, layer: str, own: Tensor) -> Tensor:
-        """The linear-attention state over all bands, given this band's; the last column normalises.
+    def start_state(self, layer: str, own: Tensor, ones: int = -1) -> Pending[Tensor]:
+        """The linear-attention state over all bands; the last entry along axis `ones` normalises.
 
         Displaced rules of distrifusion §2.2: `replace` puts the own part in place, `corrected` assumes that
         all bands moved as the own one did, and falls back to `replace` for keys whose normaliser would not
         stay positive.
         """
         if self.alone:
-            return own
+            return Done(own)  # pyright: ignore[reportReturnType]
         key = (layer, "state")
         if self.exact:
-            total = self.group.start_sum(own).wait()
+            total = self.group.start_sum(own)
             if self.plan.mode == "displaced":
-                self.memories[key] = Memory(Done(total), own)
+                self.remember(key, total, own)
             return total
         memory = self.memories[key]
         before = memory.pending.wait()
         assert isinstance(before, Tensor) and memory.own is not None
-        if self.plan.state_rule == "frozen":
-            return before - memory.own + own
-        self.memories[key] = Memory(self.group.start_sum(own), own)
         replaced = before - memory.own + own
-        if self.plan.state_rule == "replace":
-            return replaced
+        if self.plan.state_rule != "frozen":
+            self.remember(key, self.later_sum(own), own)
+        if self.plan.state_rule != "corrected":
+            return Done(replaced)  # pyright: ignore[reportReturnType]
         gain = self.bands.length / self.bands.lengths[self.group.rank]
         corrected = before + gain * (own - memory.own)
-        return torch.where(corrected[..., -1:] > 0, corrected, replaced)
+        normaliser = corrected.narrow(ones, corrected.shape[ones] - 1, 1)
+        return Done(torch.where(normaliser > 0, corrected, replaced))  # pyright: ignore[reportReturnType]
 
-    def neighbour_rows(self, layer: str, features: Tensor, depth: int) -> Neighbours:
-        """The `depth` rows before and after this band; None at the image's border (or where naive)."""
-        if self.alone:
-            return None, None
-        first = features.narrow(self.axis, 0, depth)
-        last = features.narrow(self.axis, features.shape[self.axis] - depth, depth)
+    def start_rows(
+        self, layer: str, features: Tensor, depth: int, axis: int | None = None
+    ) -> Pending[Neighbours]:
+        """The `depth` rows before and after this band; None at the image's border (or where naive).
+
+        `axis` is the cut axis of `features`, where it is not that of (batch, channels, height, width).
+        """
+        if self.alone or depth == 0:
+            return Done((None, None))  # pyright: ignore[reportReturnType]
+        axis = self.axis if axis is None else axis
+        first = features.narrow(axis, 0, depth)
+        last = features.narrow(axis, features.shape[axis] - depth, depth)
         key = (layer, "halo")
         if self.exact or self.plan.halo == "sync":
-            fresh = self.group.start_neighbours(first, last).wait()
+            pending = self.group.start_neighbours(first, last)
             if self.plan.mode == "displaced" and self.plan.halo == "stale":
-                self.memories[key] = Memory(Done(fresh))
-            return fresh
+                self.remember(key, pending)
+            return pending
         rows = self.memories[key].pending.wait()
         if self.plan.state_rule != "frozen":
-            self.memories[key] = Memory(self.group.start_neighbours(first, last))
+            self.remember(key, self._later_rows(first, last))
         assert isinstance(rows, tuple)
-        return rows
+        return Done(rows)  # pyright: ignore[reportReturnType]
 
     def gathered(self, layer: str, own: Tensor, lengths: list[int], axis: int) -> Tensor:
         """All bands' tensors along `axis`; displaced: the others' of the step before, the own fresh."""
@@ -120,18 +167,65 @@ class Session:
             return own
         key = (layer, "gather")
         if self.exact:
-            whole = self.group.start_gather(own, lengths, axis).wait()
+            pending = self.group.start_gather(own, lengths, axis)
             if self.plan.mode == "displaced":
-                self.memories[key] = Memory(Done(whole))
-            return whole
+                self.remember(key, pending)
+            return pending.wait()
         whole = self.memories[key].pending.wait()
         assert isinstance(whole, Tensor)
-        if self.plan.state_rule != "frozen":
-            self.memories[key] = Memory(self.group.start_gather(own, lengths, axis))
         before = sum(lengths[: self.group.rank])
-        parts = [
-            whole.narrow(axis, 0, before),
-            own,
-            whole.narrow(axis, before + own.shape[axis], whole.shape[axis] - before - own.shape[axis]),
-        ]
-        return torch.cat(parts, dim=axis)
+        after = before + own.shape[axis]
+        parts = [whole.narrow(axis, 0, before), own, whole.narrow(axis, after, whole.shape[axis] - after)]
+        joined = torch.cat(parts, dim=axis)
+        if self.plan.state_rule != "frozen":
+            self.remember(key, self.group.start_gather(own, lengths, axis))
+        return joined
+
+    def later_sum(self, tensor: Tensor) -> Pending[Tensor]:
+        """A sum that nobody needs in this step; it travels with others."""
+        bucket = self.sums.setdefault(tensor.dtype, SumBucket(self.group))
+        pending = bucket.add(tensor)
+        if len(bucket.parts) >= self.plan.bucket:
+            self.sums.pop(tensor.dtype).send()
+        return pending
+
+    def _later_rows(self, first: Tensor, last: Tensor) -> Pending[Neighbours]:
+        bucket = self.rows.setdefault(first.dtype, NeighbourBucket(self.group))
+        pending = bucket.add(first, last)
+        if len(bucket.firsts) >= self.plan.bucket:
+            self.rows.pop(first.dtype).send()
+        return pending
+
+    def remember(self, key: Key, pending: Pending, own: Tensor | None = None) -> None:
+        """Keeps for the next step what comes from the others, and the own part of it."""
+        if self.static:
+            self.fresh.append((key, pending, own))
+        else:
+            self.memories[key] = Memory(pending, own)
+
+    def snapshot(self) -> dict[Key, tuple[Any, Any]]:
+        """Copies of what the others said, to undo what trying a step out has changed."""
+        return {
+            key: (_copied(memory.pending.wait()), _copied(memory.own))
+            for key, memory in self.memories.items()
+        }
+
+    def restore(self, kept: dict[Key, tuple[Any, Any]]) -> None:
+        """Puts a snapshot back, in place."""
+        for key, (result, own) in kept.items():
+            _put(self.memories[key].pending.wait(), result)
+            _put(self.memories[key].own, own)
+
+
+def _copied(result):  # a Tensor, Neighbours or None, as it came
+    if isinstance(result, tuple):
+        return tuple(_copied(part) for part in result)
+    return None if result is None else result.clone()
+
+
+def _put(place, result) -> None:  # as above
+    if isinstance(place, tuple):
+        for inner, part in zip(place, result, strict=True):
+            _put(inner, part)
+    elif place is not None:
+        place.copy_(result)

@@ -1,0 +1,444 @@
+"""What scaling.py measures, item by item; each is called on every rank and adds rows as it finds them."""
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig, published_config
+from fewer.generate.engine import accelerate
+from fewer.generate.engine import sana as engine_sana
+from fewer.generate.sampling import sample
+from fewer.generate.transformer import SanaParams, SanaTransformer, published
+from fewer.parallel import Group, ParallelPlan, choose_plan, parallelize
+from fewer.parallel.graphs import GraphedSteps
+from fewer.parallel.link import measure_link, prefer_fast_sums
+from fewer.parallel.plan import Work
+
+TINY = SanaParams(
+    in_channels=8, out_channels=8, heads=4, head_dim=16, depth=2, cross_heads=2, cross_head_dim=32,
+    caption_channels=32, sample_size=32,
+)  # fmt: skip
+TINY_AUTOENCODER = DCAutoencoderConfig(
+    latent_channels=8, attention_head_dim=8,
+    encoder_block_out_channels=(8, 8, 16), decoder_block_out_channels=(8, 8, 16),
+    encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
+    encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)),
+)  # fmt: skip
+
+
+class Stand:
+    """Where the items stand: groups of every size, models, inputs, a clock and the rows so far."""
+
+    def __init__(self, world: Group, options: argparse.Namespace) -> None:
+        # Every size in a graph, so that one device and several are treated alike.
+        engine_sana.MOST_TOKENS_IN_A_GRAPH = 2**31
+        self.world, self.options = world, options
+        self.rows: list[dict[str, object]] = []
+        cuda = options.device == "cuda"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        self.dtype = torch.bfloat16 if cuda else torch.float32
+        self.groups: dict[int, Group] = {}
+        for count in options.devices:
+            if count == world.size:
+                self.groups[count] = world
+            elif count > 1:
+                parts = [range(count), range(count, world.size)]
+                part = world.split(parts)
+                if world.rank < count:
+                    self.groups[count] = part
+        self.params = TINY if options.shape == "tiny" else published(options.shape)
+        self._sana: SanaTransformer | None = None
+
+    def seconds_left(self) -> float:
+        return self.options.deadline - time.time()
+
+    def emit(self, **row: object) -> None:
+        self.rows.append(row)
+        if self.world.rank == 0 and self.options.lines:
+            with self.options.lines.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+
+    def tidy(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def many(self) -> Iterator[tuple[int, Group]]:
+        """Counts above one that this rank takes part in."""
+        for count in sorted(self.groups):
+            if count > 1:
+                yield count, self.groups[count]
+
+    @property
+    def sana(self) -> SanaTransformer:
+        """On one device, run by the engine, a graph a step."""
+        if self._sana is None:
+            model = build(lambda: SanaTransformer(self.params), self.device, self.dtype)
+            self._sana = accelerate(model, graphs=True)
+        return self._sana
+
+    def inputs(self, size: int, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        side = size // 32
+        latents = torch.randn(samples, self.params.in_channels, side, side, generator=generator)
+        text = torch.randn(samples, 300 if side > 8 else 7, self.params.caption_channels, generator=generator)
+        times = torch.full((samples,), 500.0, device=self.device)
+        return latents.to(self.device, self.dtype), text.to(self.device, self.dtype), times
+
+    def timed(self, call: Callable[[], object], repeats: int | None = None, warm_up: int = 3) -> list[float]:
+        """Milliseconds of each call: CUDA events with nothing waited for in between, or the wall clock."""
+        repeats = repeats or self.options.repeats
+        for _ in range(warm_up):
+            call()
+        if self.device.type == "cpu":
+            return sorted(wall_ms(call) for _ in range(repeats))
+        torch.cuda.synchronize()
+        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+        for start, end in pairs:
+            start.record()
+            call()
+            end.record()
+        torch.cuda.synchronize()
+        return sorted(start.elapsed_time(end) for start, end in pairs)
+
+
+def link(stand: Stand) -> None:
+    """Latency of the collectives at the sizes that matter, each in a graph of 20 where there are graphs."""
+    for count, group in stand.many():
+        measured = measure_link(group, stand.device)
+        stand.emit(item="link", devices=count, sum_us=1e6 * measured.latency_seconds,
+                   gb_per_s=measured.bytes_per_second / 1e9)  # fmt: skip
+        for name, call in collectives(stand, group).items():
+            try:
+                times = stand.timed(in_graph(partial(twenty_times, call), stand.device), 40)
+            except Exception as error:
+                stand.emit(item="link", devices=count, failed=f"{name}: {error}"[:300])
+                if name.startswith("border"):
+                    group.rows_by_gather = True  # pyright: ignore[reportAttributeAccessIssue]
+                continue
+            each = [milliseconds / 20 for milliseconds in times]
+            stand.emit(item="link", devices=count, what=name, us=1e3 * statistics.median(each),
+                       us_95=1e3 * each[int(0.95 * len(each))])  # fmt: skip
+
+
+def collectives(stand: Stand, group: Group) -> dict[str, Callable[[], object]]:
+    """What a step does to its group, at 8 KB to 1 MB; a state of Sana-1.6B has 295,680 bytes."""
+    tensors = {numel * 4: torch.ones(numel, device=stand.device) for numel in (2048, 16384, 73920, 2**18)}
+    calls: dict[str, Callable[[], object]] = {
+        f"sum of {size} bytes": lambda tensor=tensor: group.start_sum(tensor).wait()
+        for size, tensor in tensors.items()
+    }
+    row = torch.ones(128 * 2240, device=stand.device, dtype=stand.dtype)
+    calls["border row of 128 tokens"] = lambda: group.start_neighbours(row, row).wait()
+    calls["gather of 128 tokens"] = lambda: group.start_gather(row, [row.numel()] * group.size, 0).wait()
+    return calls
+
+
+def twenty_times(call: Callable[[], object]) -> list[object]:
+    return [call() for _ in range(20)]
+
+
+def step(stand: Stand) -> None:
+    """One denoising step without guidance, at every size."""
+    for size in stand.options.sizes:
+        steps_at(stand, size, 1, ("sync", "naive", "displaced"), "step")
+
+
+def guided(stand: Stand) -> None:
+    """Two samples a step: both on every band, or halves on different devices; and what auto says."""
+    for size in stand.options.sizes:
+        steps_at(stand, size, 2, ("sync", "split"), "guided")
+
+
+def steps_at(stand: Stand, size: int, samples: int, modes: tuple[str, ...], item: str) -> None:
+    latents, text, times = stand.inputs(size, samples)
+    one = stand.sana
+    prepared = one.prepare(text)
+    expected = one.denoise(latents, times, prepared).clone()
+    alone = stand.timed(lambda: one.denoise(latents, times, prepared))
+    one_ms = statistics.median(alone)
+    stand.emit(item=item, size=size, devices=1, mode="one device", samples=samples, ms=one_ms, raw_ms=alone)
+    one.graphs.forget()  # type: ignore[operator]
+    for count, group in stand.many():
+        found: dict[str, float] = {}
+        for mode in modes:
+            plan = plan_for(mode, count)
+            if plan is None:
+                continue
+            runner = parallelize(one, plan, group)
+            runner.session.branches = not stand.options.no_branches
+            row: dict[str, object] = {"item": item, "size": size, "devices": count, "mode": mode,
+                                      "samples": samples, "plan": plan.explain()}  # fmt: skip
+            row |= traffic_of(runner, lambda r=runner: r.denoise(latents, times, prepared))
+            result = runner.denoise(latents, times, prepared)
+            row["relative_error"] = relative_error(result, expected)
+            taken = stand.timed(lambda r=runner: r.denoise(latents, times, prepared))
+            found[mode] = row["ms"] = statistics.median(taken)  # pyright: ignore[reportArgumentType]
+            row |= {"raw_ms": taken, "speedup": one_ms / found[mode], "graphed": is_graphed(runner)}
+            if "naive" in found and "sync" in found and mode == "naive":
+                row["exposed_ms"] = found["sync"] - found["naive"]
+                row["exposed_share"] = row["exposed_ms"] / found["sync"]
+            stand.emit(**row)
+            runner.forget()
+            stand.tidy()
+        if item == "guided":
+            emit_choice(stand, size, one_ms, count, group, found)
+
+
+def emit_choice(
+    stand: Stand, size: int, one_ms: float, count: int, group: Group, found: dict[str, float]
+) -> None:
+    """What `auto` picks with the link measured just now, beside what each split took."""
+    params, tokens = stand.params, (size // 32) ** 2
+    state = (
+        2 * (count - 1) / count * params.heads * params.head_dim * (params.head_dim + 1) * 4 * params.depth
+    )
+    rows = (1 if count == 2 else 2) * (tokens**0.5) * params.width * 2 * params.depth
+    work = Work(
+        step_seconds=one_ms / 2000, layers=params.depth, exact_bytes=state + rows, linear_attention=True
+    )
+    chosen = choose_plan(ParallelPlan(devices=count), work, measure_link(group, stand.device), guided=True)
+    picked = "split" if chosen.guidance == "split" else "sync"
+    best = min(found.values())
+    stand.emit(item="guided", size=size, devices=count, said=f"auto picks {picked}: {chosen.explain()}",
+               picked=picked, slower_than_best=found[picked] / best - 1)  # fmt: skip
+
+
+def decode(stand: Stand) -> None:
+    """The DC-AE decoder at the largest size."""
+    tiny = stand.options.shape == "tiny"
+    config = TINY_AUTOENCODER if tiny else published_config("f32c32-sana-1.0")
+    model = build(lambda: DCAutoencoder(config), stand.device, stand.dtype)
+    one = accelerate(model)
+    for size in sorted(stand.options.sizes, reverse=True)[:2]:
+        side = size // config.spatial_compression_ratio
+        generator = torch.Generator().manual_seed(2)
+        latents = torch.randn(1, config.latent_channels, side, side, generator=generator)
+        latents = latents.to(stand.device, stand.dtype)
+        expected = one.decode(latents)
+        repeats = max(3, stand.options.repeats // 3)
+        alone = stand.timed(lambda z=latents: one.decode(z), repeats)
+        one_ms = statistics.median(alone)
+        stand.emit(item="decode", size=size, devices=1, mode="one device", ms=one_ms, raw_ms=alone)
+        for count, group in stand.many():
+            runner = parallelize(one, ParallelPlan(devices=count), group)
+            result = runner.decode(latents)
+            taken = stand.timed(lambda r=runner, z=latents: r.decode(z), repeats)
+            stand.emit(item="decode", size=size, devices=count, mode="sync", ms=statistics.median(taken),
+                       raw_ms=taken, speedup=one_ms / statistics.median(taken),
+                       relative_error=relative_error(result, expected))  # fmt: skip
+        del expected
+        stand.tidy()
+
+
+def picture(stand: Stand) -> None:
+    """Noise to pixels at the largest size, without guidance: all steps of the solver and the decoder."""
+    tiny = stand.options.shape == "tiny"
+    config = TINY_AUTOENCODER if tiny else published_config("f32c32-sana-1.0")
+    decoder = accelerate(build(lambda: DCAutoencoder(config), stand.device, stand.dtype))
+    size = max(stand.options.sizes)
+    noise, text, _ = stand.inputs(size, 1)
+    one = stand.sana
+    prepared = one.prepare(text)
+
+    def draw(transformer: nn.Module, autoencoder: nn.Module) -> Tensor:
+        def velocity(latents: Tensor, time_: float) -> Tensor:
+            times = torch.full((1,), time_, device=stand.device)
+            return transformer.denoise(latents.to(stand.dtype), times, prepared)  # pyright: ignore
+
+        latents = noise
+        for done in sample(velocity, noise.float(), stand.options.steps):
+            latents = done.latents
+        return autoencoder.decode(latents.to(stand.dtype))  # pyright: ignore
+
+    def row(transformer: nn.Module, autoencoder: nn.Module) -> tuple[Tensor, list[float]]:
+        result = draw(transformer, autoencoder)
+        return result, sorted(wall_ms(lambda: draw(transformer, autoencoder), stand.device) for _ in range(3))
+
+    expected, alone = row(one, decoder)
+    one_ms = statistics.median(alone)
+    stand.emit(item="picture", size=size, devices=1, mode="one device", ms=one_ms, raw_ms=alone)
+    one.graphs.forget()  # type: ignore[operator]
+    for count, group in stand.many():
+        plan = ParallelPlan(devices=count, mode="sync")
+        runner = parallelize(one, plan, group)
+        result, taken = row(runner, parallelize(decoder, plan, group))
+        stand.emit(item="picture", size=size, devices=count, mode="sync", ms=statistics.median(taken),
+                   raw_ms=taken, speedup=one_ms / statistics.median(taken),
+                   relative_error=relative_error(result, expected))  # fmt: skip
+        runner.forget()
+        stand.tidy()
+
+
+def one_shot(stand: Stand) -> None:
+    """The small sums through symmetric memory, where that is faster than NCCL, and the step with them."""
+    for _, group in stand.many():
+        params = stand.params
+        said = prefer_fast_sums(group, stand.device, params.heads * params.head_dim * (params.head_dim + 1))
+        stand.emit(item="one_shot", devices=group.size, said=said)
+    for size in stand.options.sizes:
+        steps_at(stand, size, 1, ("sync",), "one_shot")
+
+
+def unet(stand: Stand) -> None:
+    """An SDXL-shaped U-Net in DistriFusion's modes: one sample a step, graphs at the smaller size."""
+    model, rest = sdxl(stand)
+    for size in stand.options.unet_sizes:
+        side, small = size // 8, size <= 2048
+        sample_ = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
+        sample_, time_ = sample_.to(stand.device, stand.dtype), torch.tensor([500.0], device=stand.device)
+        inputs = (sample_, time_, *rest)
+        expected = call_unet(model, *inputs)
+        alone_call = in_graph(lambda i=inputs: call_unet(model, *i), stand.device) if small else None
+        repeats = stand.options.repeats if small else 4
+        warm_up = 3 if small else 1
+        alone = stand.timed(alone_call or (lambda i=inputs: call_unet(model, *i)), repeats, warm_up)
+        one_ms = statistics.median(alone)
+        stand.emit(item="unet", size=size, devices=1, mode="one device", ms=one_ms, raw_ms=alone)
+        del alone_call
+        stand.tidy()
+        for count, group in stand.many():
+            for mode, plan in unet_plans(count).items():
+                runner = parallelize(model, plan, group)
+                if small:
+                    runner = GraphedSteps(runner, call_unet)
+
+                def run(runner: object = runner, inputs: tuple = inputs, small: bool = small) -> Tensor:
+                    return runner(*inputs) if small else call_unet(runner, *inputs)  # pyright: ignore
+
+                error = relative_error(run(), expected)
+                taken = stand.timed(run, repeats, warm_up)
+                stand.emit(item="unet", size=size, devices=count, mode=mode, ms=statistics.median(taken),
+                           raw_ms=taken, speedup=one_ms / statistics.median(taken), graphed=small,
+                           first_step_error=error)  # fmt: skip
+                del runner, run
+                stand.tidy()
+
+
+def unet_plans(count: int) -> dict[str, ParallelPlan]:
+    """DistriFusion's modes, most telling first."""
+    displaced = ParallelPlan(devices=count, mode="displaced", warmup_steps=0)
+    return {
+        "corrected_async_gn": displaced,
+        "full_sync": ParallelPlan(devices=count, mode="sync"),
+        "naive": ParallelPlan(devices=count, mode="naive"),
+        "stale_gn": replace(displaced, norm_rule="stale"),
+        "sync_gn": replace(displaced, norm_rule="sync"),
+        "separate_gn": replace(displaced, norm_rule="separate"),
+    }
+
+
+def sdxl(stand: Stand) -> tuple[nn.Module, tuple[Tensor, Tensor, Tensor]]:
+    """Random weights in SDXL's shape, and its conditions: text, pooled text, sizes."""
+    from diffusers import UNet2DConditionModel
+
+    tiny = stand.options.shape == "tiny"
+    widths = (8, 16, 16) if tiny else (320, 640, 1280)
+    facts = {
+        "block_out_channels": widths, "cross_attention_dim": 8 if tiny else 2048,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (1, 2, 2) if tiny else (5, 10, 20), "norm_num_groups": 4 if tiny else 32,
+        "transformer_layers_per_block": (1, 1, 1) if tiny else (1, 2, 10), "use_linear_projection": True,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 8 if tiny else 256,
+        "projection_class_embeddings_input_dim": 56 if tiny else 2816, "sample_size": 128,
+    }  # fmt: skip
+    model = build(lambda: UNet2DConditionModel(**facts), stand.device, stand.dtype)
+    generator = torch.Generator().manual_seed(4)
+    text = torch.randn(1, 77, facts["cross_attention_dim"], generator=generator)
+    pooled = torch.randn(1, 8 if tiny else 1280, generator=generator)
+    sizes = torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]])
+    return model, tuple(part.to(stand.device, stand.dtype) for part in (text, pooled, sizes))  # pyright: ignore
+
+
+def call_unet(model: nn.Module, latents: Tensor, time_: Tensor, *rest: Tensor) -> Tensor:
+    text, pooled, sizes = rest
+    more = {"text_embeds": pooled, "time_ids": sizes}
+    return model(latents, time_, text, added_cond_kwargs=more, return_dict=False)[0]
+
+
+def build(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A model of random weights, made on its device: equal on every rank."""
+    with torch.device("meta"):
+        model = make()
+    model = model.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        scale = 0.02 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+        parameter.normal_(0, scale, generator=generator)
+        if parameter.ndim == 1 and name.endswith("weight"):
+            parameter += 1  # a norm's
+    for buffer in model.buffers():
+        buffer.zero_()
+    return model
+
+
+def plan_for(mode: str, devices: int) -> ParallelPlan | None:
+    if mode == "split":
+        return ParallelPlan(devices=devices, mode="sync", guidance="split") if devices % 2 == 0 else None
+    return ParallelPlan(devices=devices, mode=mode, guidance="batched", warmup_steps=0)  # pyright: ignore
+
+
+def traffic_of(runner: nn.Module, call: Callable[[], object]) -> dict[str, object]:
+    """Exchanges and received megabytes of one step, counted on a call without a graph."""
+    spread, graphed = runner.spread, runner.graphed
+    runner.graphed = False  # pyright: ignore[reportAttributeAccessIssue]
+    if spread.session.plan.mode == "displaced":
+        call()  # the first step of a picture is exact
+    groups = [group for group in (spread.patches, spread.halves) if group is not None]
+    for group in groups:
+        group.traffic.clear()
+    call()
+    runner.graphed = graphed  # pyright: ignore[reportAttributeAccessIssue]
+    taken = [group.traffic for group in groups]
+    received = sum(traffic.sum_bytes + traffic.neighbour_bytes + traffic.gather_bytes for traffic in taken)
+    return {"collectives": sum(traffic.collectives for traffic in taken), "received_mb": received / 1e6}
+
+
+def is_graphed(runner: nn.Module) -> bool:
+    captured = list(runner.graphs._captured.values())
+    return bool(captured) and all(entry.graph is not None for entry in captured)
+
+
+def in_graph(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The call as one CUDA graph; on a CPU the call itself."""
+    if device.type == "cpu":
+        return call
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        graph.kept = call()  # type: ignore[attr-defined]
+    return graph.replay
+
+
+def wall_ms(call: Callable[[], object], device: torch.device | None = None) -> float:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    call()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - began)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+ITEMS: dict[str, Callable[[Stand], None]] = {
+    "link": link, "step": step, "decode": decode, "picture": picture, "guided": guided, "one_shot": one_shot,
+    "unet": unet,
+}  # fmt: skip

@@ -1,0 +1,139 @@
+"""The engine's Sana on several devices: fused kernels and CUDA graphs on every rank, collectives inside them.
+
+A step is captured whole: cutting, all blocks with their exchanges, and joining. Displaced mode needs two
+graphs, one that exchanges at once and one that reads what the step before left in fixed places.
+"""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from fewer.generate.engine.products import DenseProduct
+from fewer.generate.engine.sana import FusedSana, FusedSanaBlock, Six, _Plan
+from fewer.generate.engine.shell import shell
+from fewer.generate.transformer.prepared_text import PreparedText
+from fewer.kernels.depthwise import depthwise_gated
+from fewer.parallel.convolution import depthwise_band
+from fewer.parallel.graphs import BandGraphs
+from fewer.parallel.group import Group
+from fewer.parallel.plan import ParallelPlan
+from fewer.parallel.sana import replace_layers
+from fewer.parallel.session import Session
+from fewer.parallel.spread import Spread
+
+# Sizes whose memories are kept; with more of them all are forgotten, the graphs that point to them too.
+MOST_SIZES = 4
+
+
+class BandSanaBlock(FusedSanaBlock):
+    """A fused block on a band of the picture."""
+
+    session: Session
+    layer: str
+
+    @classmethod
+    def of_band(cls, original: FusedSanaBlock, session: Session, layer: str) -> "BandSanaBlock":
+        """Shares the original's tensors and products."""
+        block = shell(cls, original)
+        block.session, block.layer = session, layer
+        replace_layers(block, session, f"{layer}.")  # for the path without products
+        return block
+
+    def whole_state(
+        self, state: Float[Tensor, "batch heads head_dim_and_one head_dim"]
+    ) -> Float[Tensor, "batch heads head_dim_and_one head_dim"]:
+        return self.session.start_state(f"{self.layer}.attn1", state, ones=-2).wait()
+
+    def mix(
+        self, plan: _Plan, rows: Float[Tensor, "rows dim"], six: Six, grid: tuple[int, int]
+    ) -> Float[Tensor, "batch height width hidden"]:
+        """The border rows travel as tokens (a fifth of the hidden channels) while the band is computed."""
+        axis = self.session.axis - 1  # tokens lie as (batch, height, width, channels)
+        tokens = rows.view(six.shape[1], *grid, -1)
+        pending = self.session.start_rows(f"{self.layer}.ff", tokens, 1, axis)
+
+        def widen(part: Tensor) -> Tensor:
+            flat = part.reshape(-1, part.shape[3])
+            wide = plan.inverted(flat, shift=six[3], scale=six[4], eps=self.norm2.eps, silu=True)
+            return wide.view(*part.shape[:3], -1)
+
+        # Products of 4-bit layers share a scratch buffer, which two streams must not write at once.
+        beside = self.session.branches and isinstance(plan.inverted, DenseProduct)
+        return depthwise_band(tokens, pending, axis, widen, self._convolve, beside)
+
+    def _convolve(self, hidden: Tensor) -> Tensor:
+        depth = self.ff.conv_depth
+        assert depth.bias is not None
+        return depthwise_gated(hidden.contiguous(), depth.weight[:, 0], depth.bias)
+
+
+class ParallelFusedSana(FusedSana):
+    """A `FusedSana` to its callers: full latents in, full velocity out, on every rank."""
+
+    spread: Spread
+    exact_graphs: BandGraphs
+    displaced_graphs: BandGraphs
+
+    @classmethod
+    def of_bands(cls, original: FusedSana, plan: ParallelPlan, group: Group) -> "ParallelFusedSana":
+        """Shares the original's tensors, under the same names."""
+        model = shell(cls, original)
+        model.spread = Spread(plan, group, original.params.patch_size)
+        session = model.spread.session
+        on_gpu = original.proj_out.weight.is_cuda
+        session.static = on_gpu if original.graphed is None else original.graphed
+        model.transformer_blocks = nn.ModuleList(
+            BandSanaBlock.of_band(block, session, f"transformer_blocks.{index}")
+            if isinstance(block, FusedSanaBlock)
+            else block
+            for index, block in enumerate(original.transformer_blocks)
+        )
+        replace_layers(model, session)
+        model.exact_graphs = BandGraphs(model._from_flat, session=session)
+        model.displaced_graphs = BandGraphs(model._from_flat, session=session)
+        model.graphs, model._version = model.exact_graphs, (None, None)
+        return model
+
+    @property
+    def session(self) -> Session:
+        """Which step, which band, and what the others said."""
+        return self.spread.session
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        latents: Float[Tensor, "batch channels lat_h lat_w"],
+        timestep: Shaped[Tensor, " batch"],
+        text: PreparedText,
+        guidance: Float[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
+        spread, samples = self.spread, latents.shape[0]
+        spread.agree(latents, text)
+        latents, timestep, text, guidance = spread.own_half(latents, timestep, text, guidance)
+        if len(spread.session.stores) > MOST_SIZES:
+            self.forget()
+        spread.begin(latents, timestep)
+        self.graphs = self.exact_graphs if spread.session.exact else self.displaced_graphs
+        return spread.join_halves(super().denoise(latents, timestep, text, guidance), samples)
+
+    def step(
+        self,
+        latents: Float[Tensor, "batch channels lat_h lat_w"],
+        timestep: Shaped[Tensor, " batch"],
+        text: PreparedText,
+        guidance: Float[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
+        spread = self.spread
+        velocity = super().step(spread.own_band(latents), timestep, text, guidance)
+        spread.session.end_step()
+        return spread.join_bands(velocity)
+
+    def forget(self) -> None:
+        """Drops all graphs and the places they point to."""
+        for graphs in (self.exact_graphs, self.displaced_graphs):
+            graphs.forget()
+        self.spread.session.stores.clear()
+        self.spread.session.begin_image()
+
+    def _embed(self, latents: Tensor) -> Float[Tensor, "batch tokens dim"]:
+        return self.patch_embed(latents).contiguous()

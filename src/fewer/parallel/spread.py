@@ -1,0 +1,77 @@
+"""What both parallel Sanas share, the plain one and the engine's: who denoises which half and which band."""
+
+import torch
+from torch import Tensor
+
+from fewer.generate.transformer.prepared_text import PreparedText
+from fewer.parallel.agreement import check_agreement
+from fewer.parallel.bands import Bands, cut
+from fewer.parallel.group import Group
+from fewer.parallel.plan import ParallelPlan
+from fewer.parallel.session import Session
+
+
+class Spread:
+    """The ranks' places: `patches` share one picture, `halves` hold the two halves of guidance."""
+
+    def __init__(self, plan: ParallelPlan, group: Group, patch_size: int) -> None:
+        bands = plan.bands
+        self.whole, self.patch_size = group, patch_size
+        self.patches, self.halves = group, None
+        if plan.guidance_ways == 2:
+            self.patches = group.split([range(way * bands, (way + 1) * bands) for way in range(2)])
+            self.halves = group.split([(rank, rank + bands) for rank in range(bands)])
+        self.session = Session(self.patches, plan)
+        self._agreed: object = None
+        self._half: tuple[PreparedText | None, PreparedText | None] = (None, None)
+
+    def agree(self, latents: Tensor, text: PreparedText) -> None:
+        """Once a size: were all ranks asked for the same? Raises `ConfigError` naming who was not."""
+        facts = {
+            "latents": list(latents.shape),
+            "number format": str(latents.dtype),
+            "text": list(text.blocks[0].keys.shape),
+            "text has a mask": text.mask is not None,
+        }
+        if facts != self._agreed:
+            check_agreement(self.whole, facts)
+            self._agreed = facts
+
+    def own_half(
+        self, latents: Tensor, timestep: Tensor, text: PreparedText, guidance: Tensor | None
+    ) -> tuple[Tensor, Tensor, PreparedText, Tensor | None]:
+        """The samples that this rank denoises: half of them where guidance is split, else all."""
+        if self.halves is None or latents.shape[0] % 2:
+            return latents, timestep, text, guidance
+        half = latents.shape[0] // 2
+        mine = slice(self.halves.rank * half, (self.halves.rank + 1) * half)
+        if self._half[0] is not text:
+            chosen = torch.arange(half, device=latents.device) + self.halves.rank * half
+            self._half = (text, text.select(chosen))
+        own_text = self._half[1]
+        assert own_text is not None
+        return latents[mine], timestep[mine], own_text, None if guidance is None else guidance[mine]
+
+    def join_halves(self, velocity: Tensor, samples: int) -> Tensor:
+        """The velocities of all samples, on every rank."""
+        if self.halves is None or samples % 2:
+            return velocity
+        return self.halves.start_gather(velocity, [samples // 2] * 2, 0).wait()
+
+    def begin(self, latents: Tensor, timestep: Tensor) -> None:
+        """Cuts the picture and counts the step."""
+        session = self.session
+        axis = session.plan.axis
+        where = {"rows": 2, "columns": 3, "auto": 3 if latents.shape[3] > latents.shape[2] else 2}[axis]
+        bands: Bands = cut(latents.shape[where], session.group.size, self.patch_size)
+        session.begin_step(session.read_time(timestep), bands, where, len(latents))
+
+    def own_band(self, latents: Tensor) -> Tensor:
+        """This rank's rows (or columns) of the whole latents."""
+        session, rank = self.session, self.session.group.rank
+        return latents.narrow(session.axis, session.bands.start(rank), session.bands.lengths[rank])
+
+    def join_bands(self, velocity: Tensor) -> Tensor:
+        """The whole picture's velocity, on every rank of the patch group."""
+        session = self.session
+        return session.group.start_gather(velocity, session.bands.lengths, session.axis).wait()
