@@ -23,7 +23,7 @@ SHAPE = AutoMLPShape(
     items=200, length=12, candidates=(1, 2, 3, 5, 8, 12), dim=64, short_layers=1, long_branch=False,
     dropout=0.0, hidden_channel=64, hidden_sequence=32,
 )  # fmt: skip
-PLAN = SearchPlan(epochs=8, warmup=2, patience=3, batch_size=512, learning_rate=3e-3, architecture_rate=2e-2)
+PLAN = SearchPlan(epochs=12, warmup=2, patience=4, batch_size=512, learning_rate=3e-3, architecture_rate=2e-2)
 
 
 def test_ndcg(split: Split, length: int, seed: int) -> float:

@@ -28,17 +28,17 @@ def machine() -> dict[str, object]:
     }
 
 
-def record(name: str, result: dict[str, object]) -> None:
+def record(name: str, result: dict[str, object], folder: Path = RESULTS) -> None:
     """Writes results/<name>.json and prints it."""
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     text = json.dumps({**result, "machine": machine()}, indent=1)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    (folder / f"{name}.json").write_text(text + "\n")
     print(text)
 
 
-def recorded(name: str) -> dict:
+def recorded(name: str, folder: Path = RESULTS) -> dict:
     """An earlier result, so that a benchmark can go on where it was stopped."""
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

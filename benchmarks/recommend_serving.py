@@ -7,9 +7,11 @@ machine, `cpu` the processor time of the same call (the two differ on a busy mac
 import argparse
 import statistics
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
-from recommend_record import peak_mebibytes, record, recorded
+from recommend_record import RESULTS, peak_mebibytes, record, recorded
 
 from fewer.recommend.serving.index import ExactIndex, GraphIndex, GraphPlan, ItemIndex, recall
 
@@ -51,32 +53,38 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, default=16)
     parser.add_argument("--build-width", type=int, default=100)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the exact search; the graph answers with one"
+    )
+    parser.add_argument("--build-threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    results: dict[str, dict] = recorded("recommend_serving").get("results", {})
+    results: dict[str, dict] = recorded("recommend_serving", given.results).get("results", {})
+
+    def save() -> None:
+        facts = {"results": results, "threads": given.threads, "peak_mebibytes": peak_mebibytes()}
+        record("recommend_serving", facts, given.results)
+
     for kind in given.kinds:
         table, asked = make_vectors(kind, given.items)
         exact, truth = timed(ExactIndex(table), asked)
         entry = results.setdefault(f"{kind} {given.items}", {})
         entry["exact"] = exact
-        record(
-            "recommend_serving",
-            {"results": results, "threads": given.threads, "peak_mebibytes": peak_mebibytes()},
-        )
+        save()
         if not given.graph:
             continue
         began = time.process_time()
-        graph = GraphIndex(table, GraphPlan(neighbours=given.neighbours, build_width=given.build_width))
-        entry["graph_build_cpu_seconds"] = time.process_time() - began
+        plan = GraphPlan(
+            neighbours=given.neighbours, build_width=given.build_width, threads=given.build_threads
+        )
+        graph = GraphIndex(table, plan)
+        entry["graph_build"] = {**asdict(plan), "cpu_seconds": time.process_time() - began}
         for width in given.widths:
             object.__setattr__(graph, "plan", GraphPlan(search_width=width))
             times, found = timed(graph, asked)
             entry[f"graph, width {width}"] = {**times, "recall_at_10": recall(found, truth)}
-            record(
-                "recommend_serving",
-                {"results": results, "threads": given.threads, "peak_mebibytes": peak_mebibytes()},
-            )
+            save()
 
 
 if __name__ == "__main__":

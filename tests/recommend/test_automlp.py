@@ -21,14 +21,22 @@ def test_short_interest_is_the_weighted_sum_of_the_candidates(share: bool) -> No
     network = AutoMLPNetwork(AutoMLPShape(**SHAPE, share_candidates=share)).eval()
     with torch.no_grad():
         network.architecture.copy_(torch.tensor([0.3, -1.0, 2.0]))
-    rows = network.item_embedding(histories())[:, :, None]
-    mask = torch.ones(6, 12)
+    asked = histories()
+    rows, mask = network.item_embedding(asked)[:, :, None], torch.ones(6, 12)
     stacks = list(network.short) * (3 if share else 1)
-    wanted = sum(
-        p * s(rows[:, -n:], mask[:, -n:])
-        for p, s, n in zip(network.probabilities(), stacks, (1, 3, 5), strict=True)
-    )
-    torch.testing.assert_close(network._short_interest(rows, mask), wanted)
+    readouts = [s(rows[:, -n:], mask[:, -n:]) for s, n in zip(stacks, (1, 3, 5), strict=True)]
+    long = network.long_norm(network.long(rows, mask))
+
+    def joined(short: torch.Tensor) -> torch.Tensor:
+        return network.join(torch.cat([long, network.short_norm(short)], dim=1))
+
+    mixed = sum(p * s for p, s in zip(network.probabilities(), readouts, strict=True))
+    torch.testing.assert_close(network(asked), joined(mixed))
+    each = network.encode_each(asked)
+    torch.testing.assert_close(each, torch.stack([joined(s) for s in readouts]))
+    for first in (0, 2):
+        turns = torch.stack([each[(first + row) % 3, row] for row in range(6)])
+        torch.testing.assert_close(network.encode_in_turn(asked, first), turns)
 
 
 def test_the_short_branch_alone_does_not_see_older_items() -> None:

@@ -7,7 +7,7 @@ from fewer.recommend.automlp import AutoMLPShape
 from fewer.recommend.data.interactions import Interactions
 from fewer.recommend.data.planted import planted_lag
 from fewer.recommend.data.splits import Split, leave_last_out
-from fewer.recommend.search import SearchPlan, choose, search_length, verify_by_grid
+from fewer.recommend.search import SearchPlan, most_likely, search_length, verify_by_grid
 from fewer.recommend.training.loop import TrainingPlan
 
 SHAPE = AutoMLPShape(
@@ -42,10 +42,13 @@ def test_test_items_never_touch_the_search(lag_two: Split) -> None:
     assert search_length(SHAPE, lag_two, plan).path == search_length(SHAPE, changed, plan).path
 
 
-def test_among_equally_likely_lengths_the_shortest_is_kept_only_with_a_penalty() -> None:
-    near, clear = [0.14, 0.37, 0.39, 0.10], [0.1, 0.2, 0.6, 0.1]
-    assert [choose(p, PLAN) for p in (near, clear)] == [1, 2]
-    assert [choose(p, replace(PLAN, penalty=0.0)) for p in (near, clear)] == [2, 2]
+def test_the_most_likely_length_is_kept_and_the_shorter_of_equals() -> None:
+    assert [most_likely(p) for p in ([0.1, 0.2, 0.6, 0.1], [0.1, 0.4, 0.4, 0.1])] == [2, 1]
+
+
+def test_the_mixture_of_the_paper_searches_too(lag_two: Split) -> None:
+    found = search_length(SHAPE, lag_two, replace(PLAN, relaxation="mixture", epochs=6))
+    assert found.length >= 2 and len(found.losses) == len(found.path)
 
 
 def test_a_large_penalty_prefers_the_shortest(lag_two: Split) -> None:

@@ -4,7 +4,7 @@
    always the last n rows; every item becomes its vector, padding becomes zero.
 2. The long branch mixes all m rows; its last row, normalised, is the long-term interest.
 3. The short branch mixes only the last n rows. Which n? During the search every candidate has its own
-   stack, and p = softmax(a / tau) weighs them; `search.py` learns `a` on validation targets.
+   stack and a probability p = softmax(a / tau); `search.py` learns `a` on validation targets.
 4. One linear layer joins both; an item's score is the inner product with its vector.
 5. After the search the most likely n stays and the model is trained anew with it alone.
 
@@ -102,34 +102,81 @@ class AutoMLPNetwork(nn.Module):
         return torch.softmax(self.architecture / self.temperature, dim=0)
 
     def forward(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
-        """`histories` are item numbers padded with 0 on the left; at most the last m columns are read."""
+        """`histories` are item numbers padded with 0 on the left; at most the last m columns are read.
+        With several candidates: s = sum_j p_j s_j (the continuous relaxation)."""
+        streams, mask = self._streams(histories)
+        readouts = self._readouts(streams, mask) if self.shape.short_branch else []
+        if len(readouts) > 1:
+            short = torch.einsum("c,cbd->bd", self.probabilities(), torch.stack(readouts))
+        else:
+            short = readouts[0] if readouts else None
+        return self._joined(self._long_interest(streams, mask), short)
+
+    def encode_each(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "candidates batch dim"]:
+        """The interest under every candidate length alone; the long branch is computed once."""
+        streams, mask = self._streams(histories)
+        long = self._long_interest(streams, mask)
+        return torch.stack([self._joined(long, short) for short in self._readouts(streams, mask)])
+
+    def encode_in_turn(
+        self, histories: Int[Tensor, "batch length"], first: int = 0
+    ) -> Float[Tensor, "batch dim"]:
+        """Row r takes candidate (first + r) mod k alone, so that every length learns from an equal share of a
+        batch, at the cost of one length."""
+        streams, mask = self._streams(histories)
+        count = len(self.candidates)
+        shares = [torch.arange(c, len(streams), count, device=streams.device) for c in range(count)]
+        parts = [
+            self._readout((first + c) % count, streams[rows], mask[rows])
+            for c, rows in enumerate(shares)
+            if len(rows)
+        ]
+        back = torch.argsort(torch.cat(shares))
+        return self._joined(self._long_interest(streams, mask), torch.cat(parts)[back])
+
+    def _streams(
+        self, histories: Int[Tensor, "batch length"]
+    ) -> tuple[Float[Tensor, "batch kept streams dim"], Float[Tensor, "batch kept"]]:
+        """Vectors of the items and, where there are any, of their features; and which rows are real."""
         histories = histories[:, -self.shape.length :]
         mask = (histories > 0).to(self.item_embedding.weight.dtype)
         rows = self.dropout(self.item_embedding(histories))[:, :, None]
-        both = rows
         if self.features is not None:
-            both = torch.cat([rows, self.features(histories)], dim=2)
-        parts = []
-        if self.shape.long_branch:
-            parts.append(
-                self.long_norm(self.long(both if self.shape.feature_branch == "both" else rows, mask))
-            )
-        if self.shape.short_branch:
-            parts.append(self.short_norm(self._short_interest(both, mask)))
-        return self.join(torch.cat(parts, dim=1))
+            rows = torch.cat([rows, self.features(histories)], dim=2)
+        return rows, mask
 
-    def _short_interest(
+    def _long_interest(
         self, streams: Float[Tensor, "batch length streams dim"], mask: Float[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch dim"] | None:
+        if not self.shape.long_branch:
+            return None
+        own = streams if self.shape.feature_branch == "both" else streams[:, :, :1]
+        return self.long_norm(self.long(own, mask))
+
+    def _readouts(
+        self, streams: Float[Tensor, "batch length streams dim"], mask: Float[Tensor, "batch length"]
+    ) -> list[Float[Tensor, "batch dim"]]:
+        return [self._readout(candidate, streams, mask) for candidate in range(len(self.candidates))]
+
+    def _readout(
+        self,
+        candidate: int,
+        streams: Float[Tensor, "batch length streams dim"],
+        mask: Float[Tensor, "batch length"],
     ) -> Float[Tensor, "batch dim"]:
-        """s = sum_j p_j s_j over the candidate lengths (the continuous relaxation)."""
-        stacks = list(self.short) * (len(self.candidates) if self.shape.share_candidates else 1)
-        readouts = [
-            stack(streams[:, -width:], mask[:, -width:])
-            for stack, width in zip(stacks, self.candidates, strict=True)
-        ]
-        if len(readouts) == 1:
-            return readouts[0]
-        return torch.einsum("c,cbd->bd", self.probabilities(), torch.stack(readouts))
+        """s_j: the last n_j rows through their stack."""
+        width = self.candidates[candidate]
+        stack = self.short[0 if self.shape.share_candidates else candidate]
+        return stack(streams[:, -width:], mask[:, -width:])
+
+    def _joined(
+        self, long: Float[Tensor, "batch dim"] | None, short: Float[Tensor, "batch dim"] | None
+    ) -> Float[Tensor, "batch dim"]:
+        """One linear layer over [long ; normalised short]."""
+        parts = [] if long is None else [long]
+        if short is not None:
+            parts.append(self.short_norm(short))
+        return self.join(torch.cat(parts, dim=1))
 
 
 class AutoMLP:

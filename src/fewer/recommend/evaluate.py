@@ -68,22 +68,25 @@ def rank_targets(
     generator = seeded(seed, 7)
     candidates = 0
     for chosen, batch in prefixes.in_order(positions, batch_size):
-        scores = scorer.scores(batch.histories).float().cpu()
+        # counted where the scores are: V floats a question are too many to move
+        scores = scorer.scores(batch.histories).float()
+        targets = batch.targets[:, None].to(scores.device)
         scores[:, 0] = float("-inf")
-        own = scores.gather(1, batch.targets[:, None])
+        own = scores.gather(1, targets)
         if exclude_seen:
-            scores = scores.scatter(1, batch.histories, float("-inf"))
+            scores = scores.scatter(1, batch.histories.to(scores.device), float("-inf"))
         candidates = scores.shape[1] - 1
         if sampled_negatives is not None:
             drawn = torch.randint(1, candidates + 1, (len(scores), sampled_negatives), generator=generator)
-            drawn_scores = scores.gather(1, drawn).masked_fill(drawn == batch.targets[:, None], float("-inf"))
-            scores, candidates = drawn_scores, sampled_negatives + 1
-            higher[chosen] = (scores > own).sum(1).numpy()
-            tied[chosen] = (scores == own).sum(1).numpy() + 1
+            drawn = drawn.to(scores.device)
+            scores, candidates = scores.gather(1, drawn), sampled_negatives + 1
+            scores.masked_fill_(drawn == targets, float("-inf"))
+            higher[chosen] = (scores > own).sum(1).cpu().numpy()
+            tied[chosen] = (scores == own).sum(1).cpu().numpy() + 1
             continue
-        scores.scatter_(1, batch.targets[:, None], own)
-        higher[chosen] = (scores > own).sum(1).numpy()
-        tied[chosen] = (scores == own).sum(1).numpy()
+        scores.scatter_(1, targets, own)
+        higher[chosen] = (scores > own).sum(1).cpu().numpy()
+        tied[chosen] = (scores == own).sum(1).cpu().numpy()
     return Ranks(higher=higher, tied=tied, candidates=candidates)
 
 

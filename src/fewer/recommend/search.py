@@ -1,8 +1,16 @@
-"""Which short-term length? Bilevel search by gradient, then one length is kept (spec 2.7).
+"""Which short-term length? Bilevel search by gradient, then the most likely length is kept (spec 2.7).
 
 Every step updates the weights w on training targets with the architecture `a` fixed; every second step
-updates `a` on validation targets with w fixed (first-order DARTS). Every length at least as long as the true
+updates `a` on validation targets with w fixed (first order). Every length at least as long as the true
 one fits equally well, so the architecture objective also pays for length: penalty * sum_j p_j n_j / n_max.
+
+Two relaxations over the lengths, p = softmax(a / tau):
+
+- `expectation` (default): validation loss = sum_j p_j loss_j, every length judged alone, and in training
+  every row of a batch takes a length in turn. All lengths learn equally much whatever p says, and the
+  penalty is in the loss's own unit: a longer length has to save that much to win.
+- `mixture`: readouts are mixed, s = sum_j p_j s_j, in training and validation (DARTS). A length that leads by
+  luck gets more of the gradient and leads more; among equally good lengths the winner is then arbitrary.
 
 Test targets are never read here.
 """
@@ -10,7 +18,7 @@ Test targets are never read here.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -32,6 +40,8 @@ from fewer.recommend.training.losses import next_item_loss
 class SearchPlan:
     """How the search runs."""
 
+    relaxation: Literal["expectation", "mixture"] = "expectation"
+    """What the probabilities weigh: losses of single lengths, or readouts."""
     epochs: Annotated[int, Field(ge=1)] = 30
     """At most this many."""
     warmup: Annotated[int, Field(ge=0)] = 3
@@ -47,12 +57,8 @@ class SearchPlan:
     batch_size: Annotated[int, Field(ge=1)] = 1024
     validation_batch_size: Annotated[int, Field(ge=1)] = 2048
     """Targets per step of `a`: large, because the differences between lengths are small."""
-    as_good: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """With a penalty, the shortest length whose p is at least this share of the largest is chosen."""
     patience: Annotated[int, Field(ge=1)] = 5
-    """Stop when the most likely length stays the same for so many epochs."""
-    certain: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Stop when one length has this probability."""
+    """Stop when for so many epochs neither the most likely length changed nor its validation loss fell."""
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -64,6 +70,8 @@ class SearchResult:
     candidates: tuple[int, ...]
     probabilities: list[float]
     path: list[list[float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Validation loss after every epoch (of the most likely length, or of the mixture), without the penalty."""
     cpu_seconds: float = 0.0
     seconds: float = 0.0
     grid: list[dict[str, float | int]] = field(default_factory=list)
@@ -96,26 +104,28 @@ def search_length(
         return SearchResult(length=network.candidates[0], candidates=network.candidates, probabilities=[1.0])
     began, cpu = time.monotonic(), time.process_time()
     path: list[list[float]] = []
+    losses: list[float] = []
     search = _Search(network, split, plan)
     progress.start("searching the short-term length", plan.epochs)
     try:
         for number in range(plan.epochs):
             loss = search.epoch(number)
             path.append(network.probabilities().tolist())
-            leader = choose(path[-1], plan)
+            leader = most_likely(path[-1])
+            losses.append(search.validation_loss(leader))
             progress.advance(
                 1, loss=loss, length=float(network.candidates[leader]), probability=path[-1][leader]
             )
-            if _settled(path, plan):
+            if _settled(path, losses, plan):
                 break
     finally:
         progress.stop()
-    chosen = network.candidates[choose(path[-1], plan)]
     return SearchResult(
-        length=chosen,
+        length=network.candidates[most_likely(path[-1])],
         candidates=network.candidates,
         probabilities=path[-1],
         path=path,
+        losses=losses,
         cpu_seconds=time.process_time() - cpu,
         seconds=time.monotonic() - began,
     )
@@ -148,7 +158,7 @@ class _Search:
             for step, positions in enumerate(
                 self.prefixes.epoch(self.split.train, plan.batch_size, plan.seed, number)
             ):
-                loss = self._loss(self.prefixes.gather(positions), generator)
+                loss = self._training_loss(self.prefixes.gather(positions), step, generator)
                 network.zero_grad(set_to_none=True)
                 loss.backward()
                 self.weight_optimizer.step()
@@ -158,15 +168,44 @@ class _Search:
         return sum(losses) / len(losses)
 
     def _move_architecture(self, generator: torch.Generator) -> None:
-        network = self.network
-        loss = self._loss(self.prefixes.gather(self._next_validation()), generator)
+        network, batch = self.network, self.prefixes.gather(self._next_validation())
+        network.eval()  # dropout would only add noise to the comparison
+        if self.plan.relaxation == "expectation":
+            loss = (network.probabilities() * self._each_loss(batch, generator)).sum()
+        else:
+            loss = self._loss(network(self._histories(batch)), batch, generator)
+        network.train()
         loss = loss + self.plan.penalty * (network.probabilities() * self.costs).sum()
         (network.architecture.grad,) = torch.autograd.grad(loss, [network.architecture])
         self.architecture_optimizer.step()
 
-    def _loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    def _training_loss(self, batch: Batch, step: int, generator: torch.Generator) -> torch.Tensor:
+        histories = self._histories(batch)
+        if self.plan.relaxation == "expectation":
+            return self._loss(self.network.encode_in_turn(histories, step), batch, generator)
+        return self._loss(self.network(histories), batch, generator)
+
+    @torch.no_grad()
+    def _each_loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Every candidate's own loss on the same targets."""
+        each = self.network.encode_each(self._histories(batch))
+        return torch.stack([self._loss(encoded, batch, generator) for encoded in each])
+
+    @torch.no_grad()
+    def validation_loss(self, leader: int) -> float:
+        """Mean loss over (at most) one large batch of validation targets, for the stopping rule."""
+        positions = self.split.validation[: self.plan.validation_batch_size]
+        batch, generator = self.prefixes.gather(torch.from_numpy(positions)), seeded(self.plan.seed, 8)
+        self.network.eval()
+        if self.plan.relaxation == "expectation":
+            return float(self._each_loss(batch, generator)[leader])
+        return float(self._loss(self.network(self._histories(batch)), batch, generator))
+
+    def _histories(self, batch: Batch) -> torch.Tensor:
+        return batch.histories.to(self.network.item_embedding.weight.device)
+
+    def _loss(self, encoded: torch.Tensor, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         table = item_table(self.network, self.items)
-        encoded = self.network(batch.histories.to(table.device))
         name = "cross-entropy" if self.items <= FULL_SOFTMAX_LIMIT else "sampled-softmax"
         return next_item_loss(name, encoded, table, batch.targets.to(table.device), generator)
 
@@ -182,20 +221,19 @@ class _Search:
         return self._validation.pop()
 
 
-def choose(probabilities: Sequence[float], plan: SearchPlan) -> int:
-    """Index of the length to keep. Without a penalty the most likely (the paper); with one, the shortest of
-    those that are nearly as likely, since equally good lengths differ by noise only."""
-    most = max(probabilities)
-    least = most if plan.penalty == 0 else plan.as_good * most
-    return next(index for index, p in enumerate(probabilities) if p >= least)
+def most_likely(probabilities: Sequence[float]) -> int:
+    """Index of the largest probability; the shorter length where two are equal."""
+    return max(range(len(probabilities)), key=lambda index: probabilities[index])
 
 
-def _settled(path: list[list[float]], plan: SearchPlan) -> bool:
-    if len(path) <= plan.warmup:
+def _settled(path: list[list[float]], losses: list[float], plan: SearchPlan) -> bool:
+    """Nothing happened for `patience` epochs. A leader alone proves nothing: before the weights have learned
+    anything all lengths are equally bad, and the penalty alone decides."""
+    moved = path[plan.warmup :]
+    if len(moved) <= plan.patience:
         return False
-    leaders = [choose(p, plan) for p in path[plan.warmup :]]
-    recent = leaders[-plan.patience :]
-    return max(path[-1]) > plan.certain or (len(recent) == plan.patience and len(set(recent)) == 1)
+    recent = {most_likely(p) for p in moved[-plan.patience :]}
+    return len(recent) == 1 and min(losses[-plan.patience :]) >= min(losses[: -plan.patience])
 
 
 def verify_by_grid(

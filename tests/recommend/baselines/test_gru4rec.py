@@ -12,3 +12,14 @@ def test_states_are_those_of_a_plain_gru_at_the_items_places() -> None:
     torch.testing.assert_close(encoded[0, 2:], network.output(states)[0])
     torch.testing.assert_close(network(histories), encoded[:, -1])
     torch.testing.assert_close(network(torch.tensor([[0] * 4 + [1, 2]])), encoded[:1, -1])
+
+
+def test_training_and_evaluation_see_the_same_states() -> None:
+    torch.manual_seed(0)
+    network = GRU4Rec(GRUShape(items=9, length=6, dim=4, hidden=5, dropout=0.0))
+    histories = torch.tensor([[0, 0, 1, 2], [3, 4, 5, 6], [0, 0, 0, 7]])
+    trained, trained_last = network.train().encode_all(histories), network(histories)
+    network.eval()
+    real = histories > 0
+    torch.testing.assert_close(trained[real], network.encode_all(histories)[real])
+    torch.testing.assert_close(trained_last, network(histories))

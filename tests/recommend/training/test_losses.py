@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from fewer.core.errors import ConfigError
-from fewer.recommend.training.losses import draw_negatives, gbce_beta, next_item_loss, sampled_softmax
+from fewer.recommend.training.losses import (
+    draw_negatives,
+    full_cross_entropy,
+    gbce_beta,
+    next_item_loss,
+    sampled_softmax,
+)
 
 
 def world(rows: int = 5, items: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -19,6 +25,29 @@ def test_cross_entropy_is_the_log_share_of_the_target_and_ignores_padding() -> N
         torch.testing.assert_close(
             next_item_loss("cross-entropy", encoded, table, targets, torch.Generator()), wanted
         )
+
+
+@pytest.mark.parametrize("rows", [1, 128, 300])
+@pytest.mark.parametrize("large", [1.0, 300.0])
+def test_chunked_cross_entropy_has_torch_s_value_and_gradients(rows: int, large: float) -> None:
+    encoded, table, targets = world(rows, 41)
+    encoded = large * encoded
+    results = []
+    for loss in (
+        lambda e, t: torch.nn.functional.cross_entropy(e @ t.T, targets - 1),
+        lambda e, t: full_cross_entropy(e, t, targets - 1),
+    ):
+        one, other = encoded.clone().requires_grad_(), table[1:].clone().requires_grad_()
+        value = loss(one, other)
+        (3 * value).backward()
+        results.append((value.detach(), one.grad, other.grad))
+    for wanted, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-6 * large, rtol=1e-5)
+
+
+def test_cross_entropy_without_gradients_keeps_none() -> None:
+    encoded, table, targets = world()
+    assert not full_cross_entropy(encoded, table[1:], targets - 1).requires_grad
 
 
 @pytest.mark.parametrize("name", ["binary", "bpr", "generalised-binary", "sampled-softmax"])

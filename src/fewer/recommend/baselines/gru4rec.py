@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fewer.recommend.baselines.recurrence import recurrent_states
 from fewer.recommend.baselines.transformer import initialise
 from fewer.recommend.dropout import Dropout
 
@@ -24,7 +25,8 @@ class GRUShape:
 
 
 class GRU4Rec(nn.Module):
-    """Histories are moved to the left edge first, so that padding never reaches the recurrent state."""
+    """Padding never reaches the recurrent state: torch's unit gets histories moved to the left edge, and the one
+    that trains on a CPU begins each history at its own first item."""
 
     learns_from: Literal["positions"] = "positions"
 
@@ -39,14 +41,21 @@ class GRU4Rec(nn.Module):
 
     def encode_all(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch kept dim"]:
         """The state after every item, at the item's own (right-aligned) place."""
-        histories = histories[:, -self.shape.length :]
+        return self.output(self._states(histories[:, -self.shape.length :]))
+
+    def forward(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        return self.output(self._states(histories[:, -self.shape.length :], last_only=True)[:, -1])
+
+    def _states(
+        self, histories: Int[Tensor, "batch length"], last_only: bool = False
+    ) -> Float[Tensor, "batch kept hidden"]:
+        rows = self.dropout(self.item_embedding(histories))
+        if self.training and rows.device.type == "cpu" and self.shape.layers == 1:
+            return recurrent_states(self.recurrent, rows, (histories > 0).sum(1), last_only)
         length = histories.shape[1]
         padding = (histories == 0).sum(1, keepdim=True)
         places = torch.arange(length, device=histories.device)
-        to_left = (places + padding).clamp(max=length - 1)
-        states, _ = self.recurrent(self.dropout(self.item_embedding(histories.gather(1, to_left))))
-        back = (places - padding).clamp(min=0)[:, :, None].expand(-1, -1, states.shape[2])
-        return self.output(states.gather(1, back))
-
-    def forward(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
-        return self.encode_all(histories)[:, -1]
+        to_left = (places + padding).clamp(max=length - 1)[:, :, None].expand(-1, -1, rows.shape[2])
+        states, _ = self.recurrent(rows.gather(1, to_left))
+        back = (places - padding).clamp(min=0)[:, -1 if last_only else 0 :]
+        return states.gather(1, back[:, :, None].expand(-1, -1, states.shape[2]))

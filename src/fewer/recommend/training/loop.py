@@ -55,6 +55,8 @@ class TrainingPlan:
     """Stop after so many epochs without a better validation NDCG@10."""
     cpu_seconds: float | None = None
     """Stop after so much processor time (fair between models on a shared machine)."""
+    wall_seconds: float | None = None
+    """Stop after the epoch in which so much time has passed since the start (a resumed run gets it anew)."""
     pairs_per_epoch: int | None = None
     """At most so many random (prefix, next item) pairs an epoch."""
     negatives: Annotated[int, Field(ge=1)] = 256
@@ -134,7 +136,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(
             network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay
         )
-        self.result = TrainingResult()
+        self.result, self.began = TrainingResult(), time.monotonic()
         self.best: dict[str, Tensor] = {}
         chosen = split.validation
         if len(chosen) > plan.validation_users:
@@ -177,8 +179,14 @@ class _Run:
             self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
         if ndcg is not None and number - result.best_epoch >= self.plan.patience:
             result.stopped = "early"
-        elif self.plan.cpu_seconds is not None and result.cpu_seconds >= self.plan.cpu_seconds:
+        elif self._out_of_time():
             result.stopped = "time"
+
+    def _out_of_time(self) -> bool:
+        plan = self.plan
+        if plan.cpu_seconds is not None and self.result.cpu_seconds >= plan.cpu_seconds:
+            return True
+        return plan.wall_seconds is not None and time.monotonic() - self.began >= plan.wall_seconds
 
     def _batches(self, number: int) -> list[Tensor]:
         plan = self.plan
