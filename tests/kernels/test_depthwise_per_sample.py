@@ -40,3 +40,9 @@ def test_gradients_are_those_of_the_reference(draw) -> None:
 def test_operator_is_registered_properly(draw) -> None:
     arguments = (draw(2, 3, 2, 4), draw(2, 4, 3, 3), draw(4), False)
     torch.library.opcheck(torch.ops.fewer.depthwise_per_sample, arguments)
+
+
+def test_gradient_operator_is_registered_properly(draw) -> None:
+    torch.library.opcheck(
+        torch.ops.fewer.depthwise_per_sample_gradients, (draw(2, 3, 2, 4), draw(2, 3, 2, 4))
+    )

@@ -16,6 +16,7 @@ from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.conditional.for_sana import ConditionedSana, has_generators, load_conditioned
 from fewer.generate.text import INSTRUCTION, PromptEncoder, smollm2_folder
 from fewer.generate.text.smollm2 import NAME as SMOLLM2
 from fewer.generate.transformer import SanaTransformer
@@ -46,7 +47,8 @@ class ModelSettings:
 class Parts:
     """The three networks and the settings."""
 
-    transformer: SanaTransformer
+    transformer: SanaTransformer | ConditionedSana
+    """The second where time and text also drive generated weights: the same calls."""
     autoencoder: DCAutoencoder
     encoder: PromptEncoder
     settings: ModelSettings
@@ -79,10 +81,18 @@ def open_parts(
     settings = read_settings(path) if path.is_dir() else ModelSettings()
     # The decoder and the language model overflow fp16: they read it as bf16 (or fp32 on a CPU).
     wide = {torch.float16: torch.bfloat16 if device.type == "cuda" else torch.float32}.get(dtype, dtype)
-    transformer = SanaTransformer.load(path, dtype, device)
+    transformer = _open_transformer(path, dtype, device)
     decoder = DCAutoencoder.load(autoencoder or path / "vae", wide, device)
     encoder = _open_encoder(path, index, settings, text_encoder, cache, wide, device)
     return Parts(transformer, decoder, encoder, _complete(settings, transformer, decoder, encoder))
+
+
+def _open_transformer(
+    path: Path, dtype: torch.dtype, device: torch.device
+) -> SanaTransformer | ConditionedSana:
+    if has_generators(path / "transformer"):
+        return load_conditioned(path / "transformer", dtype, device)
+    return SanaTransformer.load(path, dtype, device)
 
 
 def _read_index(folder: Path) -> dict[str, object]:
@@ -133,7 +143,10 @@ def _open_encoder(
 
 
 def _complete(
-    settings: ModelSettings, transformer: SanaTransformer, autoencoder: DCAutoencoder, encoder: PromptEncoder
+    settings: ModelSettings,
+    transformer: SanaTransformer | ConditionedSana,
+    autoencoder: DCAutoencoder,
+    encoder: PromptEncoder,
 ) -> ModelSettings:
     params, latents = transformer.params, autoencoder.config.latent_channels
     if encoder.channels != params.caption_channels:

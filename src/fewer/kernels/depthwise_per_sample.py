@@ -59,6 +59,39 @@ def _(features: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
     return launch_depthwise_per_sample(features, weight, bias, silu)
 
 
+@torch.library.custom_op("fewer::depthwise_per_sample_gradients", mutates_args=(), device_types="cpu")
+def _gradients(features: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return reference_depthwise_per_sample_gradients(features, gradient)
+
+
+def reference_depthwise_per_sample_gradients(features: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of every sample's weights, (batch, channels, 3, 3), and of its bias, (batch, channels)."""
+    height, width = features.shape[1:3]
+    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    padded = torch.nn.functional.pad(features.to(wide.dtype), (0, 0, 1, 1, 1, 1))
+    taps = [
+        (padded[:, dy : dy + height, dx : dx + width] * wide).sum((1, 2))
+        for dy in range(3)
+        for dx in range(3)
+    ]
+    return rearrange(torch.stack(taps, -1), "b c (kh kw) -> b c kh kw", kh=3), wide.sum((1, 2))
+
+
+@_gradients.register_fake
+def _(features: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    batch, channels = features.shape[0], features.shape[3]
+    wide = torch.promote_types(features.dtype, torch.float32)
+    to_weight = features.new_empty((batch, channels, 3, 3), dtype=wide)
+    return to_weight, features.new_empty((batch, channels), dtype=wide)
+
+
+@_gradients.register_kernel("cuda")
+def _(features: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    from fewer.kernels.triton.depthwise_per_sample import launch_depthwise_per_sample_gradients
+
+    return launch_depthwise_per_sample_gradients(features, gradient)
+
+
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     features, weight, bias, silu = inputs
     ctx.save_for_backward(features, weight)
@@ -73,16 +106,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]
     nothing = weight.new_zeros(weight.shape[1])
     # The transposed convolution is the same operator with the kernel turned by half a turn.
     to_features = torch.ops.fewer.depthwise_per_sample(gradient, weight.flip(-1, -2), nothing, False)
-    height, width = features.shape[1:3]
-    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    padded = torch.nn.functional.pad(features.to(wide.dtype), (0, 0, 1, 1, 1, 1))
-    taps = [
-        (padded[:, dy : dy + height, dx : dx + width] * wide).sum((1, 2))
-        for dy in range(3)
-        for dx in range(3)
-    ]
-    to_weight = rearrange(torch.stack(taps, -1), "b c (kh kw) -> b c kh kw", kh=3).to(weight.dtype)
-    return to_features, to_weight, wide.sum((0, 1, 2)).to(ctx.bias_dtype), None
+    to_weight, to_bias = torch.ops.fewer.depthwise_per_sample_gradients(features, gradient)
+    return to_features, to_weight.to(weight.dtype), to_bias.sum(0).to(ctx.bias_dtype), None
 
 
 _depthwise_per_sample.register_autograd(_backward, setup_context=_setup)

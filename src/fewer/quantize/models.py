@@ -44,6 +44,8 @@ def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenMode
         from fewer.generate.pipeline import TextToImage
 
         pipeline = TextToImage.load(model, device=str(device), dtype=_name(dtype))
+        if not isinstance(pipeline.transformer, SanaTransformer):
+            raise ConfigError("this model has generated weights (adaln+can); only plain ones are quantized")
         return OpenModel(pipeline.transformer, _sana_config(pipeline.transformer), folder, pipeline)
     if not folder.is_dir():
         raise FileError(f"model {folder.name!r} is no folder; check the path", missing=True)

@@ -8,6 +8,7 @@ import torch
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import tensor_header, write_tensors
 from fewer.generate.conditional.adapter import (
+    AtCondition,
     adapter,
     adapter_parameters,
     base_digest,
@@ -42,6 +43,14 @@ def test_training_leaves_the_base_alone_and_merging_gives_a_sana() -> None:
     assert isinstance(plain, SanaTransformer)
     assert torch.allclose(plain(*(part[:1] for part in INPUTS)), changed[:1], atol=1e-5)
     assert plain.state_dict().keys() == tiny_sana().state_dict().keys()
+
+
+def test_set_to_a_name_it_is_called_like_the_base() -> None:
+    model = trained()
+    glossy = model(*INPUTS, condition=torch.tensor([1, 1]))
+    assert torch.equal(AtCondition(model, "glossy")(*INPUTS), glossy)
+    with pytest.raises(ConfigError, match="'matt' is not known; allowed: flat, glossy"):
+        AtCondition(model, "matt")
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:

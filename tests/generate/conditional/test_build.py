@@ -14,3 +14,12 @@ def test_the_same_seed_gives_the_same_static_weights_with_and_without_generators
     assert params_of(can) == params_of(static) == SHAPES["cat tokens"]
     other = build(SHAPES["cat tokens"], None, 5)
     assert not torch.equal(other.patch_embed.proj.weight, static.patch_embed.proj.weight)
+
+
+def test_class_and_time_start_alike_in_the_condition() -> None:
+    for shape in SHAPES.values():
+        model = build(shape, None, 0)
+        labels, times = torch.arange(3) % shape.classes, torch.tensor([100.0, 500.0, 900.0])
+        by_class = model.condition(times[:1].expand(3), labels).std(0).mean()
+        by_time = model.condition(times, labels[:1].expand(3)).std(0).mean()
+        assert 0.2 < by_class / by_time < 20

@@ -1,16 +1,20 @@
 """Training on a folder from end to end: a model folder in, a model folder or an adapter out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from fewer.core.errors import ConfigError
 from fewer.core.files import read_json
 from fewer.core.progress import SilentProgress
 from fewer.generate import model_folder
+from fewer.generate.conditional.for_sana import ConditionedSana
 from fewer.generate.lora import read_lora
 from fewer.generate.model_folder import ModelSettings, read_settings
+from fewer.generate.pipeline import TextToImage
 from fewer.generate.scenes.package import write_model
 from fewer.generate.training.command import (
     TrainLoraRequest,
@@ -77,3 +81,21 @@ def test_an_adapter_is_written_as_peft_names_it(base: Path, pictures: Path, tmp_
     adapter = read_lora(str(report["output"]))
     assert "transformer_blocks.0.attn1.to_q" in adapter
     assert {found.down.shape[0] for found in adapter.values()} == {2}
+
+
+def test_generated_weights_are_trained_saved_and_drawn_with(
+    base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    options = {"data": pictures, "model": str(base), "batch": 2, "device": "cpu", "conditioning": "adaln+can"}
+    request = TrainSanaRequest(output=tmp_path / "out", steps=3, can_rank=2, **options)  # type: ignore
+    train_sana_command(request, SilentProgress())
+    folder = tmp_path / "out" / "model"
+    assert (folder / "transformer" / "can.safetensors").is_file()
+    pipeline = TextToImage.load(folder, device="cpu")
+    assert isinstance(pipeline.transformer, ConditionedSana)
+    assert any(bool(generator.b.weight.any()) for generator in pipeline.transformer.network.can.values())
+    assert pipeline("red dog", steps=2).images[0].size == (16, 16)
+    with pytest.raises(ConfigError, match="--recompute"):
+        train_sana_command(replace(request, recompute=True), SilentProgress())
+    with pytest.raises(ConfigError, match="--preset"):
+        train_sana_command(replace(request, data=None, preset="emoji-test"), SilentProgress())

@@ -47,11 +47,12 @@ class PictureFolder:
     def crops(self, count: int, side: int, generator: torch.Generator, held_out: bool = False) -> Crops:
         """`count` random crops in [-1, 1]; `held_out` takes them from the other part."""
         paths = self.held_out if held_out else self.train
-        return torch.stack([self._crop(paths, side, generator) for _ in range(count)])
+        return torch.stack([self.crop(paths, side, generator) for _ in range(count)])
 
-    def _crop(
+    def crop(
         self, paths: list[Path], side: int, generator: torch.Generator
     ) -> Float[Tensor, "channels side side"]:
+        """One random crop of one of these pictures, in [-1, 1]."""
         chosen, scale, row, column, mirror = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
         picture = self._picture(paths[int(chosen * len(paths))])
         shortest = min(picture.size)

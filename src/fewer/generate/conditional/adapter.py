@@ -2,6 +2,7 @@
 
     can = adapter(transformer, ["flat", "glossy"], ConditionPlan(rank=16))
     velocity = can(latents, timestep, text, mask, condition=styles)      # styles: (batch,) numbers
+    train_transformer(AtCondition(can, "glossy"), pictures, training)    # the base stays frozen
     plain = can.merge(can.embed(torch.tensor([1])))                      # an ordinary SanaTransformer
 
 The merged network is an ordinary one: it can be saved, quantized and spread over devices like any other.
@@ -16,11 +17,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.generate.conditional.condition import ConditionAware, ConditionPlan, condition_aware
-from fewer.generate.conditional.naming import generator_names
+from fewer.generate.conditional.generator_files import (
+    fill_generators,
+    generator_tensors,
+    plan_facts,
+    read_plan,
+)
 
 FORMAT = "fewer-can"
 
@@ -55,6 +60,25 @@ class NamedCondition(nn.Module):
         return self.table(condition)
 
 
+class AtCondition(nn.Module):
+    """An adapter set to one of its names, called like the network that it adapts: to train it, or draw.
+
+    Raises `ConfigError` for a name that the adapter does not have.
+    """
+
+    def __init__(self, model: ConditionAware, name: str) -> None:
+        super().__init__()
+        names = model.source.names if isinstance(model.source, NamedCondition) else ()
+        if name not in names:
+            raise ConfigError(f"condition {name!r} is not known; allowed: {', '.join(names) or 'none'}")
+        self.model = model
+        self.number = names.index(name)
+
+    def forward(self, latents: Tensor, *inputs: Tensor, **named: Tensor) -> Tensor:
+        numbers = torch.full((len(latents),), self.number, device=latents.device)
+        return self.model(latents, *inputs, condition=numbers, **named)
+
+
 def adapter(base: nn.Module, names: Sequence[str], plan: ConditionPlan, width: int = 64) -> ConditionAware:
     """Freezes `base` and makes it follow a new condition. Only the adapter's parameters ask for gradients."""
     base.requires_grad_(False)
@@ -71,19 +95,10 @@ def save_adapter(model: ConditionAware, path: Path) -> None:
     source = model.source
     if not isinstance(source, NamedCondition):
         raise ConfigError("only adapters made by adapter() are saved alone; save the whole model instead")
-    tensors = {
-        f"{prefix}.{name}": tensor
-        for key, prefix in generator_names(model).items()
-        for name, tensor in model.can[key].state_dict().items()
-    }
-    tensors["can.condition.table"] = source.table.weight
-    plan = model.plan
+    tensors = generator_tensors(model) | {"can.condition.table": source.table.weight}
     facts = {
         "format": FORMAT,
-        "kind": plan.kind,
-        "targets": ",".join(plan.targets),
-        "rank": str(plan.rank),
-        "kernels": str(plan.kernels),
+        **plan_facts(model.plan),
         "names": json.dumps(source.names),
         "base_sha256": base_digest(model.static_twin()),
     }
@@ -103,11 +118,9 @@ def load_adapter(base: nn.Module, path: Path) -> ConditionAware:
             f"{path.name!r} was trained on another base: its hash is {facts.get('base_sha256', '')[:12]}, "
             f"this network's {base_digest(base)[:12]}; load the network it was trained on"
         )
+    plan = read_plan(facts, path.name)
     try:
         names = json.loads(facts["names"])
-        rank = None if facts["rank"] == "None" else int(facts["rank"])
-        settings = {"kind": facts["kind"], "targets": tuple(facts["targets"].split(",")), "rank": rank}
-        plan = validate(ConditionPlan, settings | {"kernels": int(facts["kernels"])})
         tensors = read_tensors(path)
         table = tensors.pop("can.condition.table")
         if not isinstance(names, list) or table.ndim != 2 or len(names) != len(table):
@@ -115,20 +128,8 @@ def load_adapter(base: nn.Module, path: Path) -> ConditionAware:
     except (KeyError, ValueError) as error:
         raise FileError(f"{path.name!r} has damaged facts: {error}") from error
     model = adapter(base, [str(name) for name in names], plan, table.shape[1])
-    wanted = {
-        f"{prefix}.{name}": tensor
-        for key, prefix in generator_names(model).items()
-        for name, tensor in model.can[key].state_dict(keep_vars=True).items()
-    }
-    wrong = sorted(
-        set(wanted) ^ set(tensors)
-        | {n for n in set(wanted) & set(tensors) if wanted[n].shape != tensors[n].shape}
-    )
-    if wrong:
-        raise FileError(f"{path.name!r} does not fit its own plan: {', '.join(wrong[:5])}")
+    fill_generators(model, tensors, path.name)
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            wanted[name].copy_(tensor)
         model.source.table.weight.copy_(table)  # pyright: ignore
     return model
 

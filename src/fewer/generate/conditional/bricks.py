@@ -108,8 +108,13 @@ class LabelTable(nn.Module):
 
 
 def check_labels(labels: Int64[Tensor, " batch"], classes: int) -> None:
-    """Raises `ConfigError` for labels that name no class; `classes` itself means "no class"."""
-    if labels.numel() and not torch.compiler.is_compiling():
+    """Raises `ConfigError` for labels that name no class; `classes` itself means "no class".
+
+    Not while training on a GPU, where the look-up in the table fails by itself.
+    """
+    # On a GPU looking at labels waits for all work before; training would stand still at every step for it.
+    unseen = labels.is_cuda and (torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing())
+    if labels.numel() and not torch.compiler.is_compiling() and not unseen:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high > classes:
             raise ConfigError(

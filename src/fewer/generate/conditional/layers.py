@@ -19,8 +19,8 @@ class ConditionAwareLayer(nn.Module):
     """A linear or convolutional layer with an addition to its weight per sample.
 
     `form`: "split" runs the ordinary layer and adds W_c x (never builds W + W_c for a batch, and the only
-    one for quantized layers); "joined" runs (W + W_c) x at once; "fused" takes the Triton kernel for W_c x,
-    for depthwise 3x3 convolutions.
+    one for quantized layers); "joined" runs (W + W_c) x at once; "fused" does that for depthwise 3x3
+    convolutions with the kernel for weights per sample: what to train with on a GPU.
     """
 
     def __init__(self, static: nn.Module, form: Form = "split") -> None:
@@ -52,8 +52,9 @@ class ConditionAwareLayer(nn.Module):
             from fewer.kernels.depthwise_per_sample import depthwise_per_sample
 
             image = rearrange(features, "b c h w -> b h w c").contiguous()
-            dynamic = rearrange(depthwise_per_sample(image, addition[:, :, 0]), "b h w c -> b c h w")
-            return static(features) + dynamic
+            assert isinstance(static, nn.Conv2d)
+            weight = (static.weight + addition)[:, :, 0]
+            return rearrange(depthwise_per_sample(image, weight, static.bias), "b h w c -> b c h w")
         return static(features) + per_sample(static, features, addition)
 
 
@@ -61,7 +62,12 @@ def per_sample(
     layer: nn.Module, features: Float[Tensor, "batch *rest"], weights: Float[Tensor, "batch *weight"]
 ) -> Float[Tensor, "batch *out"]:
     """`layer` without bias, with weights of its own for each sample: groups for convolutions, batched
-    matrix products for linear layers."""
+    matrix products for linear layers and for patches that do not overlap."""
+    if isinstance(layer, nn.Conv2d) and _is_patches(layer, features):
+        p, q = layer.kernel_size
+        rows = rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
+        result = rows @ rearrange(weights, "b o c p q -> b (c p q) o")
+        return rearrange(result, "b (h w) o -> b o h w", w=features.shape[3] // q)
     if isinstance(layer, nn.Conv2d):
         batch, groups = features.shape[0], layer.groups
         joined = conv2d(
@@ -75,6 +81,13 @@ def per_sample(
         return rearrange(joined, "1 (b c) h w -> b c h w", b=batch)
     rows = features.flatten(1, -2) if features.ndim > 2 else features[:, None]
     return (rows @ weights.transpose(1, 2)).reshape(*features.shape[:-1], weights.shape[1])
+
+
+def _is_patches(layer: nn.Conv2d, features: Tensor) -> bool:
+    """Whether every pixel belongs to exactly one window."""
+    whole = not any(side % step for side, step in zip(features.shape[2:], layer.stride, strict=True))
+    unpadded = layer.padding in ((0, 0), "valid")
+    return whole and layer.groups == 1 and layer.kernel_size == layer.stride and unpadded
 
 
 def _with_bias(result: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:

@@ -35,6 +35,10 @@ class TrainSanaRequest:
     """Start a new transformer of this many blocks instead, with the model's autoencoder and text encoder."""
     width: Annotated[int, Field(ge=32, le=8192, multiple_of=32)] = 192
     """Width of a new transformer."""
+    conditioning: Literal["adaln", "adaln+can"] = "adaln"
+    """With `adaln+can` weights also follow time and text (CAN); goes with --data alone."""
+    can_rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Bottleneck of the generators of `adaln+can`."""
     size: Annotated[int, Field(ge=32, le=8192)] | None = None
     """Side of the pictures in pixels; the model's own by default. Other shapes keep its area."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
@@ -95,6 +99,8 @@ def train_sana_command(request: TrainSanaRequest, progress: Progress) -> dict[st
     """Trains a transformer and writes a model folder: `output`, `loss`, `steps`, `seconds`."""
     if (request.preset is None) == (request.data is None):
         raise ConfigError("give either --data DIR (your own pictures) or --preset emoji, and not both")
+    if request.preset and request.conditioning != "adaln":
+        raise ConfigError(f"--conditioning {request.conditioning} goes with --data, not with --preset")
     joined = join_processes(request.device)
     try:
         return _train_emoji(request, progress) if request.preset else _train_on_folder(request, progress)

@@ -12,6 +12,8 @@ from fewer.core.errors import ConfigError
 from fewer.core.files import write_json
 from fewer.core.progress import Progress
 from fewer.core.train import FitResult, rank
+from fewer.generate.conditional.condition import ConditionPlan
+from fewer.generate.conditional.for_sana import ConditionedSana, condition_sana, save_conditioned
 from fewer.generate.lora import write_lora
 from fewer.generate.model_folder import DEFAULT_MODEL, ModelSettings, Parts, open_parts
 from fewer.generate.training.buckets import bucket_shapes
@@ -38,11 +40,12 @@ def train_sana_on_folder(request: TrainSanaRequest, progress: Progress) -> dict[
         raise ConfigError("give --data DIR with your own pictures")
     prepared = _prepare(request, request.data, request.size, progress)
     parts = prepared.parts
-    transformer = parts.transformer
+    transformer: SanaTransformer | ConditionedSana = parts.transformer
     if request.fresh:
         transformer = _new_transformer(parts, request.fresh, request.width, request.seed)
+    conditioned = _conditioned(transformer, request)
     result = train_transformer(
-        transformer,
+        transformer if conditioned is None else conditioned,
         prepared.data,
         training_of(request, parts.settings.shift),
         device=prepared.device,
@@ -56,15 +59,36 @@ def train_sana_on_folder(request: TrainSanaRequest, progress: Progress) -> dict[
         settings = replace(settings, default_size=(request.size, request.size))
     if rank() == 0:
         _write_beside(folder, _source_of(request.model), settings)
-        transformer.cpu().save(folder / "transformer")
+        if isinstance(transformer, SanaTransformer) and conditioned is None:
+            transformer.cpu().save(folder / "transformer")
+        elif conditioned is not None:
+            save_conditioned(conditioned.cpu(), folder / "transformer")
     return _report(folder, result, prepared.data)
+
+
+def _conditioned(
+    transformer: SanaTransformer | ConditionedSana, request: TrainSanaRequest
+) -> ConditionedSana | None:
+    """The transformer with generated weights, where they are asked for or already there."""
+    wanted = isinstance(transformer, ConditionedSana) or request.conditioning == "adaln+can"
+    if wanted and request.recompute:
+        raise ConfigError("--recompute does not go with generated weights (adaln+can); leave it out")
+    if isinstance(transformer, ConditionedSana):
+        return transformer.requires_grad_(True)
+    if not wanted:
+        return None
+    with isolated_randomness(request.seed):
+        return ConditionedSana(condition_sana(transformer, ConditionPlan(rank=request.can_rank)))
 
 
 def train_lora_on_folder(request: TrainLoraRequest, progress: Progress) -> dict[str, object]:
     """Trains an adapter for a model; writes `output/pytorch_lora_weights.safetensors`."""
     prepared = _prepare(request, request.data, request.size, progress)
+    transformer = prepared.parts.transformer
+    if isinstance(transformer, ConditionedSana):
+        raise ConfigError("this model has generated weights (adaln+can); a LoRA is trained on one without")
     adapter, result = train_lora(
-        prepared.parts.transformer,
+        transformer,
         prepared.data,
         training_of(request, prepared.parts.settings.shift),
         rank=request.rank,

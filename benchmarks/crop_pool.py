@@ -1,0 +1,53 @@
+"""Crops of data/photos drawn beforehand, as bytes: decoding and cutting would keep a GPU waiting.
+
+python benchmarks/crop_pool.py SIDE EACH FOLDER     draws EACH crops of every picture and keeps them in FOLDER
+"""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fewer.generate.autoencoder.crops import PictureFolder
+
+PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+
+
+def crop_pool(
+    side: int, each: int, seed: int, held_out: bool = False, workers: int = 1, folder: Path | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(bytes of shape (pictures * each, 3, side, side), number of the picture of each), in mixed order."""
+    kept = folder and folder / f"crops-{side}-{each}-{seed}-{int(held_out)}.npz"
+    if kept and kept.exists():
+        with np.load(kept) as found:
+            return torch.from_numpy(found["crops"]), torch.from_numpy(found["numbers"])
+    pictures = PictureFolder(PHOTOS)
+    paths = pictures.held_out if held_out else pictures.train
+    tasks = [(path, side, each, 1000 * seed + number) for number, path in enumerate(paths)]
+    if workers > 1:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as processes:
+            parts = list(processes.map(_crops_of, tasks))
+    else:
+        parts = list(map(_crops_of, tasks))
+    numbers = np.repeat(np.arange(len(paths)), each)
+    order = np.random.default_rng(seed).permutation(len(numbers))
+    crops, numbers = np.concatenate(parts)[order], numbers[order]
+    if kept:
+        np.savez(kept, crops=crops, numbers=numbers)
+    return torch.from_numpy(crops), torch.from_numpy(numbers)
+
+
+def _crops_of(task: tuple[Path, int, int, int]) -> np.ndarray:
+    path, side, each, seed = task
+    torch.set_num_threads(1)
+    pictures, generator = PictureFolder(PHOTOS), torch.Generator().manual_seed(seed)
+    crops = torch.stack([pictures.crop([path], side, generator) for _ in range(each)])
+    return ((crops + 1) * 127.5).round().to(torch.uint8).numpy()
+
+
+if __name__ == "__main__":
+    crop_pool(int(sys.argv[1]), int(sys.argv[2]), seed=0, workers=12, folder=Path(sys.argv[3]))
+    crop_pool(int(sys.argv[1]), 80, seed=99, held_out=True, workers=7, folder=Path(sys.argv[3]))

@@ -1,0 +1,346 @@
+"""Diffusion with fewer tokens: is compression better placed in the autoencoder (f32, patch 1) or in the patch
+of the transformer (f8, patch 4)? And what do fewer tokens buy for a U-ViT-H at 512 px?
+
+python benchmarks/fewer_tokens.py --parts speed quality
+writes benchmarks/results/fewer_tokens_speed.json and fewer_tokens_quality.json.
+
+Speed: training step (forward, backward, AdamW, bf16) and denoiser's forward pass of a U-ViT-H (501 M
+parameters) on the latents of 512 px: f8 patch 2 (1,024 tokens, the published setting), f32 patch 1 (256), f64
+patch 1 (64). An image takes 30 steps with guidance; decoding is not in it. Random weights.
+
+Quality: two autoencoders of one design with latents of one size, f8c2 and f32c32, and DiTs of one shape
+on their latents of 128-px crops of data/photos: 16 tokens of 32 numbers each for f32 patch 1 and f8
+patch 4, and for comparison f8 with 64 tokens; equal steps. The Fréchet distance is that between 4,096
+drawn and 4,096 fresh crops of the training photographs, in the features of a classifier trained here to
+tell those photographs apart ("crop judge, seed 0"), and of the fixed random network of the
+reconstruction report.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from can_quality import Judge
+from crop_pool import crop_pool
+from graphed import Trainee, train_side_by_side
+from record import record
+from residual_autoencoding import build as build_autoencoder
+from residual_autoencoding import small_config
+from residual_curve import WIDTHS, autoencoder_trainee, quality
+from stopwatch import captured, measure
+from torch import Tensor, nn
+
+from fewer.core.device import isolated_randomness
+from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.autoencoder.report import RandomFeatures, frechet_distance
+from fewer.generate.conditional import ClassConditionalParams
+from fewer.generate.conditional.build import build
+from fewer.generate.conditional.params import PUBLISHED
+from fewer.generate.conditional.training import flow_error, parameter_groups
+from fewer.generate.conditional.u_vit import UViT
+from fewer.generate.sampling.sampler import sample
+
+SPEED = {"f8 patch 2": (64, 4, 2, 24), "f32 patch 1": (16, 32, 1, 96), "f64 patch 1": (8, 128, 1, 384)}
+"""Side of the latents of 512 px, channels, patch, batch: the same number of tokens a batch in all."""
+DIFFUSION = {"f32 patch 1": (32, 1), "f8 patch 4": (8, 4), "f8 patch 2": (8, 2)}
+STEPS_AN_IMAGE = 2 * 30
+
+
+def speed(options: argparse.Namespace) -> None:
+    rows = {}
+    for name, setting in SPEED.items():
+        try:
+            rows[name] = speed_of(*setting, options)
+        except Exception as error:
+            rows[name] = {"skipped": f"{type(error).__name__}: {str(error)[:300]}"}
+        print(name, rows[name], flush=True)
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+    first = rows["f8 patch 2"]
+    for row in rows.values():
+        for key in ("train_images_per_second", "drawn_images_per_second"):
+            if key in row and key in first:
+                row[f"{key}_over_f8"] = round(row[key] / first[key], 2)
+    print({name: {k: v for k, v in row.items() if "over" in k} for name, row in rows.items()}, flush=True)
+    record("fewer_tokens_speed", {"model": "u-vit-h", "pixels": 512, "rows": rows})
+
+
+def speed_of(side: int, channels: int, patch: int, batch: int, options: argparse.Namespace) -> dict:
+    device = options.device
+    shape = PUBLISHED["u-vit-h-2"]
+    tiny = {"width": 32, "depth": 3, "heads": 2} if options.tiny else {}
+    batch = 2 if options.tiny else batch
+    params = replace(shape, channels=channels, out_channels=channels, size=side, patch=patch, **tiny)
+    with torch.device(device):
+        model = UViT(params)
+    inputs = (
+        torch.randn(batch, channels, side, side, device=device),
+        1000 * torch.rand(batch, device=device), torch.arange(batch, device=device) % 1000,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda" or None)
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16):
+            loss = model(*inputs).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    trained = timed(step, device, 1 if options.tiny else 5)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+    optimizer.zero_grad(set_to_none=True)
+    del optimizer
+    model = model.to(torch.bfloat16).eval().requires_grad_(False)
+    noisy = inputs[0].to(torch.bfloat16)
+    with torch.no_grad():
+        forward = captured(lambda: model(noisy, *inputs[1:]), device)
+        drawn = timed(forward, device, 1 if options.tiny else 8)
+        two = captured(lambda: model(noisy[:2], *(x[:2] for x in inputs[1:])), device)
+        single = timed(two, device, 1 if options.tiny else 20)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": (side // patch) ** 2, "batch": batch,
+        "train_images_per_second": batch / trained * 1e3,
+        "train_peak_gib": round(peak, 1),
+        "drawn_images_per_second": batch / (drawn * STEPS_AN_IMAGE) * 1e3,
+        "one_image_ms_denoiser": single * STEPS_AN_IMAGE / 2,
+    }  # fmt: skip
+
+
+def timed(work: Callable[[], object], device: str, runs: int) -> float:
+    """Median milliseconds."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        work()
+    row = measure(work, device, runs)["median_ms"]
+    assert isinstance(row, float)
+    return row
+
+
+class Crops:
+    """Pictures, their latents and what judges them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        device = options.device
+        pool, numbers = crop_pool(128, options.each, 0, folder=options.pool)
+        count = options.drawn
+        self.train, self.labels = pool[:-count].to(device), numbers[:-count].to(device)
+        self.fresh = pool[-count:].to(device)
+        self.test = crop_pool(128, min(options.each, 80), 99, held_out=True, folder=options.pool)[0].to(
+            device
+        )
+        self.classes = int(numbers.max()) + 1
+        self.random = RandomFeatures().to(device)
+        self.judge: nn.Module | None = None
+
+    def judge_trainee(self) -> Trainee:
+        device = self.train.device
+        with isolated_randomness(0):
+            judge = Judge(3, self.classes).to(device)
+        self.judge = judge
+
+        def loss(generator: torch.Generator) -> Tensor:
+            rows = torch.randint(len(self.train), (128,), generator=generator, device=device)
+            images = self.train[rows].float() / 127.5 - 1
+            return nn.functional.cross_entropy(judge(images), self.labels[rows])
+
+        groups = [{"params": list(judge.parameters()), "weight_decay": 0.05}]
+        return Trainee(
+            name="judge", model=judge, loss=loss, groups=groups, rate=2e-3, steps=self.options.judge_steps,
+            warmup=20, final_rate=0.02, seed=0,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def distances(self, images: Tensor) -> dict[str, float]:
+        """Of pictures in [-1, 1] to the fresh crops."""
+        judge = self.judge
+        assert isinstance(judge, Judge)
+        result = {}
+        for name, features in (("judge", judge.features), ("random", self.random)):
+            two = []
+            for pictures in (images, self.fresh):
+                parts = (p.float() / 127.5 - 1 if p.dtype == torch.uint8 else p for p in pictures.split(512))
+                two.append(torch.cat([features(part).float().cpu() for part in parts]))
+            result[f"frechet_{name}"] = round(frechet_distance(*two), 4)
+        return result
+
+
+def pictures_quality(options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    crops = Crops(options)
+    autoencoders = {ratio: fresh_autoencoder(ratio, options) for ratio in (8, 32)}
+    trainees = [
+        autoencoder_trainee(
+            f"f{ratio}", model.to(options.device), crops.train, options.autoencoder_batch, 1e-3,
+            options.autoencoder_steps, 0,
+        )
+        for ratio, model in autoencoders.items()
+        if not load_kept(model, ratio, options)
+    ]  # fmt: skip
+    trainees.append(crops.judge_trainee())
+    train_side_by_side(trainees)
+    print(f"autoencoders and judge after {time.monotonic() - began:.0f} s", flush=True)
+    with torch.no_grad():
+        right = [
+            (crops.judge(part.float() / 127.5 - 1).argmax(1) == labels).float()  # type: ignore[misc]
+            for part, labels in zip(
+                crops.train[:2048].split(512), crops.labels[:2048].split(512), strict=True
+            )
+        ]
+    rows: dict[str, dict] = {"judge": {"accuracy_on_training_crops": float(torch.cat(right).mean())}}
+    latents, scales = {}, {}
+    for ratio, model in autoencoders.items():
+        rows[f"autoencoder f{ratio}"] = {"psnr_held_out": quality(model, crops.test)}
+        latents[ratio], scales[ratio], back = encoded(model, crops)
+        rows[f"autoencoder f{ratio}"] |= {f"{k}_reconstructed": v for k, v in crops.distances(back).items()}
+    rows["other crops of the same photographs"] = crops.distances(crops.train[: len(crops.fresh)])
+    print(rows, flush=True)
+    record("fewer_tokens_quality", {"rows": rows})
+    wave = [
+        (name, seed)
+        for seed in options.seeds
+        for name in DIFFUSION
+        if seed == 0 or name in list(DIFFUSION)[:2]
+    ]
+    nets = [diffusion_trainee(name, seed, crops, latents, options) for name, seed in wave]
+    train_side_by_side(nets)
+    print(f"transformers after {time.monotonic() - began:.0f} s", flush=True)
+    for (name, seed), net in zip(wave, nets, strict=True):
+        ratio = DIFFUSION[name][0]
+        drawn = draw(net.model, autoencoders[ratio], scales[ratio], latents[ratio].shape[1:], crops)
+        rows[f"{name}, seed {seed}"] = {
+            "last_loss": float(net.history[-100:].mean()), **crops.distances(drawn),
+            "tokens": (latents[ratio].shape[-1] // DIFFUSION[name][1]) ** 2,
+            "wave_seconds": round(net.seconds, 1),
+        }  # fmt: skip
+        print(name, seed, rows[f"{name}, seed {seed}"], flush=True)
+        settings = {key: value for key, value in vars(options).items() if isinstance(value, int | str)}
+        record("fewer_tokens_quality", {"rows": rows, "settings": settings})
+
+
+def fresh_autoencoder(ratio: int, options: argparse.Namespace) -> nn.Module:
+    return build_autoencoder(small_config(ratio, WIDTHS, True), True, False, 0).to(options.device)
+
+
+def load_kept(model: nn.Module, ratio: int, options: argparse.Namespace) -> bool:
+    """Whether this autoencoder was trained before, by `--parts f8` or `f32`, and is now in the model."""
+    path = (options.kept or Path()) / f"f{ratio}.safetensors"
+    if not path.exists():
+        return False
+    model.load_state_dict(read_tensors(path))
+    model.requires_grad_(False).eval()
+    return True
+
+
+def autoencoder_alone(ratio: int, options: argparse.Namespace) -> None:
+    """Trains one autoencoder and keeps it."""
+    began = time.monotonic()
+    pool = crop_pool(128, options.each, 0, folder=options.pool)[0][: -options.drawn].to(options.device)
+    model = fresh_autoencoder(ratio, options)
+    trainee = autoencoder_trainee(
+        f"f{ratio}", model, pool, options.autoencoder_batch, 1e-3, options.autoencoder_steps, 0
+    )
+    train_side_by_side([trainee])
+    write_tensors(options.kept / f"f{ratio}.safetensors", model.state_dict())
+    print(f"f{ratio} after {time.monotonic() - began:.0f} s, loss {float(trainee.history[-50:].mean()):.4f}")
+
+
+@torch.no_grad()
+def encoded(model: nn.Module, crops: Crops) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Latents of the training crops at unit variance a channel, their mean and spread, and crops decoded."""
+    raw = torch.cat([model.encoder(p.float() / 127.5 - 1) for p in crops.train.split(256)])  # type: ignore
+    mean, spread = raw.mean((0, 2, 3), keepdim=True), raw.std((0, 2, 3), keepdim=True)
+    some = raw[: len(crops.fresh)].split(256)
+    back = torch.cat([model.decoder(part).clamp(-1, 1) for part in some])  # type: ignore[operator]
+    return (raw - mean) / spread, (mean, spread), back
+
+
+def diffusion_trainee(
+    name: str, seed: int, crops: Crops, latents: dict[int, Tensor], options: argparse.Namespace
+) -> Trainee:
+    ratio, patch = DIFFUSION[name]
+    data, batch, device = latents[ratio], options.batch, options.device
+    params = ClassConditionalParams(
+        architecture="dit", channels=data.shape[1], out_channels=data.shape[1], size=data.shape[2],
+        patch=patch, width=options.width, depth=options.depth, heads=options.width // 64,
+        classes=crops.classes, adaln=True, tokens=False,
+    )  # fmt: skip
+    model = build(params, None, seed).to(device)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(data), (batch,), generator=generator, device=device)
+        level = torch.sigmoid(torch.randn(batch, generator=generator, device=device))
+        noise = torch.randn(batch, *data.shape[1:], generator=generator, device=device)
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False, enabled=device == "cuda"):
+            return flow_error(model, data[rows], crops.labels[rows], level, noise).mean()
+
+    return Trainee(
+        name=name, model=model, loss=loss, groups=parameter_groups(model, 0.01), rate=5e-4,
+        steps=options.steps, warmup=min(200, options.steps // 2), final_rate=0.05, seed=seed,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def draw(
+    model: nn.Module, autoencoder: nn.Module, scale: tuple[Tensor, Tensor], shape: torch.Size, crops: Crops
+) -> Tensor:
+    """As many pictures as fresh crops, their classes evenly spread; 30 steps, no guidance."""
+    generator = torch.Generator().manual_seed(11)
+    device = crops.train.device
+    labels = (torch.arange(len(crops.fresh)) % crops.classes).to(device)
+    pictures = []
+    for part in labels.split(512):
+        noise = torch.randn(len(part), *shape, generator=generator).to(device)
+
+        def velocity(latents: Tensor, level: float, part: Tensor = part) -> Tensor:
+            times = torch.full((len(part),), float(level), device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                return model(latents, times, part).float()
+
+        latents = noise
+        for step in sample(velocity, noise, 30, 1.0):
+            latents = step.latents
+        pictures.append(autoencoder.decoder(latents * scale[1] + scale[0]).float().clamp(-1, 1))  # type: ignore
+    return torch.cat(pictures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--parts", nargs="+", default=["speed", "quality"], choices=["speed", "quality", "f8", "f32"]
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="speed: small shapes, to see that it runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--each", type=int, default=600, help="crops of each photograph")
+    parser.add_argument("--drawn", type=int, default=4096)
+    parser.add_argument("--judge-steps", type=int, default=600)
+    parser.add_argument("--autoencoder-steps", type=int, default=1000)
+    parser.add_argument("--autoencoder-batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--kept", type=Path, help="folder for autoencoders trained beforehand")
+    parser.add_argument("--without-cudnn", action="store_true")
+    parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
+    options = parser.parse_args()
+    torch.backends.cudnn.enabled = not options.without_cudnn
+    for ratio in (8, 32):
+        if f"f{ratio}" in options.parts:
+            autoencoder_alone(ratio, options)
+    if "speed" in options.parts:
+        speed(options)
+    if "quality" in options.parts:
+        pictures_quality(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Residual autoencoding over the compression: f8, f16, f32 and f64 with latents of one size in all, with and
+without shortcuts, on one GPU (specified as "residual stays within 1 dB of its own f8 while plain falls").
+
+python benchmarks/residual_curve.py [--steps 600] [--seeds 0 1] [--seconds 150]
+writes benchmarks/results/residual_curve.json after every wave. Widths 32 to 256, one block a stage, 64-px
+crops of data/photos, batch 64, AdamW, cosine; PSNR on crops of held-out photographs. The plain net also gets
+a start that preserves variance, and each of two learning rates; its best run is what counts.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from crop_pool import crop_pool
+from graphed import Trainee, train_side_by_side
+from record import RESULTS, record
+from residual_autoencoding import LATENTS, build, small_config
+
+from fewer.generate.autoencoder import ReconstructionWeights
+from fewer.generate.autoencoder.losses import reconstruction_loss
+from fewer.generate.image_metrics import psnr
+
+WIDTHS = (32, 64, 128, 256, 256, 256, 256)
+RUNS = {
+    "residual": (True, False, 1e-3),
+    "plain": (False, False, 1e-3),
+    "plain, variance kept, lr 1e-3": (False, True, 1e-3),
+    "plain, variance kept, lr 3e-4": (False, True, 3e-4),
+    "plain, lr 3e-4": (False, False, 3e-4),
+}
+LOSS = ReconstructionWeights(gradients=0.5, pyramid=0.0)
+
+
+def autoencoder_trainee(
+    name: str, model: torch.nn.Module, pool: torch.Tensor, batch: int, rate: float, steps: int, seed: int
+) -> Trainee:
+    """Trains on crops drawn from the pool; bf16 products on a GPU."""
+    device = pool.device.type
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(len(pool), (batch,), generator=generator, device=device)
+        images = pool[rows].float() / 127.5 - 1
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False, enabled=device == "cuda"):
+            back = model(images)
+        return reconstruction_loss(back, images, LOSS)
+
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.01}]
+    return Trainee(
+        name=name, model=model, loss=loss, groups=groups, rate=rate, steps=steps, warmup=20, final_rate=0.1,
+        seed=seed, betas=(0.9, 0.999), captured=False,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def quality(model: torch.nn.Module, test: torch.Tensor) -> float:
+    """Mean PSNR in dB."""
+    found = []
+    for part in test.split(64):
+        images = part.float() / 127.5 - 1
+        found.append(psnr(model(images).float().clamp(-1, 1).cpu(), images.cpu()))
+    return float(torch.cat(found).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--ratios", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--each", type=int, default=800, help="crops of each photograph")
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--name", default="residual_curve", help="of the result's file")
+    parser.add_argument("--merge", nargs="+", default=[], help="only put the results of these names together")
+    parser.add_argument("--without-cudnn", action="store_true")
+    parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.enabled = not options.without_cudnn
+    found = []
+    for name in (options.name, *options.merge):
+        path = RESULTS / f"{name}.json"
+        found += json.loads(path.read_text())["runs"] if path.exists() else []
+    if options.merge:
+        record(options.name, {"runs": found, "batch": options.batch, "widths": WIDTHS, "crop": 64})
+        return table(found)
+    pool, test = pools(options)
+    keys = ("run", "ratio", "seed", "steps")
+    for seed in options.seeds:
+        for run in options.runs:
+            wave = [(run, ratio, seed, options.steps) for ratio in options.ratios]
+            wave = [row for row in wave if not any(tuple(r[k] for k in keys) == row for r in found)]
+            residual, kept, rate = RUNS[run]
+            trainees = [
+                autoencoder_trainee(
+                    f"{run} f{ratio}",
+                    build(small_config(ratio, WIDTHS, residual), residual, kept, seed).to(options.device),
+                    pool, options.batch, rate, options.steps, seed,
+                )
+                for _, ratio, _, _ in wave
+            ]  # fmt: skip
+            if time.monotonic() > deadline or not train_side_by_side(trainees, deadline):
+                print("out of time", flush=True)
+                return table(found)
+            for row, trainee in zip(wave, trainees, strict=True):
+                figures = {
+                    **dict(zip(keys, row, strict=True)),
+                    "psnr": quality(trainee.model, test),
+                    "parameters": sum(p.numel() for p in trainee.model.parameters()),
+                    "latent_channels": LATENTS[row[1]],
+                    "rate": rate,
+                    "wave_seconds": round(trainee.seconds, 1),
+                }
+                found.append(figures)
+                print(json.dumps(figures), flush=True)
+            record(options.name, {"runs": found, "batch": options.batch, "widths": WIDTHS, "crop": 64})
+    return table(found)
+
+
+def pools(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops to train on, and crops of held-out photographs."""
+    train = crop_pool(64, options.each, 0, folder=options.pool)[0]
+    test = crop_pool(64, min(options.each, 80), 99, held_out=True, folder=options.pool)[0]
+    return train.to(options.device), test.to(options.device)
+
+
+def table(found: list[dict]) -> None:
+    for run in RUNS:
+        rows = [r for r in found if r["run"] == run]
+        print(run, {f"f{r['ratio']} seed {r['seed']}": round(r["psnr"], 2) for r in rows}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

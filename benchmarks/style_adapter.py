@@ -1,0 +1,301 @@
+"""Teaching the built-in model a drawing style from 50 pictures: a CAN adapter beside a LoRA of equal size.
+
+python benchmarks/style_adapter.py [--steps 240] [--texts FILE] [--only-texts]
+writes benchmarks/results/style_adapter.json and a contact sheet, outputs/style_adapter.png.
+
+The style: silhouettes (data/emoji-styles, "contrast"), which the model has never seen, of things that it
+knows, on coloured backgrounds; captions do not name the style. 50 pictures to learn from, 20 to choose one of
+three learning rates, 64 others to judge: flow error, and of drawings for their captions the shares that are
+silhouettes (three quarters of what is not background is ink), show the right thing (nearest of 16 outlines),
+and have the right background. The judges are measured, not learned; their scores on true pictures come first.
+Encoding captions needs the language model; `--texts` keeps them for a machine without it.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from record import record
+from torch import Tensor, nn
+
+from fewer.core.device import isolated_randomness, seeded
+from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.conditional import ConditionPlan, adapter
+from fewer.generate.conditional.adapter import AtCondition, adapter_parameters, base_digest
+from fewer.generate.lora import attach
+from fewer.generate.model_folder import DEFAULT_MODEL, read_settings
+from fewer.generate.sampling import sample
+from fewer.generate.scenes.compose import Scene, SceneRenderer, draw_scene
+from fewer.generate.scenes.judges import background_colour, foreground
+from fewer.generate.scenes.presets import preset
+from fewer.generate.scenes.sprites import SpriteSheet
+from fewer.generate.training.encoded import EncodedSet, TextTable, encode_captions
+from fewer.generate.training.flow import draw_flow, flow_loss
+from fewer.generate.training.lora import train_lora
+from fewer.generate.training.transformer import TransformerTraining, train_transformer
+from fewer.generate.transformer.sana import SanaTransformer
+
+ROOT = Path(__file__).parents[1]
+RATES = (1e-3, 3e-3, 1e-2)
+COUNTS = {"train": 50, "validation": 20, "test": 64}
+STYLE = "silhouette"
+DARK = 90
+
+
+def silhouettes() -> SpriteSheet:
+    """The things that the built-in model knows, as black shapes with the tile's darkness for alpha."""
+    folder = ROOT / "data" / "emoji-styles"
+    number = {
+        row["name"].replace(" ", "-"): int(row["index"])
+        for row in csv.DictReader((folder / "labels.csv").open())
+    }
+    sheet = np.asarray(Image.open(folder / "contrast.webp").convert("L"))
+    side, concepts = sheet.shape[1] // 40, preset("emoji-cpu").concepts or {}
+    pixels = np.zeros((1, len(concepts), side, side, 4), dtype=np.uint8)
+    for column, name in enumerate(concepts):
+        row, place = divmod(number[name], 40)
+        pixels[0, column, :, :, 3] = (
+            255 - sheet[row * side : (row + 1) * side, place * side : (place + 1) * side]
+        )
+    return SpriteSheet(tuple(concepts.items()), (STYLE,), pixels)
+
+
+def scenes(sheet: SpriteSheet, count: int, seed: int) -> list[Scene]:
+    """One thing each, never on black."""
+    random, found = np.random.default_rng(seed), []
+    while len(found) < count:
+        scene = draw_scene(sheet.words(), (STYLE,), random)
+        if scene.arrangement == "single" and scene.colour != "black":
+            found.append(scene)
+    return found
+
+
+def caption(scene: Scene) -> str:
+    thing = scene.concepts[0]
+    place = "" if scene.place == "center" else f" on the {scene.place}"
+    article, other = ("an" if word[0] in "aeio" else "a" for word in (thing, scene.colour))
+    return f"{article} {thing}{place} on {other} {scene.colour} background"
+
+
+def texts(path: Path | None, captions: list[str]) -> TextTable:
+    """Features of the empty caption and these; from the file if it is there."""
+    if path is not None and path.exists():
+        found = read_tensors(path)
+        return TextTable(found["tokens"], found["mask"].bool())
+    from fewer.generate.model_folder import open_parts
+
+    encoder = open_parts("default", dtype=torch.float32, device=torch.device("cpu")).encoder
+    table = encode_captions(encoder, ["", *captions])
+    if path is not None:
+        write_tensors(path, {"tokens": table.tokens, "mask": table.mask.to(torch.uint8)})
+    return table
+
+
+class Judges:
+    """Ink, outline and background of drawn pictures."""
+
+    def __init__(self, renderer: SceneRenderer, words: tuple[str, ...]) -> None:
+        self.words = words
+        plain = scenes(renderer.sheet, 400, 1)
+        of_word = {
+            word: next(s for s in plain if s.concepts[0] == word and s.size != "small") for word in words
+        }
+        self.outlines = torch.stack([self._outline(renderer(of_word[word])) for word in words])
+
+    def _outline(self, picture: np.ndarray) -> Tensor:
+        mask = torch.from_numpy(foreground(picture)).float()
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        if not len(rows):
+            return torch.zeros(400)
+        box = mask[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
+        small = nn.functional.interpolate(box[None, None], (20, 20), mode="area").flatten()
+        return nn.functional.normalize(small - small.mean(), dim=0)
+
+    def __call__(self, pictures: Tensor, asked: list[Scene]) -> dict[str, float]:
+        levels = ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        ink, thing, colour = [], [], []
+        for picture, scene in zip(levels, asked, strict=True):
+            shape = foreground(picture)
+            dark = picture.max(2) < DARK
+            ink.append(bool(shape.any()) and float(dark[shape].mean()) >= 0.75)
+            thing.append(
+                self.words[int((self.outlines @ self._outline(picture)).argmax())] == scene.concepts[0]
+            )
+            colour.append(background_colour(picture) == scene.colour)
+        return {
+            name: round(float(np.mean(values)), 4)
+            for name, values in (("silhouettes", ink), ("right_thing", thing), ("right_background", colour))
+        }
+
+
+class Study:
+    """The model, the three sets, and what is measured on a changed transformer."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        settings = read_settings(DEFAULT_MODEL)
+        self.settings = settings
+        sheet = silhouettes()
+        self.scenes = {name: scenes(sheet, count, 10 + n) for n, (name, count) in enumerate(COUNTS.items())}
+        every = list(dict.fromkeys(caption(s) for part in self.scenes.values() for s in part))
+        self.scenes["test"] = self.scenes["test"][: options.test]
+        self.text = texts(options.texts, every)
+        self.row = {text: number + 1 for number, text in enumerate(every)}
+        if options.only_texts:
+            return
+        self.autoencoder = DCAutoencoder.load(DEFAULT_MODEL / "vae").float()
+        self.base = SanaTransformer.load(DEFAULT_MODEL, torch.float32)
+        side = (settings.default_size or (64, 64))[0]
+        renderer = SceneRenderer(sheet, side)
+        self.judges = Judges(renderer, sheet.words())
+        self.pixels = {
+            name: torch.stack(
+                [torch.from_numpy(renderer(s)).permute(2, 0, 1).float() / 127.5 - 1 for s in part]
+            )
+            for name, part in self.scenes.items()
+        }
+        self.latents = {
+            name: self.autoencoder.encode(part, tile=None).float() for name, part in self.pixels.items()
+        }
+
+    def training_set(self) -> EncodedSet:
+        rows = [(self.row[caption(scene)],) for scene in self.scenes["train"]]
+        return EncodedSet(list(self.latents["train"]), rows, [np.ones(1)] * len(rows), self.text, 0)
+
+    @torch.no_grad()
+    def error(self, network: nn.Module, part: str) -> float:
+        """Flow error on a set, four draws of level and noise a picture, the same for every network."""
+        tokens, mask = self.text.rows([self.row[caption(scene)] for scene in self.scenes[part]])
+        batches = [draw_flow(self.latents[part], tokens, mask, 1.0, seeded(5, n)) for n in range(4)]
+        return float(np.mean([float(flow_loss(network, batch)) for batch in batches]))
+
+    @torch.no_grad()
+    def drawn(self, transformer: SanaTransformer) -> Tensor:
+        """A picture for each caption of the test set: 20 steps, the model's own guidance."""
+        pictures, guidance = [], self.settings.guidance
+        for first in range(0, len(self.scenes["test"]), 32):
+            part = self.scenes["test"][first : first + 32]
+            tokens, mask = self.text.rows([0] * len(part) + [self.row[caption(scene)] for scene in part])
+            prepared = transformer.prepare(tokens, mask)
+
+            def velocity(latents: Tensor, timestep: float, prepared=prepared) -> Tensor:
+                times = torch.full((2 * len(latents),), float(timestep))
+                without, asked = transformer.denoise(latents.repeat(2, 1, 1, 1), times, prepared).chunk(2)
+                return without + guidance * (asked - without)
+
+            noise = torch.randn(len(part), *self.latents["test"].shape[1:], generator=seeded(9, first))
+            latents = noise
+            for step in sample(velocity, noise, steps=20, shift=self.settings.shift):
+                latents = step.latents
+            pictures.append(self.autoencoder.decode(latents, tile=None).float().clamp(-1, 1))
+        return torch.cat(pictures)
+
+    def training(self, rate: float, seed: int) -> TransformerTraining:
+        return TransformerTraining(
+            steps=self.options.steps, batch=10, learning_rate=rate, warmup=10, shift=1.0, ema_decay=None,
+            dtype="fp32", seed=seed,
+        )  # fmt: skip
+
+    def can(self, rate: float, seed: int) -> tuple[SanaTransformer, nn.Module, int]:
+        """(merged transformer, network to measure, parameters)."""
+        with isolated_randomness(seed):
+            base = SanaTransformer.load(DEFAULT_MODEL, torch.float32)
+            model = adapter(base, [STYLE], ConditionPlan(rank=self.options.can_rank), width=16)
+        train_transformer(AtCondition(model, STYLE), self.training_set(), self.training(rate, seed))
+        merged = model.merge(model.embed(torch.tensor([0])))
+        assert isinstance(merged, SanaTransformer)
+        assert base_digest(model.static_twin()) == base_digest(self.base)
+        return merged, merged, sum(p.numel() for p in adapter_parameters(model))
+
+    def lora(self, rate: float, seed: int) -> tuple[SanaTransformer, nn.Module, int]:
+        """(transformer with the adapter on, the same, parameters)."""
+        base = SanaTransformer.load(DEFAULT_MODEL, torch.float32)
+        found, _ = train_lora(
+            base, self.training_set(), self.training(rate, seed), rank=self.options.lora_rank,
+            targets=("to_q", "to_k", "to_v"),
+        )  # fmt: skip
+        attach(base, found, name="style")
+        return base, base, sum(one.down.numel() + one.up.numel() for one in found.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--texts", type=Path)
+    parser.add_argument("--only-texts", action="store_true")
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--test", type=int, default=COUNTS["test"], help="judge on so many (dry run)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--can-rank", type=int, default=1)
+    parser.add_argument("--lora-rank", type=int, default=0, help="0: what gives a LoRA of the adapter's size")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    study = Study(options)
+    if options.only_texts:
+        return
+    if not options.lora_rank:
+        options.lora_rank = matching_rank(options.can_rank)
+    test = study.scenes["test"]
+    base_drawn = study.drawn(study.base)
+    rows: dict[str, dict] = {
+        "true pictures": study.judges(study.pixels["test"], test),
+        "true pictures, reconstructed": study.judges(
+            study.autoencoder.decode(study.latents["test"], tile=None).clamp(-1, 1), test
+        ),
+        "the model without adapter": {
+            "test_error": study.error(study.base, "test"), **study.judges(base_drawn, test),
+        },
+    }  # fmt: skip
+    sheets = [study.pixels["test"][:12], base_drawn[:12]]
+    for name, teach in (("can", study.can), ("lora", study.lora)):
+        tuned = {}
+        for rate in RATES:
+            began = time.monotonic()
+            transformer, network, parameters = teach(rate, 0)
+            tuned[rate] = study.error(network, "validation")
+            rows[f"{name}, rate {rate}"] = {
+                "parameters": parameters, "validation_error": tuned[rate],
+                "training_seconds": round(time.monotonic() - began, 1),
+            }  # fmt: skip
+            print(name, rate, rows[f"{name}, rate {rate}"], flush=True)
+        rate = min(tuned, key=tuned.__getitem__)
+        for seed in options.seeds:
+            transformer, network, parameters = teach(rate, 100 + seed)
+            drawn = study.drawn(transformer)
+            rows[f"{name}, seed {seed}"] = {
+                "rate": rate, "parameters": parameters, "test_error": study.error(network, "test"),
+                **study.judges(drawn, test),
+            }  # fmt: skip
+            print(name, seed, rows[f"{name}, seed {seed}"], flush=True)
+            if seed == options.seeds[0]:
+                sheets.append(drawn[:12])
+        settings = {"steps": options.steps, "can_rank": options.can_rank, "lora_rank": options.lora_rank}
+        record("style_adapter", {"style": STYLE, "pictures": COUNTS, **settings, "rows": rows})
+    save_sheet(sheets)
+
+
+def matching_rank(can_rank: int) -> int:
+    """The LoRA rank whose parameters come nearest to the adapter's."""
+    from fewer.generate.lora import fresh
+
+    base = SanaTransformer.load(DEFAULT_MODEL, torch.float32)
+    one = sum(low.down.numel() + low.up.numel() for low in fresh(base, 1, seeded(0)).values())
+    model = adapter(base, [STYLE], ConditionPlan(rank=can_rank), width=16)
+    return max(1, round(sum(p.numel() for p in adapter_parameters(model)) / one))
+
+
+def save_sheet(sheets: list[Tensor]) -> None:
+    """Rows: truth, without adapter, CAN, LoRA."""
+    rows = [torch.cat(list(sheet), 2) for sheet in sheets]
+    levels = ((torch.cat(rows, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    path = ROOT / "outputs" / "style_adapter.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(levels).save(path)
+
+
+if __name__ == "__main__":
+    main()
