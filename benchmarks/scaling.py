@@ -19,8 +19,8 @@ import torch
 from record import record
 from scaling_items import ITEMS, Stand
 
+from fewer.core.ranks import announced_ranks
 from fewer.parallel import Group, run_on_devices
-from fewer.parallel.launch import under_torchrun
 
 PEERS = {
     "xDiT, Sana-1.6B, 4096 px, A100, 2 devices": {
@@ -114,7 +114,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=540.0, help="no item is begun after this")
     parser.add_argument("--timeout", type=float, default=120.0, help="of one collective")
-    parser.add_argument("--no-branches", action="store_true", help="graphs of one stream")
     parser.add_argument("--lines", type=Path, help="a file to which each row is added as it is measured")
     parser.add_argument("--name", default="scaling", help="of the file under benchmarks/results")
     options = parser.parse_args()
@@ -127,7 +126,7 @@ def arguments() -> argparse.Namespace:
     options.unet_sizes = options.unet_sizes or ([256] if dry else [1024, 3840])
     if dry:
         options.repeats, options.steps = min(options.repeats, 3), min(options.steps, 3)
-    here = int(os.environ["WORLD_SIZE"]) if under_torchrun() else (2 if dry else gpus)
+    here = announced_ranks() if announced_ranks() > 1 else (2 if dry else gpus)
     options.devices = options.devices or [count for count in (1, 2, 4, 8) if count <= here]
     return options
 

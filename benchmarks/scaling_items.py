@@ -174,7 +174,6 @@ def steps_at(stand: Stand, size: int, samples: int, modes: tuple[str, ...], item
             if plan is None:
                 continue
             runner = parallelize(one, plan, group)
-            runner.session.branches = not stand.options.no_branches
             row: dict[str, object] = {"item": item, "size": size, "devices": count, "mode": mode,
                                       "samples": samples, "plan": plan.explain()}  # fmt: skip
             row |= traffic_of(runner, lambda r=runner: r.denoise(latents, times, prepared))

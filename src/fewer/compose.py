@@ -4,7 +4,6 @@ The pipeline is changed from outside: its transformer is quantized, then spread;
 With several devices every rank draws the same picture and the first one saves it.
 """
 
-import os
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,10 @@ __all__ = ["GenerateCommand", "generate_anywhere"]
 
 def generate_anywhere(request: GenerateCommand, progress: Progress) -> dict[str, object]:
     """`fewer generate`, on this process alone or on `request.devices` of them (`torchrun` works too)."""
-    from fewer.parallel.launch import run_on_devices, under_torchrun
+    from fewer.core.ranks import announced_ranks
+    from fewer.parallel.launch import run_on_devices
 
-    devices = max(request.devices, int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1)
+    devices = max(request.devices, announced_ranks())
     if devices == 1 or request.class_name:
         return generate_command(request, progress, lambda pipe: _shrink(pipe, request, progress))
     result = run_on_devices(_draw_on_rank, devices, request, device_type=request.device)

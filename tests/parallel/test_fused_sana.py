@@ -27,14 +27,15 @@ def on_ranks(model: SanaTransformer, graphs: bool, steps: int = 3, **plan: objec
 
 
 @pytest.mark.parametrize(
-    ("devices", "guidance", "graphs"), [(2, "batched", True), (3, "batched", False), (4, "split", True)]
+    ("devices", "guidance", "graphs", "border"),
+    [(2, "batched", True, "tokens"), (3, "batched", False, "hidden"), (4, "split", True, "hidden")],
 )
 @torch.no_grad()
 def test_fused_bands_equal_one_plain_device(
-    devices: int, guidance: str, graphs: bool, toy: SanaTransformer
+    devices: int, guidance: str, graphs: bool, border: str, toy: SanaTransformer
 ) -> None:
     expected = sample(toy, 3)
-    results = on_ranks(toy, graphs, devices=devices, mode="sync", guidance=guidance)
+    results = on_ranks(toy, graphs, devices=devices, mode="sync", guidance=guidance, border=border)
     assert max(error(result, expected) for result in results) <= 1e-5
     assert all(torch.equal(result, results[0]) for result in results)
 
@@ -61,13 +62,16 @@ def test_another_size_on_a_live_model_is_planned_anew(toy: SanaTransformer) -> N
         assert error(result, sample(toy, 2, height=height, width=width)) <= 1e-5
 
 
+@pytest.mark.parametrize("border", ["tokens", "hidden"])
+@pytest.mark.parametrize(("height", "width"), [(3, 2), (4, 3), (4, 5)])
 @torch.no_grad()
-def test_bands_of_one_row(toy: SanaTransformer) -> None:
+def test_bands_of_one_row_or_column(height: int, width: int, border: str, toy: SanaTransformer) -> None:
     fused = accelerate(toy, graphs=False)
-    expected = sample(toy, 2, height=3, width=2)
+    expected = sample(toy, 2, height=height, width=width)
+    plan = ParallelPlan(devices=3, mode="sync", border=border)  # pyright: ignore[reportArgumentType]
 
     def rank_main(group: Group) -> torch.Tensor:
-        return sample(parallelize(fused, ParallelPlan(devices=3, mode="sync"), group), 2, height=3, width=2)
+        return sample(parallelize(fused, plan, group), 2, height=height, width=width)
 
     assert error(run_simulated(3, rank_main)[1], expected) <= 1e-5
 

@@ -26,6 +26,7 @@ from fewer.core.checkpoint import (
 from fewer.core.device import isolated_randomness, seeded
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress, SilentProgress
+from fewer.core.ranks import rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -150,20 +151,6 @@ def _one_step(
             return {**figures, "loss": math.nan}
     optimizer.step()
     return figures
-
-
-def world_size() -> int:
-    """Number of ranks that train together; 1 without torch.distributed."""
-    return torch.distributed.get_world_size() if _distributed() else 1
-
-
-def rank() -> int:
-    """This process's rank; 0 without torch.distributed."""
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -1,9 +1,6 @@
 """`fewer train autoencoder`: a DC-AE on one's own pictures, in three phases, stopped and resumed at will."""
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -90,7 +87,7 @@ def train_autoencoder_command(request: TrainAutoencoderRequest, progress: Progre
     import torch
 
     from fewer.core.device import pick_device
-    from fewer.core.train import rank
+    from fewer.core.ranks import rank, ranks_of_launcher
     from fewer.generate.autoencoder.crops import PictureFolder
     from fewer.generate.autoencoder.perceptual import LPIPS
     from fewer.generate.autoencoder.report import reconstruction_report
@@ -100,7 +97,7 @@ def train_autoencoder_command(request: TrainAutoencoderRequest, progress: Progre
         raise ConfigError("dtype fp16 overflows in this autoencoder; allowed: fp32, bf16")
     device = pick_device(request.device)
     began = time.monotonic()
-    with _ranks(device.type):
+    with ranks_of_launcher(device.type):
         model = _start(request)
         plans = _plans(request, model)
         pictures = PictureFolder(request.data, model.config.in_channels)
@@ -135,23 +132,6 @@ def train_autoencoder_command(request: TrainAutoencoderRequest, progress: Progre
         **reconstruction_report(model, crops),
         "seconds": round(time.monotonic() - began, 3),
     }
-
-
-@contextmanager
-def _ranks(device: str) -> Iterator[None]:
-    """Joins the process group that torchrun announces; alone, does nothing."""
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or torch.distributed.is_initialized():
-        yield
-        return
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _start(request: TrainAutoencoderRequest) -> "DCAutoencoder":

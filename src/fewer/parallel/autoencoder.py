@@ -40,7 +40,9 @@ class ParallelAutoencoder(DCAutoencoder):
         model = structural_copy(original)
         model.__class__ = cls
         assert isinstance(model, ParallelAutoencoder)
-        model.session = session = Session(group, ParallelPlan(devices=plan.devices, mode="sync"))
+        model.session = session = Session(
+            group, ParallelPlan(devices=plan.devices, mode="sync", border=plan.border)
+        )
 
         def build(name: str, module: nn.Module) -> nn.Module | None:
             if isinstance(module, FusedEfficientViTBlock):

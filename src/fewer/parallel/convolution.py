@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, silu
 
-from fewer.parallel.group import Neighbours, Pending
+from fewer.kernels.depthwise import depthwise_gated
+from fewer.kernels.depthwise_row import depthwise_row
+from fewer.parallel.group import Neighbours
 from fewer.parallel.session import Session
 
 Features = Float[Tensor, "batch channels height width"]
@@ -80,92 +82,41 @@ class ParallelMixFFN(nn.Module):
 
 
 def depthwise_band(
+    session: Session,
+    layer: str,
     band: Float[Tensor, "batch height width dim"],
-    rows: Pending[Neighbours],
-    axis: int,
     widen: Callable[[Tensor], Tensor],
-    convolve: Callable[[Tensor], Tensor],
-    beside: bool = False,
+    weight: Float[Tensor, "wide 3 3"],
+    bias: Float[Tensor, " wide"],
 ) -> Float[Tensor, "batch height width mixed"]:
-    """`convolve` (3 rows deep, zero-padded, channels last) of the widened band, its neighbours on their way.
+    """The gated depthwise convolution of the widened band, channels last, with the neighbours' rows.
 
-    The band is convolved as if it were alone; the rows that come are widened, and the border rows done anew
-    from strips of three. No copy of the band is made, and the exchange has all of that to hide in. `beside`
-    lets the strips run beside the band, on a stream of their own, while a CUDA graph is captured.
+    The band is convolved as if it were alone while the rows travel; then its border rows are done anew, in
+    place. No copy of the band is made. What travels is `session.plan.border`: rows as they are (few bytes,
+    and the receiver widens them, which costs another reading of the weights) or widened ones.
     """
-    if band.shape[axis] == 1:
-        hidden = widen(band)
-        sides = [torch.zeros_like(hidden) if part is None else widen(part) for part in rows.wait()]
-        return convolve(torch.cat([sides[0], hidden, sides[1]], dim=axis)).narrow(axis, 1, 1)
+    axis, early = session.axis - 1, session.plan.border == "tokens"
+    rows = session.start_rows(layer, band, 1, axis) if early else None
+    hidden = widen(band).contiguous()
+    if rows is None:
+        rows = session.start_rows(layer, hidden, 1, axis)
+    mixed = depthwise_gated(hidden, weight, bias)
+    sides = [None if part is None else widen(part) if early else part for part in rows.wait()]
+    if axis == 2:
+        weight = weight.transpose(1, 2)
+    last = hidden.shape[axis] - 1
 
-    def arrived() -> list[Tensor | None]:
-        return [None if part is None else widen(part) for part in rows.wait()]
+    def row(place: int) -> Tensor:
+        if 0 <= place <= last:
+            return hidden.select(axis, place)
+        side = sides[0 if place < 0 else 1]
+        return torch.zeros_like(hidden.select(axis, 0)) if side is None else side.select(axis, 0)
 
-    branch = Branch(band, beside)
-    with branch:
-        sides = arrived() if branch.open else None
-    hidden = widen(band)
-    branch.follow()
-    with branch:
-        strips = None if sides is None else _border_rows(hidden, sides, axis, convolve)
-    mixed = convolve(hidden)
-    branch.join()
-    if strips is None:
-        strips = _border_rows(hidden, arrived(), axis, convolve)
-    for place, row in strips:
-        mixed.narrow(axis, place, 1).copy_(row)
+    for place in sorted({0} if last == 0 else {0, last}):
+        if any(side is not None for side in (sides if last == 0 else sides[place > 0 :][:1])):
+            around = (row(place - 1), row(place), row(place + 1))
+            depthwise_row(*around, weight, bias, mixed.select(axis, place))
     return mixed
-
-
-def _border_rows(
-    hidden: Tensor, sides: list[Tensor | None], axis: int, convolve: Callable[[Tensor], Tensor]
-) -> list[tuple[int, Tensor]]:
-    """The first and the last row of the convolved band, where there is a neighbour: (place, row)."""
-    before, after = sides
-    last = hidden.shape[axis] - 2
-    rows: list[tuple[int, Tensor]] = []
-    if before is not None:
-        strip = convolve(torch.cat([before, hidden.narrow(axis, 0, 2)], dim=axis))
-        rows.append((0, strip.narrow(axis, 1, 1)))
-    if after is not None:
-        strip = convolve(torch.cat([hidden.narrow(axis, last, 2), after], dim=axis))
-        rows.append((last + 1, strip.narrow(axis, 1, 1)))
-    return rows
-
-
-class Branch:
-    """Work on a second stream of a CUDA graph that is being captured; elsewhere, nothing special.
-
-    Everything made inside must be joined before it is let go of: then no memory is reused too early.
-    """
-
-    def __init__(self, like: Tensor, wanted: bool) -> None:
-        capturing = wanted and like.is_cuda and torch.cuda.is_current_stream_capturing()
-        self.main = torch.cuda.current_stream(like.device) if capturing else None
-        self.side = torch.cuda.Stream(like.device) if capturing else None
-        self.follow()
-
-    @property
-    def open(self) -> bool:
-        """Whether there is a second stream."""
-        return self.side is not None
-
-    def follow(self) -> None:
-        """What comes next on the branch sees what is on the main stream by now."""
-        if self.side is not None:
-            self.side.wait_stream(self.main)
-
-    def join(self) -> None:
-        """What comes next on the main stream sees what is on the branch by now."""
-        if self.main is not None:
-            self.main.wait_stream(self.side)
-
-    def __enter__(self) -> None:
-        self._context = torch.cuda.stream(self.side)
-        self._context.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._context.__exit__(*error)
 
 
 def extend(

@@ -4,7 +4,6 @@ from torch import Tensor
 
 from fewer.generate.engine.autoencoder import FusedEfficientViTBlock, Rows, State
 from fewer.generate.engine.shell import shell
-from fewer.kernels.depthwise import depthwise_gated
 from fewer.parallel.convolution import depthwise_band
 from fewer.parallel.session import Session
 
@@ -28,11 +27,7 @@ class BandEfficientViTBlock(FusedEfficientViTBlock):
         return self.session.start_state(f"{self.layer}.attn.{part}", state, ones=-2).wait()
 
     def mix(self, rows: Rows) -> Tensor:
-        axis = self.session.axis - 1  # rows lie as (batch, height, width, channels)
-        pending = self.session.start_rows(f"{self.layer}.conv_out", rows, 1, axis)
-        return depthwise_band(rows, pending, axis, self.widen, self._convolve)
-
-    def _convolve(self, hidden: Tensor) -> Tensor:
         depth = self.conv_out.conv_depth
         assert depth.bias is not None
-        return depthwise_gated(hidden.contiguous(), depth.weight[:, 0], depth.bias)
+        layer = f"{self.layer}.conv_out"
+        return depthwise_band(self.session, layer, rows, self.widen, depth.weight[:, 0], depth.bias)

@@ -8,11 +8,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from fewer.generate.engine.products import DenseProduct
 from fewer.generate.engine.sana import FusedSana, FusedSanaBlock, Six, _Plan
 from fewer.generate.engine.shell import shell
 from fewer.generate.transformer.prepared_text import PreparedText
-from fewer.kernels.depthwise import depthwise_gated
 from fewer.parallel.convolution import depthwise_band
 from fewer.parallel.graphs import BandGraphs
 from fewer.parallel.group import Group
@@ -47,24 +45,16 @@ class BandSanaBlock(FusedSanaBlock):
     def mix(
         self, plan: _Plan, rows: Float[Tensor, "rows dim"], six: Six, grid: tuple[int, int]
     ) -> Float[Tensor, "batch height width hidden"]:
-        """The border rows travel as tokens (a fifth of the hidden channels) while the band is computed."""
-        axis = self.session.axis - 1  # tokens lie as (batch, height, width, channels)
-        tokens = rows.view(six.shape[1], *grid, -1)
-        pending = self.session.start_rows(f"{self.layer}.ff", tokens, 1, axis)
+        depth = self.ff.conv_depth
+        assert depth.bias is not None
 
         def widen(part: Tensor) -> Tensor:
             flat = part.reshape(-1, part.shape[3])
             wide = plan.inverted(flat, shift=six[3], scale=six[4], eps=self.norm2.eps, silu=True)
             return wide.view(*part.shape[:3], -1)
 
-        # Products of 4-bit layers share a scratch buffer, which two streams must not write at once.
-        beside = self.session.branches and isinstance(plan.inverted, DenseProduct)
-        return depthwise_band(tokens, pending, axis, widen, self._convolve, beside)
-
-    def _convolve(self, hidden: Tensor) -> Tensor:
-        depth = self.ff.conv_depth
-        assert depth.bias is not None
-        return depthwise_gated(hidden.contiguous(), depth.weight[:, 0], depth.bias)
+        tokens = rows.view(six.shape[1], *grid, -1)
+        return depthwise_band(self.session, f"{self.layer}.ff", tokens, widen, depth.weight[:, 0], depth.bias)
 
 
 class ParallelFusedSana(FusedSana):

@@ -3,11 +3,9 @@
 The parent watches its ranks: when one dies, the others are ended at once and the error names it.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -16,15 +14,11 @@ import torch
 from torch import distributed, multiprocessing
 
 from fewer.core.errors import ConfigError, FewerError
+from fewer.core.ranks import announced_ranks, join_ranks, ranks_of_launcher, under_torchrun
 from fewer.parallel.group import GroupFailed
 from fewer.parallel.process_group import ProcessGroup
 
 RankMain = Callable[..., Any]
-
-
-def under_torchrun() -> bool:
-    """Whether this process is one of several that torchrun started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
 
 
 def run_on_devices(
@@ -54,19 +48,12 @@ def run_on_devices(
 def _join_torchrun(
     rank_main: RankMain, devices: int, arguments: tuple, kind: str, timeout_seconds: float
 ) -> object:
-    world = int(os.environ["WORLD_SIZE"])
-    if world != devices:
-        raise ConfigError(f"torchrun started {world} ranks, but --devices is {devices}; make them equal")
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    _keep_multicast_off()
-    distributed.init_process_group(
-        "nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
-    )
-    try:
+    if announced_ranks() != devices:
+        raise ConfigError(
+            f"torchrun started {announced_ranks()} ranks, but --devices is {devices}; make them equal"
+        )
+    with ranks_of_launcher(kind, timeout_seconds):
         return rank_main(ProcessGroup(), *arguments)
-    finally:
-        distributed.destroy_process_group()
 
 
 def _spawn(rank_main: RankMain, devices: int, arguments: tuple, kind: str, timeout_seconds: float) -> object:
@@ -149,19 +136,10 @@ def _rank_process(
     rank_main: RankMain,
     arguments: tuple,
 ) -> None:
-    _keep_multicast_off()
-    if kind == "cuda":
-        torch.cuda.set_device(rank)
-    else:
+    if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // devices))
     try:
-        distributed.init_process_group(
-            "nccl" if kind == "cuda" else "gloo",
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=devices,
-            timeout=timedelta(seconds=timeout_seconds),
-        )
+        join_ranks(kind, timeout_seconds, init_method=f"file://{store}", own_rank=rank, ranks=devices)
         answers.put((rank, "answer", rank_main(ProcessGroup(), *arguments)))
     except FewerError as error:
         answers.put((rank, "error", error))
@@ -169,9 +147,3 @@ def _rank_process(
         answers.put((rank, "error", f"{type(error).__name__}: {error}"))
     else:
         distributed.destroy_process_group()
-
-
-def _keep_multicast_off() -> None:
-    # A program that uses NVLink multicast can leave a shared host's GPUs unusable; nothing here needs it.
-    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")

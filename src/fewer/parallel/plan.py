@@ -30,6 +30,8 @@ class ParallelPlan:
     """Displaced linear attention: how a stale sum is brought up to date (distrifusion §2.2)."""
     halo: Literal["sync", "stale"] = "stale"
     """Displaced: border rows of convolutions fresh or of the step before."""
+    border: Literal["tokens", "hidden"] = "tokens"
+    """Border rows of a Mix-FFN travel before its widening (a fifth of the bytes) or behind it (less work)."""
     norm_rule: NormRule = "corrected"
     """Displaced GroupNorm: the paper's correction, or one of its ablations."""
     bucket: Annotated[int, Field(ge=1)] = 60

@@ -46,8 +46,6 @@ class Session:
     static: bool = False
     """What a CUDA graph needs: memories in fixed places, one set a size; every step ends its exchanges."""
     stores: dict[Hashable, dict[Key, Memory]] = field(default_factory=dict)
-    branches: bool = True
-    """Let the border rows run beside the band in a CUDA graph, on a stream of their own."""
     counting: bool = True
     """Whether forward passes of diffusers models count steps themselves; not where a graph replays them."""
     fresh: list[tuple[Key, Pending, Tensor | None]] = field(default_factory=list)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import ConfigDict, Field
 
 from fewer.core.device import DeviceName, DtypeName, pick_device
 from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress
+from fewer.core.ranks import ranks_of_launcher
 from fewer.generate.training.captions import WeightMode
 from fewer.generate.training.transformer import TransformerTraining
 
@@ -101,25 +101,8 @@ def train_sana_command(request: TrainSanaRequest, progress: Progress) -> dict[st
         raise ConfigError("give either --data DIR (your own pictures) or --preset emoji, and not both")
     if request.preset and request.conditioning != "adaln":
         raise ConfigError(f"--conditioning {request.conditioning} goes with --data, not with --preset")
-    joined = join_processes(request.device)
-    try:
+    with ranks_of_launcher(pick_device(request.device).type):
         return _train_emoji(request, progress) if request.preset else _train_on_folder(request, progress)
-    finally:
-        if joined:
-            torch.distributed.destroy_process_group()
-
-
-def join_processes(device: str) -> bool:
-    """Joins the processes that torchrun started, if it did; returns whether it did."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or torch.distributed.is_initialized():
-        return False
-    on_gpu = pick_device(device).type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
-    return True
 
 
 def _train_emoji(request: TrainSanaRequest, progress: Progress) -> dict[str, object]:
@@ -169,12 +152,8 @@ def train_lora_command(request: TrainLoraRequest, progress: Progress) -> dict[st
     """Trains an adapter and writes one PEFT file: `output`, `loss`, `steps`, `seconds`."""
     from fewer.generate.training.own_pictures import train_lora_on_folder
 
-    joined = join_processes(request.device)
-    try:
+    with ranks_of_launcher(pick_device(request.device).type):
         return train_lora_on_folder(request, progress)
-    finally:
-        if joined:
-            torch.distributed.destroy_process_group()
 
 
 def training_of(request: TrainSanaRequest | TrainLoraRequest, shift: float) -> TransformerTraining:
