@@ -22,11 +22,12 @@ from fewer.stitch.homography.dwho import fit_pair
 from fewer.stitch.match.features import match_features
 from fewer.stitch.match.learned import load_matchers
 from fewer.stitch.match.pool import displacement, fill_pool
+from fewer.stitch.mosaic.pairs import PairResult, resolution_share
 from fewer.stitch.mosaic.settle import settle
 from fewer.stitch.mosaic.survey import Survey
 from fewer.stitch.mosaic.track import Tracker
 from fewer.stitch.options import HomographyOptions, MatchOptions, StitchOptions, UnfoldOptions
-from fewer.stitch.panorama import PairResult, SegmentMap, _resolution_share
+from fewer.stitch.panorama import SegmentMap
 from fewer.stitch.tube.metrics import pair_truth, strip_error
 from fewer.stitch.tube.render import Tube
 
@@ -138,7 +139,7 @@ def dwho(p: np.ndarray, q: np.ndarray, pool, segment, size: tuple[int, int], val
     options = replace(HomographyOptions(), **values)
     trust = pool.confidence
     if options.resolution_weight:
-        trust = trust * _resolution_share(segment.geometry, segment.shape, p)
+        trust = trust * resolution_share(segment.geometry, segment.shape, p)
     return fit_pair(p, q, trust, np.median(q - p, axis=0), size, options, (0,)).homography
 
 

@@ -24,6 +24,8 @@ from fewer.stitch.options import (
     UnwrapMode,
 )
 
+UNFINISHED = "unfinished"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StitchRequest:
@@ -60,6 +62,8 @@ class StitchRequest:
     """How frames are joined."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Makes a run repeatable."""
+    resume: bool = False
+    """Go on where an interrupted run of the same video, options and output folder stopped."""
     select: tyro.conf.AvoidSubcommands[SelectOptions] = field(default_factory=SelectOptions)
     """More on frames."""
     unfold: tyro.conf.AvoidSubcommands[UnfoldOptions] = field(default_factory=UnfoldOptions)
@@ -85,7 +89,9 @@ def stitch_command(request: StitchRequest, progress: Progress) -> dict[str, obje
         parse_mark(mark)
     options = validate(StitchOptions, options_of(request))
     began = perf_counter()
-    panorama = stitch(request.source, options, progress=progress)
+    panorama = stitch(
+        request.source, options, progress=progress, work=request.output / UNFINISHED, resume=request.resume
+    )
     result = write_panorama(panorama, request.output, request.format, request.mark)
     for warning in panorama.report["warnings"]:  # pyright: ignore[reportGeneralTypeIssues]
         progress.say(f"note: {warning}")

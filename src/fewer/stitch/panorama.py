@@ -11,6 +11,7 @@ through those poses.
 6. `Canvas` (second pass) lays the frames down and remembers for every map pixel where it came from.
 """
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,14 +24,14 @@ from jaxtyping import Float, UInt8
 from fewer.core.errors import DataError
 from fewer.core.progress import Progress, SilentProgress
 from fewer.stitch.frames.quality import highlight_mask
-from fewer.stitch.frames.source import Frame, FrameSource, open_frames
-from fewer.stitch.homography.dwho import PairFit, PairMatches, fit_all
-from fewer.stitch.match.pool import displacement
+from fewer.stitch.frames.source import Frame, FrameSource, SpooledFrames, open_frames
 from fewer.stitch.mosaic.canvas import Canvas, Laid, Provenance
 from fewer.stitch.mosaic.exposure import Exposure, fit_exposure
+from fewer.stitch.mosaic.journal import Journal, Line
+from fewer.stitch.mosaic.pairs import PairResult, fit_pairs
 from fewer.stitch.mosaic.settle import settle
 from fewer.stitch.mosaic.survey import FrameRecord, Survey
-from fewer.stitch.mosaic.track import Pair, PairMatcher, Segment, Tracker
+from fewer.stitch.mosaic.track import PairMatcher, Segment, TrackedFrame, Tracker, views_needed
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.output.thumbnail import MOST, Thumbnail, make_thumbnail
 from fewer.stitch.report import make_report
@@ -39,21 +40,6 @@ from fewer.stitch.unfold.lumen import DepthProvider
 from fewer.stitch.unfold.strip import StripShape
 
 _AHEAD = 3
-
-
-@dataclass(frozen=True, slots=True)
-class PairResult:
-    """Density-weighted homography between two frames' strips (numbers are those of the video), and its
-    matches.
-    """
-
-    new: int
-    old: int
-    fit: PairFit
-    p: Float[np.ndarray, "matches 2"]
-    q: Float[np.ndarray, "matches 2"]
-    counts: dict[str, int]
-    loop: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +77,14 @@ def stitch(
     *,
     progress: Progress | None = None,
     depth: DepthProvider | None = None,
+    work: Path | None = None,
+    resume: bool = False,
 ) -> Panorama:
     """Map of the tube's wall from an endoscopy video, a folder of frames, a DICOM file, or arrays (BGR).
 
     `depth` replaces the built-in lumen finder: picture -> relative depth, larger = deeper.
+    `work` is a folder in which the run remembers each frame it has done; with `resume` it goes on from there,
+    and when it ends the folder is removed.
     Raises FileError for sources that cannot be read and DataError when fewer than two frames can be joined.
     """
     options = options or StitchOptions()
@@ -102,16 +92,32 @@ def stitch(
     source = open_frames(frames)
     warnings: list[str] = []
     options, learned = _with_matchers(options, warnings)
-    tracker = Tracker(options, learned)
-    survey = Survey(source, options, depth)
-    records = _follow(survey, tracker, progress, source.length // options.select.stride)
-    segments = _joined(tracker, [segment for segment in tracker.segments if len(segment.frames) > 1])
-    if not segments:
-        raise DataError(_refusal(records))
-    maps, thumbnails = _paint(survey, tracker, segments, records, options, progress)
+    journal = None if work is None else Journal(work, _key(source, options), resume, views_needed(options))
+    done = False
+    try:
+        tracker = Tracker(options, learned, None if journal is None else journal.store)
+        survey = Survey(source, options, depth, journal)
+        records = _follow(survey, tracker, progress, source.length // options.select.stride, journal)
+        segments = _joined(tracker, [segment for segment in tracker.segments if len(segment.frames) > 1])
+        done = not segments  # trying again would end the same way
+        if not segments:
+            raise DataError(_refusal(records))
+        maps, thumbnails = _paint(survey, tracker, segments, records, options, progress)
+        done = True
+    finally:
+        if journal is not None:
+            journal.close(done)
     longest = max(maps, key=lambda piece: len(piece.frames))
     report = make_report(maps, records, options, [*source.warnings, *warnings])
     return Panorama(longest.image, longest.provenance, maps, report, thumbnails)
+
+
+def _key(source: FrameSource, options: StitchOptions) -> str:
+    """Names a video and options without giving either away: a journal is of use to the same two only."""
+    # an iterator can be read once only, and no run of it can be resumed
+    first = None if isinstance(source, SpooledFrames) else next(iter(source), None)
+    picture = b"" if first is None else first.picture.tobytes()
+    return hashlib.sha256(repr((options, source.length)).encode("utf-8") + picture).hexdigest()
 
 
 def _with_matchers(
@@ -126,60 +132,44 @@ def _with_matchers(
     return replace(options, match=fallback(options.match, learned)), learned
 
 
-def fit_pairs(
-    pairs: Sequence[Pair], segment: Segment, poses: Float[np.ndarray, "frames 6"], options: StitchOptions
-) -> list[PairResult]:
-    """DWHO of every pair in the strips that the poses unwrap: only coordinates move, no picture is
-    unwrapped again.
-    """
-    brought = []
-    for pair in pairs:
-        p, q, shift = strip_matches(pair, segment, poses)
-        confidence = pair.confidence
-        if options.homography.resolution_weight:
-            confidence = confidence * _resolution_share(segment.geometry, segment.shape, p)
-        seed = (options.seed, segment.frames[pair.first].index, segment.frames[pair.second].index)
-        brought.append(PairMatches(p, q, confidence, shift, seed, held_out=pair.first - pair.second == 1))
-    fits = fit_all(brought, (segment.shape.width, segment.shape.height), options.homography)
-    return [
-        PairResult(*mine.seed[1:], fit, mine.p, mine.q, pair.counts, pair.loop)
-        for pair, mine, fit in zip(pairs, brought, fits, strict=True)
-    ]
-
-
-def strip_matches(
-    pair: Pair, segment: Segment, poses: Float[np.ndarray, "frames 6"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A pair's matches in strip pixels through the poses, and the displacement between the two frames."""
-    sides = []
-    for place, xy in ((pair.first, pair.xy_first), (pair.second, pair.xy_second)):
-        sides.append(segment.shape.to_pixels(segment.geometry.to_wall(xy, poses[place, :4])))
-    shift = (poses[pair.first, 4:] - poses[pair.second, 4:]) * segment.shape.scale
-    off = displacement(sides[0] + shift, sides[1], segment.shape.width)
-    return sides[0], sides[1], shift + np.median(off, axis=0)
-
-
-def _resolution_share(geometry: Geometry, shape: StripShape, p: np.ndarray) -> np.ndarray:
-    """How finely the camera saw a match, relative to the best: its position noise goes with one over this."""
-    _, along = geometry.resolution(shape.to_wall(p)[:, 1])
-    return np.clip(along / along.max(), 0.05, 1) if len(along) else along
-
-
-def _follow(survey: Survey, tracker: Tracker, progress: Progress, total: int) -> list[FrameRecord]:
+def _follow(
+    survey: Survey, tracker: Tracker, progress: Progress, total: int, journal: Journal | None = None
+) -> list[FrameRecord]:
     records = []
     progress.start("following the tube", total)
     try:
         for record, frame in survey:
-            if frame is not None:
-                view = survey.views[frame.size]
-                record.used = tracker.add(frame, view.geometry, view.shape)
-                if not record.used:
-                    record.reason = "not matched"
+            line = None if journal is None else journal.lines.get(record.index)
+            if line is not None:
+                _replay(record, frame, line, survey, tracker)
+            else:
+                if frame is not None:
+                    view = survey.views[frame.size]
+                    record.used = tracker.add(frame, view.geometry, view.shape)
+                if journal is not None:
+                    kept = frame if record.used else None
+                    segment = tracker.segments[-1] if tracker.segments else None
+                    journal.write(record.index, record.quality, record.lumen, kept, segment)
+            if not record.used and not record.reason:
+                record.reason = "not matched"
             records.append(record)
             progress.advance()
     finally:
         progress.stop()
     return records
+
+
+def _replay(
+    record: FrameRecord, frame: TrackedFrame | None, line: Line, survey: Survey, tracker: Tracker
+) -> None:
+    """A frame that an earlier, interrupted run had done."""
+    record.used = line.used
+    if line.used and frame is not None:
+        view = survey.views[frame.size]
+        frame.kept_view = line.view
+        tracker.replay(frame, view.geometry, view.shape, line.began, line.pairs)
+    elif not record.reason:
+        tracker.replay_failure()
 
 
 def _joined(tracker: Tracker, segments: list[Segment]) -> list[Segment]:
@@ -212,17 +202,22 @@ def _paint(
     for record in records:
         if record.used and record.index not in where:
             record.used, record.reason = False, "not matched"
-    thumbnails = _lay_down(survey, canvases, lights, where, progress)
+    # the homographies report; the map needs poses alone, so both are made at the same time
+    with ThreadPoolExecutor(max_workers=1) as fitter:
+        fitting = [
+            fitter.submit(fit_pairs, result.segment, tracker, result.poses, options) for result in settled
+        ]
+        thumbnails = _lay_down(survey, canvases, lights, where, progress)
+        fits = [task.result() for task in fitting]
     maps = []
-    for canvas, result in zip(canvases, settled, strict=True):
+    for canvas, result, pairs in zip(canvases, settled, fits, strict=True):
         segment = result.segment
         image, provenance = canvas.finish()
         maps.append(
             SegmentMap(
                 image, provenance, [frame.index for frame in segment.frames],
                 [frame.seconds for frame in segment.frames], result.poses,
-                fit_pairs(segment.pairs, segment, result.poses, options), segment.geometry, segment.shape,
-                canvas.top, result.rms,
+                pairs, segment.geometry, segment.shape, canvas.top, result.rms,
             )
         )  # fmt: skip
     return maps, thumbnails

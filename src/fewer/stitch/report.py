@@ -56,8 +56,8 @@ def make_report(
                 "seconds": round(record.seconds, 4),
                 "status": "used" if record.used else "rejected",
                 "reason": record.reason,
-                "sharpness": _number(record.sharpness),
-                "highlight": _number(record.highlight),
+                "sharpness": _number(record.quality.sharpness),
+                "highlight": _number(record.quality.highlight),
             }
             for record in records
         ],

@@ -39,7 +39,6 @@ def test_a_store_opened_again_goes_on_where_it_was(tmp_path: Path) -> None:
     kept = first.keep(np.arange(6))
     size = first.size
     first.keep(np.arange(1000))
-    first.flush()
     again = Store(tmp_path / "points", size)
     later = again.keep(np.arange(3.0))
     assert (again.load(kept)[0] == np.arange(6)).all()

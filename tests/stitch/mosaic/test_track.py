@@ -74,7 +74,7 @@ def test_a_return_closes_a_loop_and_a_later_segment_is_attached() -> None:
     loops = tracker.close_loops(segment, segment.first_poses())
     assert len(loops) >= 3
     assert all(pair.loop and pair.first - pair.second >= 10 for pair in loops)
-    late = Tracker(StitchOptions(), {})
+    late = Tracker(StitchOptions(), {}, tracker.store)
     for index in range(3):
         late.add(frame(100 + index, -0.5 - 0.1 * index, 0.4), FORM, SHAPE)
     whole = tracker.attach(segment, late.segments[0])
@@ -82,16 +82,37 @@ def test_a_return_closes_a_loop_and_a_later_segment_is_attached() -> None:
     assert len(whole.frames) == 31
     assert np.allclose(whole.first_poses()[-3:, 5], [-0.5, -0.6, -0.7], atol=0.05)
     assert np.allclose(whole.first_poses()[-3:, 4], 0.4, atol=0.05)
-    far = Tracker(StitchOptions(), {})
+    far = Tracker(StitchOptions(), {}, tracker.store)
     far.add(frame(200, 3.9), FORM, SHAPE)
     assert tracker.attach(segment, far.segments[0]) is None
 
 
-def test_memory_of_old_views_is_given_back() -> None:
+def test_memory_of_old_views_is_given_back_and_keyframes_are_kept_on_disk() -> None:
     tracker = Tracker(StitchOptions(), {})
     for index in range(14):
         tracker.add(frame(index, -0.05 * index), FORM, SHAPE)
-    old = tracker.segments[0].frames[:6]
-    assert all(kept.view is None or kept.keyframe for kept in old)
-    assert any(kept.view is None for kept in old)
-    assert all(kept.view.grey.size == 0 for kept in old if kept.view is not None)
+    frames = tracker.segments[0].frames
+    assert all(tracked.view is None for tracked in frames[:7])
+    assert all(tracked.view is not None for tracked in frames[8:])
+    assert all((tracked.kept_view is not None) == tracked.keyframe for tracked in frames)
+    assert 1 < sum(tracked.keyframe for tracked in frames) < 14
+
+
+def test_a_replayed_tracker_is_the_one_that_matched() -> None:
+    first = Tracker(StitchOptions(), {})
+    places = [0, -0.1, -0.2, 40.0, -0.3, -0.4]
+    used = [first.add(frame(index, z), FORM, SHAPE) for index, z in enumerate(places)]
+    again = Tracker(StitchOptions(), {}, first.store)
+    segment = first.segments[0]
+    for index, z in enumerate(places):
+        if not used[index]:
+            again.replay_failure()
+            continue
+        place = [tracked.index for tracked in segment.frames].index(index)
+        mine = [pair for pair in segment.pairs if pair.first == place]
+        again.replay(frame(index, z), FORM, SHAPE, place == 0, mine)
+    assert (again.segments[0].first_poses() == segment.first_poses()).all()
+    for tracker in (first, again):
+        assert tracker.add(frame(6, -0.5), FORM, SHAPE)
+    assert (again.segments[0].first_poses() == segment.first_poses()).all()
+    assert [p.count for p in again.segments[0].pairs] == [p.count for p in segment.pairs]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fewer.stitch.unfold.adjust import Edge, adjust, residuals
+from fewer.stitch.unfold.adjust import Edge, Matched, adjust, residuals
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.lens import Lens
 
@@ -28,7 +28,7 @@ def sequence(frames: int = 7, noise: float = 0.2, outliers: float = 0.1) -> tupl
                 sides.append(FORM.to_picture(local, poses[place, :4]) + random.normal(0, noise, (150, 2)))
             wrong = random.uniform(size=150) < outliers
             sides[0][wrong] += random.uniform(-40, 40, (int(wrong.sum()), 2))
-            edges.append(Edge(first, second, sides[0], sides[1], np.ones(150)))
+            edges.append(Matched(first, second, sides[0], sides[1], np.ones(150)))
     return poses, edges
 
 

@@ -1,11 +1,13 @@
 """Settling a segment: all poses at once, the lens if asked, loops, and what rolls and depths come out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 
 from fewer.stitch.homography.density import density_weights
+from fewer.stitch.mosaic.store import Kept, Store
 from fewer.stitch.mosaic.track import Pair, Segment, Tracker
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.unfold.adjust import Adjustment, Edge, adjust
@@ -30,7 +32,7 @@ class Settled:
 def settle(segment: Segment, tracker: Tracker, options: StitchOptions) -> Settled:
     """Adjusts, looks for loops, adjusts again. Adds the loop pairs to the segment."""
     poses = segment.first_poses()
-    edges = edges_of(segment, options)
+    edges = edges_of(segment, tracker, options)
     fixed = np.zeros(poses.shape, bool)
     lumen = lumen_of(segment) if options.unfold.pose else None
     if segment.geometry.mode != "cylinder" or not options.unfold.pose:
@@ -43,7 +45,7 @@ def settle(segment: Segment, tracker: Tracker, options: StitchOptions) -> Settle
         loops = tracker.close_loops(segment, result.poses)
         if loops:
             segment.pairs.extend(loops)
-            edges = edges_of(segment, options)
+            edges = edges_of(segment, tracker, options)
             result = adjust(
                 segment.geometry, result.poses, edges, fixed=fixed, lumen=lumen, iterations=rounds
             )
@@ -57,15 +59,34 @@ def lumen_of(segment: Segment) -> Float[np.ndarray, "frames 2"] | None:
     return segment.geometry.axis_in_picture(np.array([frame.pose for frame in segment.frames]))
 
 
-def edges_of(segment: Segment, options: StitchOptions) -> list[Edge]:
+@dataclass(frozen=True, slots=True)
+class KeptEdge:
+    """An edge whose matches are read from the store each time they are needed."""
+
+    first: int
+    second: int
+    weight: Float[np.ndarray, "matches"]
+    matches: Kept
+    store: Store
+
+    @property
+    def xy_first(self) -> Float[np.ndarray, "matches 2"]:
+        return self.store.load(self.matches)[0][:, :2]
+
+    @property
+    def xy_second(self) -> Float[np.ndarray, "matches 2"]:
+        return self.store.load(self.matches)[0][:, 2:]
+
+
+def edges_of(segment: Segment, tracker: Tracker, options: StitchOptions) -> list[KeptEdge]:
     """Pairs as edges, each with at most 250 matches: the surest, weighted by density so that all sides
     have a say.
     """
-    return [_edge(pair, segment, options) for pair in segment.pairs]
+    return [_edge(pair, segment, tracker, options) for pair in segment.pairs]
 
 
 def calibrated(
-    segment: Segment, poses: np.ndarray, edges: list[Edge], fixed: np.ndarray, lumen: np.ndarray | None
+    segment: Segment, poses: np.ndarray, edges: Sequence[Edge], fixed: np.ndarray, lumen: np.ndarray | None
 ) -> Geometry:
     """Focal length that leaves the least residual over the first thirty frames: golden section over 0.7 ..
     1.4.
@@ -98,13 +119,15 @@ def calibrated(
     return min(at_left, at_right, key=lambda pair: pair[0])[1]
 
 
-def _edge(pair: Pair, segment: Segment, options: StitchOptions) -> Edge:
+def _edge(pair: Pair, segment: Segment, tracker: Tracker, options: StitchOptions) -> KeptEdge:
     shape = segment.shape
-    weight = pair.confidence
+    xy_first, xy_second, weight = tracker.points(pair)
     chosen = np.argsort(-weight, kind="stable")[:_MOST_MATCHES]
-    p = shape.to_pixels(segment.geometry.to_wall(pair.xy_first[chosen], segment.frames[pair.first].pose))
-    q = shape.to_pixels(segment.geometry.to_wall(pair.xy_second[chosen], segment.frames[pair.second].pose))
+    p = shape.to_pixels(segment.geometry.to_wall(xy_first[chosen], segment.frames[pair.first].pose))
+    q = shape.to_pixels(segment.geometry.to_wall(xy_second[chosen], segment.frames[pair.second].pose))
     balanced = density_weights(
         p, q, weight[chosen], shape.width, options.homography.fit_gamma, options.homography
     )
-    return Edge(pair.first, pair.second, pair.xy_first[chosen], pair.xy_second[chosen], balanced)
+    table = np.hstack([xy_first[chosen], xy_second[chosen]]).astype(np.float32)
+    kept = tracker.store.keep(table)
+    return KeptEdge(pair.first, pair.second, balanced.astype(np.float32), kept, tracker.store)

@@ -4,10 +4,12 @@ What grows with the length of a video (a map, matches, points of keyframes) is k
 does not grow with it.
 """
 
+import math
 import mmap
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
@@ -45,31 +47,33 @@ class Store:
         """A temporary file, or the one at `path`, of which the first `size` bytes hold."""
         self._file: BinaryIO
         if path is None:
-            self._file = tempfile.TemporaryFile(prefix="fewer-store-")  # noqa: SIM115 - lives as long as the store
+            self._file = tempfile.TemporaryFile(prefix="fewer-store-", buffering=0)  # noqa: SIM115 - lives on
         else:
             path.touch()
-            self._file = path.open("r+b")
+            self._file = path.open("r+b", buffering=0)
             self._file.truncate(size)
         self.size = size
+        self._one_at_a_time = Lock()
 
     def keep(self, *arrays: Shaped[np.ndarray, "..."]) -> Kept:
         """Appends arrays."""
-        kept = Kept(self.size, tuple((array.shape, array.dtype.str) for array in arrays))
-        self._file.seek(self.size)
-        for array in arrays:
-            self.size += self._file.write(np.ascontiguousarray(array).tobytes())
+        data = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        layout = tuple((array.shape, array.dtype.str) for array in arrays)
+        with self._one_at_a_time:
+            kept = Kept(self.size, layout)
+            self._file.seek(self.size)
+            self._file.write(data)
+            self.size += len(data)
         return kept
 
     def load(self, kept: Kept) -> list[np.ndarray]:
         """Copies of what `keep` was given."""
-        self._file.flush()
-        self._file.seek(kept.offset)
-        out = []
-        for shape, kind in kept.layout:
-            count = int(np.prod(shape)) * np.dtype(kind).itemsize
-            out.append(np.frombuffer(bytearray(self._file.read(count)), kind).reshape(shape))
+        counts = [math.prod(shape) * np.dtype(kind).itemsize for shape, kind in kept.layout]
+        with self._one_at_a_time:
+            self._file.seek(kept.offset)
+            data = bytearray(self._file.read(sum(counts)))
+        out, start = [], 0
+        for (shape, kind), count in zip(kept.layout, counts, strict=True):
+            out.append(np.frombuffer(data, kind, count // np.dtype(kind).itemsize, start).reshape(shape))
+            start += count
         return out
-
-    def flush(self) -> None:
-        """Everything written is in the file."""
-        self._file.flush()

@@ -17,6 +17,7 @@ from fewer.stitch.frames.quality import FrameJudge, Quality, Reason, highlight_m
 from fewer.stitch.frames.source import Frame, FrameSource
 from fewer.stitch.match.features import StripView, look
 from fewer.stitch.mosaic.exposure import brightness_profile
+from fewer.stitch.mosaic.journal import Journal, Line
 from fewer.stitch.mosaic.track import TrackedFrame
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.unfold.geometry import Geometry
@@ -35,8 +36,8 @@ class FrameRecord:
     index: int
     seconds: float
     reason: Reason
-    sharpness: float
-    highlight: float
+    quality: Quality
+    lumen: Lumen | None = None
     used: bool = False
 
 
@@ -54,24 +55,27 @@ class _Measured:
     frame: Frame
     view: View
     quality: Quality
-    shining: np.ndarray
+    shining: np.ndarray | None
     lumen: Lumen | None
+    line: Line | None = None
 
 
 class Survey:
     """Iterate to get (record, tracked frame or None) for each frame that the stride picks."""
 
     def __init__(
-        self, source: FrameSource, options: StitchOptions, depth: DepthProvider | None = None
-    ) -> None:
-        self._source, self._options, self._depth = source, options, depth
+        self, source: FrameSource, options: StitchOptions, depth: DepthProvider | None = None,
+        journal: Journal | None = None,
+    ) -> None:  # fmt: skip
+        """With a `journal`, frames that it knows are not looked at again."""
+        self._source, self._options, self._depth, self._journal = source, options, depth, journal
         self.views: dict[tuple[int, int], View] = {}
 
     def __iter__(self) -> Iterator[tuple[FrameRecord, TrackedFrame | None]]:
         judges: dict[tuple[int, int], FrameJudge] = {}
         lumens: dict[tuple[int, int], LumenTrack] = {}
         with ThreadPoolExecutor(max_workers=2) as workers:
-            looked: deque[tuple[FrameRecord, Future[TrackedFrame] | None]] = deque()
+            looked: deque[tuple[FrameRecord, Future[TrackedFrame | None] | None]] = deque()
             for measured in self._measured(workers):
                 size = measured.frame.picture.shape[:2]
                 judge = judges.setdefault(size, FrameJudge(self._options.select))
@@ -80,13 +84,9 @@ class Survey:
                 if not reason:
                     lumen = lumens.setdefault(size, LumenTrack()).update(measured.lumen)
                     reason = "" if lumen is not None else "no lumen"
-                record = FrameRecord(
-                    measured.frame.index, measured.frame.seconds, reason,
-                    measured.quality.sharpness, measured.quality.highlight,
-                )  # fmt: skip
-                task = (
-                    None if lumen is None else workers.submit(tracked_frame, measured, lumen, self._options)
-                )
+                frame = measured.frame
+                record = FrameRecord(frame.index, frame.seconds, reason, measured.quality, measured.lumen)
+                task = None if lumen is None else workers.submit(self._tracked, measured, lumen)
                 looked.append((record, task))
                 while len(looked) > _AHEAD:
                     yield _result(*looked.popleft())
@@ -116,11 +116,23 @@ class Survey:
         waiting: deque[Future[_Measured]] = deque()
         for frame in self.picked():
             view = self.view_of(frame.picture)
-            waiting.append(workers.submit(_measure, frame, view, self._depth))
+            line = None if self._journal is None else self._journal.known(frame.index)
+            if line is None:
+                waiting.append(workers.submit(_measure, frame, view, self._depth))
+            else:
+                done: Future[_Measured] = Future()
+                done.set_result(_Measured(frame, view, line.quality, None, line.lumen, line))
+                waiting.append(done)
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+    def _tracked(self, measured: _Measured, lumen: Lumen) -> TrackedFrame | None:
+        frame = measured.frame
+        if measured.line is not None and self._journal is not None:
+            return self._journal.frame(measured.line, frame.index, frame.seconds, frame.picture.shape[:2])
+        return tracked_frame(measured, lumen, self._options)
 
     def _find_view(self, size: tuple[int, int]) -> View:
         options = self._options.unfold
@@ -170,14 +182,15 @@ def tracked_frame(measured: _Measured, lumen: Lumen, options: StitchOptions) -> 
     pose = view.geometry.pose_towards((lumen.x, lumen.y))
     places = picture_coordinates(view.geometry, view.shape, pose)
     strip = unwrap(measured.frame.picture, places)
-    mask: Bool[np.ndarray, "h w"] = unwrap_mask(view.field.usable & ~measured.shining, places)
+    clear = view.field.usable if measured.shining is None else view.field.usable & ~measured.shining
+    mask: Bool[np.ndarray, "h w"] = unwrap_mask(clear, places)
     seen: StripView = look(strip, mask, options.match)
-    profile = brightness_profile(strip, mask)
+    profile = brightness_profile(strip, mask).astype(np.float32)
     frame = measured.frame
     return TrackedFrame(frame.index, frame.seconds, frame.picture.shape[:2], pose, profile, seen)
 
 
 def _result(
-    record: FrameRecord, task: Future[TrackedFrame] | None
+    record: FrameRecord, task: Future[TrackedFrame | None] | None
 ) -> tuple[FrameRecord, TrackedFrame | None]:
     return record, None if task is None else task.result()

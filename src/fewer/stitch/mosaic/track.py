@@ -1,9 +1,12 @@
 """Tracking: which frames hang together. Pairs are matched as frames arrive; a segment ends where the chain
 breaks.
+
+Matches and the points of keyframes go to a file as soon as they are found, so that memory hardly grows with
+the length of the video.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -12,27 +15,29 @@ from fewer.stitch.homography.project import symmetric_error
 from fewer.stitch.homography.sample import weighted_msac
 from fewer.stitch.match.features import Features, Guide, StripView, match_features
 from fewer.stitch.match.pool import Matches, Pool, displacement, fill_pool, motion_reach, winning_shift
-from fewer.stitch.options import StitchOptions
+from fewer.stitch.mosaic.store import Kept, Store
+from fewer.stitch.options import MATCHERS, StitchOptions
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.strip import StripShape
 
 PairMatcher = Callable[[StripView, StripView], Matches]
 _KEYFRAME_POINTS = 500
 _GUIDES = 12
+_RETRIES = (2, 4, 5, 6)
+_LOOP_REACH, _ANCHOR_STEP = 0.5, 0.1  # tube radii
 _VERIFY_PIXELS = 10.0  # before the pose is known a homography leaves several pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Matches of two used frames in picture pixels; `first` is the newer one. Indices are places in the
+    """Two used frames and where their matches are kept; `first` is the newer one. Indices are places in the
     segment.
     """
 
     first: int
     second: int
-    xy_first: Float[np.ndarray, "matches 2"]
-    xy_second: Float[np.ndarray, "matches 2"]
-    confidence: Float[np.ndarray, "matches"]
+    matches: Kept
+    count: int
     shift: Float[np.ndarray, "2"]
     counts: dict[str, int]
     loop: bool = False
@@ -40,8 +45,8 @@ class Pair:
 
 @dataclass(slots=True)
 class TrackedFrame:
-    """A used frame: its number, time and (height, width), its first pose, and its view while it is still
-    needed.
+    """A used frame: its number, time and (height, width), its first pose, its view while it is still needed,
+    and where that of a keyframe is kept.
     """
 
     index: int
@@ -51,6 +56,7 @@ class TrackedFrame:
     profile: Float[np.ndarray, "samples 3"]
     view: StripView | None
     keyframe: bool = False
+    kept_view: Kept | None = None
 
 
 @dataclass(slots=True)
@@ -74,10 +80,13 @@ class Segment:
 
 
 class Tracker:
-    """Feeds on frames in order; `segments` is the result."""
+    """Feeds on frames in order; `segments` is the result. `store` holds what is too much for memory."""
 
-    def __init__(self, options: StitchOptions, pair_matchers: dict[str, PairMatcher]) -> None:
+    def __init__(
+        self, options: StitchOptions, pair_matchers: dict[str, PairMatcher], store: Store | None = None
+    ) -> None:
         self._options, self._pair_matchers = options, pair_matchers
+        self.store = Store() if store is None else store
         self.segments: list[Segment] = []
         self._failed = 0
         self._last_seconds = 0.0
@@ -92,36 +101,52 @@ class Tracker:
         place = len(segment.frames)
         pairs = self._pairs(segment, frame, place, self._options.match.offsets)
         if not pairs:
-            pairs = self._pairs(segment, frame, place, (2, 4, 5, 6))
+            pairs = self._pairs(segment, frame, place, _RETRIES)
         if not pairs:
             self._failed += 1
             if self._failed >= self._options.track.lost_after or gap > 0.5:
                 self._begin(frame, geometry, shape)
                 return True
             return False
-        nearest = min(pairs, key=lambda pair: pair.first - pair.second)
-        step = np.array([nearest.shift[0], nearest.shift[1]]) / shape.scale
-        segment.frames.append(frame)
-        segment.pairs.extend(pairs)
-        segment.chain.append(segment.chain[nearest.second] + step)
-        self._failed, self._last_seconds = 0, frame.seconds
-        self._mark_keyframe(segment)
-        self._forget(segment)
+        self._append(segment, frame, pairs)
         return True
 
+    def replay(
+        self, frame: TrackedFrame, geometry: Geometry, shape: StripShape, began: bool, pairs: list[Pair]
+    ) -> None:
+        """What `add` did with a used frame when this video was read before: nothing is matched again."""
+        if began:
+            self._begin(frame, geometry, shape)
+        else:
+            self._append(self.segments[-1], frame, pairs)
+
+    def replay_failure(self) -> None:
+        """A frame that `add` could not match when this video was read before."""
+        self._failed += 1
+
+    def points(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A pair's matches: places in the first and second picture (pixels) and confidence."""
+        table = self.store.load(pair.matches)[0].astype(np.float64)
+        return table[:, :2], table[:, 2:4], table[:, 4]
+
     def close_loops(self, segment: Segment, poses: Float[np.ndarray, "frames 6"]) -> list[Pair]:
-        """Pairs of keyframes that see the same wall at different times, verified with `loop_inliers`."""
-        keys = [place for place, frame in enumerate(segment.frames) if frame.keyframe]
+        """Pairs of keyframes that see the same wall at different times, verified with `loop_inliers`.
+
+        Later keyframes are tied to anchors alone, the first keyframe at each tenth of a radius: however often
+        a tube is gone through, the adjustment's equations stay sparse.
+        """
         found: list[Pair] = []
-        for later in keys:
-            apart = [key for key in keys if later - key >= 10]
-            apart.sort(key=lambda key: abs(poses[key, 5] - poses[later, 5]))
-            for earlier in apart[:2]:
-                if abs(poses[earlier, 5] - poses[later, 5]) > 0.5:
-                    break
+        anchors: list[int] = []
+        for later in [place for place, frame in enumerate(segment.frames) if frame.keyframe]:
+            off = np.abs(poses[anchors, 5] - poses[later, 5])
+            apart = [place for place in np.argsort(off, kind="stable") if later - anchors[place] >= 10]
+            for place in [place for place in apart[:2] if off[place] <= _LOOP_REACH]:
+                earlier = anchors[place]
                 pair = self._match(segment, segment.frames[later], segment.frames[earlier], (later, earlier))
-                if pair is not None and len(pair.confidence) >= self._options.track.loop_inliers:
-                    found.append(Pair(**{**_fields(pair), "loop": True}))
+                if pair is not None and pair.count >= self._options.track.loop_inliers:
+                    found.append(replace(pair, loop=True))
+            if not len(off) or off.min() > _ANCHOR_STEP:
+                anchors.append(later)
         return found
 
     def attach(self, old: Segment, new: Segment) -> Segment | None:
@@ -134,26 +159,35 @@ class Tracker:
         for second in late:
             for first in early:
                 pair = self._match(old, new.frames[first], old.frames[second], (first, second))
-                if pair is not None and (best is None or len(pair.confidence) > len(best.confidence)):
+                if pair is not None and (best is None or pair.count > best.count):
                     best = pair
-        if best is None or len(best.confidence) < self._options.track.loop_inliers:
+        if best is None or best.count < self._options.track.loop_inliers:
             return None
         offset = len(old.frames)
         shift = old.chain[best.second] + best.shift / old.shape.scale - new.chain[best.first]
-        moved = [
-            Pair(**{**_fields(pair), "first": pair.first + offset, "second": pair.second + offset})
-            for pair in new.pairs
-        ]
-        join = Pair(**{**_fields(best), "first": best.first + offset})
+        moved = [replace(pair, first=pair.first + offset, second=pair.second + offset) for pair in new.pairs]
+        join = replace(best, first=best.first + offset)
         return Segment(
             old.geometry, old.shape, old.frames + new.frames, [*old.pairs, *moved, join],
             old.chain + [place + shift for place in new.chain],
         )  # fmt: skip
 
     def _begin(self, frame: TrackedFrame, geometry: Geometry, shape: StripShape) -> None:
-        frame.keyframe = True
+        self._keep_view(frame)
         self.segments.append(Segment(geometry, shape, [frame], [], [np.zeros(2)]))
         self._failed, self._last_seconds = 0, frame.seconds
+
+    def _append(self, segment: Segment, frame: TrackedFrame, pairs: list[Pair]) -> None:
+        nearest = min(pairs, key=lambda pair: pair.first - pair.second)
+        step = np.array([nearest.shift[0], nearest.shift[1]]) / segment.shape.scale
+        segment.frames.append(frame)
+        segment.pairs.extend(pairs)
+        segment.chain.append(segment.chain[nearest.second] + step)
+        self._failed, self._last_seconds = 0, frame.seconds
+        self._mark_keyframe(segment)
+        forgotten = len(segment.frames) - 1 - views_needed(self._options)
+        if forgotten >= 0:
+            segment.frames[forgotten].view = None
 
     def _pairs(
         self, segment: Segment, frame: TrackedFrame, place: int, offsets: tuple[int, ...]
@@ -171,16 +205,18 @@ class Tracker:
         self, segment: Segment, new: TrackedFrame, old: TrackedFrame, places: tuple[int, int]
     ) -> Pair | None:
         """Match, filter and verify one pair; None when too little is left."""
-        if new.view is None or old.view is None:
+        views = [self._recall(frame) for frame in (new, old)]
+        if views[0] is None or views[1] is None:
             return None
         options, shape = self._options, segment.shape
-        pool = pool_of(new.view, old.view, shape, options, self._pair_matchers)
+        pool = pool_of(views[0], views[1], shape, options, self._pair_matchers)
         matches = pool.matches
         if not verified(pool, shape, options, (options.seed, new.index, old.index)):
             return None
         xy_new = segment.geometry.to_picture(shape.to_wall(matches.p), new.pose)
         xy_old = segment.geometry.to_picture(shape.to_wall(matches.q), old.pose)
-        return Pair(*places, xy_new, xy_old, matches.confidence, pool.shift, pool.counts)
+        table = np.column_stack([xy_new, xy_old, matches.confidence]).astype(np.float32)
+        return Pair(*places, self.store.keep(table), len(table), pool.shift, pool.counts)
 
     def _mark_keyframe(self, segment: Segment) -> None:
         last = max(place for place, frame in enumerate(segment.frames) if frame.keyframe)
@@ -188,27 +224,43 @@ class Tracker:
         height = segment.shape.height / segment.shape.scale
         track = self._options.track
         if move >= track.keyframe_shift * height or turn >= np.radians(track.keyframe_roll_degrees):
-            segment.frames[-1].keyframe = True
+            self._keep_view(segment.frames[-1])
 
-    def _forget(self, segment: Segment) -> None:
-        """Views further back than pairs reach are dropped; keyframes keep their strongest points."""
-        place = len(segment.frames) - 1 - max(6, *self._options.match.offsets)
-        if place < 0:
+    def _keep_view(self, frame: TrackedFrame) -> None:
+        """Makes it a keyframe: its strongest points go to the store, its strip too if a matcher needs it."""
+        frame.keyframe = True
+        if frame.view is None or frame.kept_view is not None:
             return
-        frame = segment.frames[place]
-        if frame.view is None:
-            return
-        if not frame.keyframe:
-            frame.view = None
-            return
-        few = {name: _small(points) for name, points in frame.view.features.items()}
-        learned = bool(self._pair_matchers)
-        empty = np.zeros((0, 0))
-        frame.view = StripView(
-            frame.view.grey if learned else empty.astype(np.uint8),
-            frame.view.mask if learned else empty.astype(bool),
-            few,
-        )
+        names = list(frame.view.features)
+        arrays = [np.array([MATCHERS.index(name) for name in names], np.int8)]
+        for points in frame.view.features.values():
+            few = points.strongest(_KEYFRAME_POINTS)
+            arrays += [
+                few.xy,
+                few.descriptors.astype(np.float16 if few.descriptors.dtype == np.float32 else np.uint8),
+            ]
+        if self._pair_matchers:
+            arrays += [frame.view.grey, frame.view.mask]
+        frame.kept_view = self.store.keep(*arrays)
+
+    def _recall(self, frame: TrackedFrame) -> StripView | None:
+        """A frame's view, from the store if it is a keyframe's and no longer in memory."""
+        if frame.view is not None or frame.kept_view is None:
+            return frame.view
+        codes, *arrays = self.store.load(frame.kept_view)
+        grey, mask = np.zeros((0, 0), np.uint8), np.zeros((0, 0), bool)
+        if self._pair_matchers:
+            *arrays, grey, mask = arrays
+        found = {
+            MATCHERS[code]: Features(arrays[2 * place], arrays[2 * place + 1])
+            for place, code in enumerate(codes)
+        }
+        return StripView(grey, mask, found)
+
+
+def views_needed(options: StitchOptions) -> int:
+    """How many used frames back a frame may be matched."""
+    return max(*_RETRIES, *options.match.offsets)
 
 
 def pool_of(
@@ -250,17 +302,3 @@ def verified(pool: Pool, shape: StripShape, options: StitchOptions, seed: tuple[
     sectors = np.unique((matches.p[inlier, 0] * 16 / shape.width).astype(int))
     enough = inlier.sum() >= max(wanted.min_inliers, wanted.min_inlier_share * len(matches))
     return bool(enough and len(sectors) >= wanted.min_sectors)
-
-
-def _small(points: Features) -> Features:
-    kept = points.strongest(_KEYFRAME_POINTS)
-    half = (
-        kept.descriptors.astype(np.float16)
-        if kept.descriptors.dtype == np.float32
-        else kept.descriptors.copy()
-    )
-    return Features(kept.xy.copy(), half)
-
-
-def _fields(pair: Pair) -> dict:
-    return {name: getattr(pair, name) for name in Pair.__slots__}

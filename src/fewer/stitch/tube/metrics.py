@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from fewer.stitch.homography.project import apply
-from fewer.stitch.panorama import PairResult, SegmentMap
+from fewer.stitch.mosaic.pairs import PairResult
+from fewer.stitch.panorama import SegmentMap
 from fewer.stitch.tube.render import Tube
 from fewer.stitch.unfold.strip import StripShape
 

@@ -9,11 +9,12 @@ alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import sparse
-from scipy.sparse.linalg import spsolve
+from scipy.sparse.linalg import splu
 
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.slope import wall_and_slope
@@ -24,9 +25,25 @@ _CHUNK = 64
 _STEP = 1e-5
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+@runtime_checkable
+class Edge(Protocol):
     """Matches of two frames, in picture pixels, with weights."""
+
+    @property
+    def first(self) -> int: ...
+    @property
+    def second(self) -> int: ...
+    @property
+    def xy_first(self) -> Float[np.ndarray, "matches 2"]: ...
+    @property
+    def xy_second(self) -> Float[np.ndarray, "matches 2"]: ...
+    @property
+    def weight(self) -> Float[np.ndarray, "matches"]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """An edge held in memory."""
 
     first: int
     second: int
@@ -200,5 +217,12 @@ def _solve(
     matrix = matrix + sparse.diags(diagonal * damping + 1e-9)
     free = np.flatnonzero(~held.ravel())
     out = np.zeros(size)
-    out[free] = spsolve(matrix[free][:, free], right.ravel()[free])
+    # symmetric and positive definite: no pivoting, and an ordering that keeps the factor thin
+    factor = splu(
+        matrix[free][:, free],
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0.0,
+        options={"SymmetricMode": True},
+    )
+    out[free] = factor.solve(right.ravel()[free])
     return out.reshape(right.shape)
