@@ -2,24 +2,35 @@
 DC and MTT against the public recipe written in plain PyTorch, in the same run.
 
 runs on: gpu (one H100, at most 10 minutes). `--device cpu --small` runs the same code on a CPU, to prove it.
+
+    python benchmarks/distill_gpu.py [--parts speed table]
+    python benchmarks/distill_gpu.py --parts table --methods mtt dc     adds rows; may run beside others
+    python benchmarks/distill_gpu.py --join A.json B.json
+
+An iteration of DC at ten images per class is ten matchings and, between them, fifty steps of the network on
+the set, as published; `matching` is one of the ten alone. The validation split chooses which method speaks
+for the distilled sets; test pictures choose nothing.
 """
 
 import argparse
 import json
 import platform
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from fewer.learn.data import LabelledImages, load_images
+from fewer.learn.data import ImageSplits, load_images
 from fewer.learn.distillation.architectures import NETWORK_POOL, NetworkPlan, build_network
+from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.loop import MATCHING, distill
 from fewer.learn.distillation.plan import DistillPlan, TrajectoryPlan, resolve
 from fewer.learn.distillation.scores import (
     TestPictures,
+    pooled,
     resized,
     score_distilled,
     score_full,
@@ -29,111 +40,254 @@ from fewer.learn.distillation.start import starting_set
 from fewer.learn.distillation.task import Source, Task
 from fewer.learn.distillation.training import Recipe
 from fewer.learn.distillation.trajectory import train_experts
+from fewer.learn.graphed import GraphedFunction
 
 ROOT = Path(__file__).parents[1]
+ITERATIONS = {"dm": 1000, "dm-real": 1000, "ncfm": 1000, "mtt": 300, "dc": 50}
+CONTROLS = ("random", "full")
+PEER_OF = {"dc": "_plain_gradient_iteration", "mtt": "_plain_trajectory_iteration"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--parts", nargs="+", default=["speed", "table"], choices=["speed", "table"])
+    parser.add_argument("--methods", nargs="+", default=[*CONTROLS, *ITERATIONS])
+    parser.add_argument("--sets", type=int, default=1, help="distilled sets of each method")
+    parser.add_argument("--only", default="", help="speed: of this method alone, graphs against the peer")
+    parser.add_argument("--join", type=Path, nargs="+", default=[])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/distill_gpu.json")
     options = parser.parse_args()
-    device, small = torch.device(options.device), options.small
+    known = json.loads(options.output.read_text()) if options.output.exists() else {}
+    if options.join:
+        for file in options.join:
+            for part, found in json.loads(file.read_text()).items():
+                known[part] = merged(known.get(part, {}), found)
+        options.output.write_text(json.dumps(known, indent=1) + "\n")
+        print(json.dumps(known["table"]["wins_over_random"]), known["table"]["chosen_by_validation"])
+        return
+    device = torch.device(options.device)
     splits = load_images(ROOT / "data/pneumoniamnist/pneumoniamnist.npz")
-    train, test = splits.train, splits.evaluation()
-    if small:
-        train, test = (resized(one.select(torch.arange(0, len(one), 8)), (16, 16)) for one in (train, test))
-    network = NetworkPlan(width=16 if small else 128)
-    trajectory = TrajectoryPlan()
-    if small:
-        trajectory = TrajectoryPlan(experts=2, epochs=2, student_steps=3, latest_start=1)
-    recipe = Recipe(epochs=3 if small else 300)
-    record = {"speed": speed(train, network, trajectory, device, 2 if small else 20)}
-    print(json.dumps(record["speed"]), flush=True)
-    source = Source.of(train, device)
-    judged = TestPictures.of(test, source.mean, source.deviation, device)
-    iterations = {"dc": 100, "dm": 1000, "ncfm": 1000, "mtt": 500}
-    made, table = {}, {}
-    for method, steps in iterations.items():
-        plan = DistillPlan(
-            method=method,
-            images_per_class=10,
-            iterations=2 if small else steps,
-            network=network,
-            trajectory=trajectory,
-            outer_steps=2 if small else None,
-        )
+    assert splits.validation is not None
+    assert splits.test is not None
+    if options.small:
+        parts = (splits.train, splits.validation, splits.test)
+        small = (resized(one.select(torch.arange(0, len(one), 8)), (16, 16)) for one in parts)
+        splits = ImageSplits(*small)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    facts = {"device": card, "torch": torch.__version__, "small": options.small}
+    for part in options.parts:
         began = time.time()
-        made[method] = distill(train, plan=plan, device=options.device)
-        table[method] = {"seconds": time.time() - began}
-    best = "dm"
+        for found in speed(splits, device, options) if part == "speed" else table(splits, device, options):
+            known[part] = merged(known.get(part, {}), facts | {"wall_seconds": time.time() - began} | found)
+            options.output.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def merged(known: dict, found: dict) -> dict:
+    """Dictionaries joined to the second level; what the table says as a whole is reckoned anew."""
+    result = dict(known)
+    for name, value in found.items():
+        old = result.get(name)
+        if name == "wall_seconds" and old is not None:
+            value = max(old, value)
+        result[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    rows, validation = result.get("table", {}), result.get("validation", {})
+    if "random" in rows:
+        made = [name for name in rows if name not in CONTROLS]
+        result["wins_over_random"] = {
+            method: [
+                name
+                for name in NETWORK_POOL
+                if name in rows[method]
+                and name in rows["random"]
+                and rows[method][name]["balanced_accuracy"] > rows["random"][name]["balanced_accuracy"]
+            ]
+            for method in made
+        }
+        seen = [name for name in made if name in validation]
+        if seen:
+            result["chosen_by_validation"] = max(seen, key=lambda m: validation[m]["balanced_accuracy"])
+    return result
+
+
+def table(splits: ImageSplits, device: torch.device, options: argparse.Namespace) -> Iterator[dict]:
+    """All methods on ConvNet-3, every network trained on what they made, on random pictures and on all.
+
+    Yields what it has after every method and network: a run that is cut short loses nothing."""
+    train, small = splits.train, options.small
+    assert splits.validation is not None
+    assert splits.test is not None
+    network, recipe = NetworkPlan(width=16 if small else 128), Recipe(epochs=3 if small else 300)
+    source = Source.of(train, device)
+    judged, checked = (
+        TestPictures.of(one, source.mean, source.deviation, device)
+        for one in (splits.test, splits.validation)
+    )
+    made, rows, validation = {}, {name: {} for name in options.methods}, {}
+    found = {"table": rows, "validation": validation, "recipe": asdict(recipe)}
+    models = {
+        name: build_network(replace(network, name=name), train.channels, train.size, train.classes).to(device)
+        for name in NETWORK_POOL
+    }
+    for name in [name for name in ITERATIONS if name in options.methods]:
+        began = time.time()
+        made[name] = [make(name, splits, number, options) for number in range(options.sets)]
+        rows[name]["seconds_per_set"] = (time.time() - began) / options.sets
+        rows[name]["iterations"] = ITERATIONS[name]
+        validation[name] = scored(made[name], splits.validation, network, recipe, device)
+        print(name, rows[name], round(validation[name]["balanced_accuracy"], 4), flush=True)
+        yield found
     for name in NETWORK_POOL:
         other = replace(network, name=name)
-        model = build_network(other, train.channels, train.size, train.classes).to(device)
-        random = score_random(source, model, judged, recipe, 10, 3, (0,))
-        table.setdefault("random", {})[name] = random.as_dict()
-        for method, one in made.items():
-            score = score_distilled(one, test, network=other, recipe=recipe, seeds=(0, 1, 2), device=device)
-            table[method][name] = score.as_dict()
-    model = build_network(network, train.channels, train.size, train.classes).to(device)
-    full = score_full(source, model, judged, replace(recipe, epochs=1 if small else 30), (0,))
-    table["full"] = {name: score.as_dict() for name, score in full.items()}
-    wins = [
-        name
-        for name in NETWORK_POOL
-        if table[best][name]["balanced_accuracy"] > table["random"][name]["balanced_accuracy"]
+        if "random" in rows:
+            rows["random"][name] = score_random(source, models[name], judged, recipe, 10, 5, (0,)).as_dict()
+        for method, sets in made.items():
+            rows[method][name] = scored(sets, splits.test, other, recipe, device)
+        line = {m: round(100 * rows[m][name]["balanced_accuracy"], 1) for m in rows if name in rows[m]}
+        print(name, line, flush=True)
+        yield found
+    if "random" in rows:
+        known = score_random(source, models["convnet"], checked, recipe, 10, 5, (0,))
+        validation["random"] = known.as_dict()
+    if "full" in rows:
+        whole = replace(recipe, epochs=1 if small else 30)
+        both = score_full(source, models["convnet"], judged, whole, (0, 1))
+        rows["full"] |= {name: score.as_dict() for name, score in both.items()}
+        print(
+            "full", {k: round(100 * v["balanced_accuracy"], 1) for k, v in rows["full"].items()}, flush=True
+        )
+    yield found
+
+
+def scored(sets: list[DistilledSet], test, network: NetworkPlan, recipe: Recipe, device) -> dict:
+    seeds = (0, 1, 2)
+    each = [
+        score_distilled(one, test, network=network, recipe=recipe, seeds=seeds, device=device) for one in sets
     ]
-    record |= {"table": table, "wins_of_dm_over_random": wins, "recipe": asdict(recipe), "small": small}
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    record |= {"device": card, "torch": torch.__version__}
-    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    return (each[0] if len(each) == 1 else pooled(each)).as_dict()
 
 
-def speed(
-    train: LabelledImages,
-    network: NetworkPlan,
-    trajectory: TrajectoryPlan,
-    device: torch.device,
-    repeats: int,
+def make(name: str, splits: ImageSplits, number: int, options: argparse.Namespace) -> DistilledSet:
+    method, _, start = name.partition("-")
+    trajectory = TrajectoryPlan(experts=20 if method == "mtt" else 5, epochs=15, latest_start=8)
+    if options.small:
+        trajectory = TrajectoryPlan(experts=2, epochs=2, student_steps=3, latest_start=1)
+    plan = DistillPlan(
+        method=method,
+        images_per_class=10,
+        iterations=2 if options.small else ITERATIONS[name],
+        network=NetworkPlan(width=16 if options.small else 128),
+        trajectory=trajectory,
+        outer_steps=2 if options.small else None,
+        start=start or None,
+        seed=number,
+    )
+    return distill(splits.train, plan=plan, device=options.device)
+
+
+def speed(splits: ImageSplits, device: torch.device, options: argparse.Namespace) -> Iterator[dict]:
+    """Seconds of one iteration with its step: ours in four variants, and the plain recipe."""
+    found: dict[str, dict] = {}
+    small, only = options.small, options.only
+    network = NetworkPlan(width=16 if small else 128)
+    for method in (only,) if only else ("dc", "mtt"):
+        for outer in (None, 1) if method == "dc" else (None,):
+            plan = resolve(
+                DistillPlan(
+                    method=method,
+                    images_per_class=10,
+                    network=network,
+                    outer_steps=2 if small and outer is None else outer,
+                    inner_steps=2 if small else None,
+                    trajectory=TrajectoryPlan(experts=2, epochs=3, latest_start=1),
+                    augmentations=(),
+                ),
+                (),
+            )
+            name = f"{method} matching" if outer else method
+            found[name] = contest(splits, plan, device, 2 if small else 5, quick=bool(only))
+            print(name, {k: v for k, v in found[name].items() if k != "raw"}, flush=True)
+            yield found
+    if only:
+        return
+    found["expert step"] = expert_step(splits, network, device, 2 if small else 4)
+    print("expert step", {k: v for k, v in found["expert step"].items() if k != "raw"}, flush=True)
+    yield found
+
+
+def contest(
+    splits: ImageSplits, plan: DistillPlan, device: torch.device, repeats: int, *, quick: bool
 ) -> dict:
-    """Median seconds of one matching loss with its step: ours, and the plain recipe."""
-    found = {}
-    for method in ("dc", "mtt"):
-        plan = resolve(
-            DistillPlan(
-                method=method, images_per_class=10, network=network, trajectory=trajectory, outer_steps=1,
-                augmentations=(),
-            ),
-            (),
-        )  # fmt: skip
-        task = Task.of(train, plan, device)
-        if method == "mtt":
-            short = replace(plan, trajectory=replace(trajectory, experts=2, epochs=3, latest_start=1))
-            task = replace(task, plan=short)
-            task = replace(task, trajectories=train_experts(task))
-        synthetic = starting_set(task)
-        optimizer = torch.optim.SGD([synthetic.images.requires_grad_()], lr=0.1)
-        plain = _plain_gradient_step if method == "dc" else _plain_trajectory_step
+    """Variants of ours: classes in one vmap or one after the other, as CUDA graphs or launched."""
+    raw = {}
+    for batched in (False, True):
+        for graphed in (True, False) if device.type == "cuda" else (False,):
+            task = Task.of(splits.train, replace(plan, batched=batched), device)
+            if quick and (batched or (device.type == "cuda" and not graphed)):
+                continue
+            if plan.method == "mtt":
+                if batched:
+                    continue
+                task = replace(task, trajectories=train_experts(task))
+            synthetic = starting_set(task)
+            optimizer = torch.optim.SGD([synthetic.images.requires_grad_()], lr=0.1)
 
-        def ours(step: int, task=task, synthetic=synthetic, optimizer=optimizer, method=method) -> None:
-            for loss in MATCHING[method](task, synthetic, step):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            def ours(step: int, task=task, synthetic=synthetic, optimizer=optimizer) -> None:
+                for loss in MATCHING[task.plan.method](task, synthetic, step):
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
 
-        def theirs(step: int, task=task, synthetic=synthetic, plain=plain) -> None:
-            plain(task, synthetic.images, step)
+            name = ("vmap" if batched else "loop") + (", graphs" if graphed else "")
+            with LaunchedOneByOne(not graphed):
+                raw[name] = _seconds(ours, device, repeats)
+    task = Task.of(splits.train, plan, device)
+    if plan.method == "mtt":
+        task = replace(task, trajectories=train_experts(task))
+    images = starting_set(task).images.requires_grad_()
+    optimizer = torch.optim.SGD([images], lr=0.1, momentum=0.5)
+    plain = globals()[PEER_OF[plan.method]]
+    raw["plain"] = _seconds(lambda step: plain(task, images, optimizer), device, repeats)
+    medians = {name: sorted(each)[len(each) // 2] for name, each in raw.items()}
+    best = min((name for name in raw if name != "plain"), key=lambda name: medians[name])
+    return {"seconds": medians, "best": best, "ratio": medians["plain"] / medians[best], "raw": raw}
 
-        times = {"ours": _seconds(ours, device, repeats), "plain": _seconds(theirs, device, repeats)}
-        medians = {name: sorted(each)[len(each) // 2] for name, each in times.items()}
-        found[method] = {"raw": times, "ratio": medians["plain"] / medians["ours"]}
-    return found
+
+class LaunchedOneByOne:
+    """Inside, graphs are off."""
+
+    def __init__(self, off: bool) -> None:
+        self.off, self.call = off, GraphedFunction.__call__
+
+    def __enter__(self) -> None:
+        if self.off:
+            GraphedFunction.__call__ = lambda own, *inputs: own.function(*inputs)  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        GraphedFunction.__call__ = self.call  # type: ignore[method-assign]
 
 
-def _seconds(call, device: torch.device, repeats: int) -> list[float]:
+def expert_step(splits: ImageSplits, network: NetworkPlan, device: torch.device, repeats: int) -> dict:
+    """Seconds of an epoch of experts side by side: one vmap over them all, or one after the other."""
+    raw: dict[str, list[float]] = {}
+    experts = 2 if network.width < 128 else 20
+    for batched in (False, True):
+        trajectory = TrajectoryPlan(experts=experts, epochs=1, expert_steps=1)
+        plan = DistillPlan(method="mtt", network=network, trajectory=trajectory, batched=batched)
+        task = Task.of(splits.train, resolve(plan, ()), device)
+        name = "vmap" if batched else "loop"
+        raw[name] = _seconds(
+            lambda step, task=task: train_experts(task), device, 1 if batched else repeats, 0
+        )
+    return {"experts": experts, "seconds": {k: min(v) for k, v in raw.items()}, "raw": raw}
+
+
+def _seconds(
+    call: Callable[[int], object], device: torch.device, repeats: int, warm_up: int = 2
+) -> list[float]:
     times = []
-    for step in range(repeats + 2):
+    for step in range(repeats + warm_up):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         began = time.perf_counter()
@@ -141,32 +295,45 @@ def _seconds(call, device: torch.device, repeats: int) -> list[float]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return times[2:]
+    return times[warm_up:]
 
 
-def _plain_gradient_step(task: Task, images: torch.Tensor, step: int) -> None:
-    """DC's public recipe: a fresh module, one class after the other, autograd on its parameters."""
-    source, network = task.source, task.plan.network
-    model = build_network(network, images.shape[1], tuple(images.shape[2:]), source.classes).to(images.device)
-    parameters, loss = list(model.parameters()), torch.zeros((), device=images.device)
-    per_class = len(images) // source.classes
-    for label in range(source.classes):
-        own = source.of_class(label)
-        real = own[torch.randperm(len(own), device=own.device)[: task.plan.real_batch]]
-        labels = torch.full((len(real),), label, device=images.device)
-        target = [g.detach() for g in torch.autograd.grad(cross_entropy(model(real), labels), parameters)]
-        ours = images[label * per_class : (label + 1) * per_class]
-        found = torch.autograd.grad(
-            cross_entropy(model(ours), labels[:1].expand(per_class)), parameters, create_graph=True
-        )
-        for a, b in zip(found, target, strict=True):
-            if a.ndim > 1:
-                a, b = a.flatten(1), b.flatten(1)
-                loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
-    torch.autograd.grad(loss, images)
+def _plain_gradient_iteration(task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """DC's public recipe: a fresh module, one class after the other, autograd on its parameters, and the
+    network's steps on the set between two matchings."""
+    source, plan = task.source, task.plan
+    channels, size = images.shape[1], (images.shape[2], images.shape[3])
+    model = build_network(plan.network, channels, size, source.classes).to(images.device)
+    parameters, per_class = list(model.parameters()), len(images) // source.classes
+    descent = torch.optim.SGD(parameters, lr=plan.network_learning_rate)
+    targets = torch.arange(source.classes, device=images.device).repeat_interleave(per_class)
+    outer_steps, inner_steps = plan.outer_steps or 1, plan.inner_steps or 1
+    for outer in range(outer_steps):
+        loss = torch.zeros((), device=images.device)
+        for label in range(source.classes):
+            own = source.of_class(label)
+            real = own[torch.randperm(len(own), device=own.device)[: plan.real_batch]]
+            labels = torch.full((len(real),), label, device=images.device)
+            target = [g.detach() for g in torch.autograd.grad(cross_entropy(model(real), labels), parameters)]
+            ours = images[label * per_class : (label + 1) * per_class]
+            found = torch.autograd.grad(
+                cross_entropy(model(ours), labels[:1].expand(per_class)), parameters, create_graph=True
+            )
+            for a, b in zip(found, target, strict=True):
+                if a.ndim > 1:
+                    a, b = a.flatten(1), b.flatten(1)
+                    loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if outer + 1 < outer_steps:
+            for _ in range(inner_steps):
+                descent.zero_grad()
+                cross_entropy(model(images.detach()), targets).backward()
+                descent.step()
 
 
-def _plain_trajectory_step(task: Task, images: torch.Tensor, step: int) -> None:
+def _plain_trajectory_iteration(task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     """MTT's public recipe: a functional student, unrolled with autograd."""
     assert task.trajectories is not None
     names = list(task.trajectories)
@@ -182,7 +349,9 @@ def _plain_trajectory_step(task: Task, images: torch.Tensor, step: int) -> None:
         student = [value - 0.01 * slope for value, slope in zip(student, slopes, strict=True)]
     missed = sum((a - b).square().sum() for a, b in zip(student, goal, strict=True))
     journey = sum((a - b).square().sum() for a, b in zip(start, goal, strict=True))
-    torch.autograd.grad(missed / journey, images)
+    optimizer.zero_grad()
+    (missed / journey).backward()
+    optimizer.step()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@ Each line is several sets x networks; the peer row "plain" is gradient matching 
 out in plain PyTorch, at the same number of iterations. Several runs may add to one file:
 
     python benchmarks/distill_small_sets.py --data mnist10k --images-per-class 1 --methods dm plain
+    python benchmarks/distill_small_sets.py --join A.json B.json        adds the rows of other files
+
+Every row has a figure on validation pictures (the data's own split, or a fifth of the training pictures that
+nothing else sees), and `chosen` is the method that is best there: the test pictures choose nothing. A fresh
+process gets each file and trains other networks (other seeds) on it.
 """
 
 import argparse
@@ -23,6 +28,7 @@ from fewer.learn.data import load_images
 from fewer.learn.distillation.architectures import NetworkPlan, build_network
 from fewer.learn.distillation.audit import audit
 from fewer.learn.distillation.distilled_set import DistilledSet
+from fewer.learn.distillation.indicator import set_aside
 from fewer.learn.distillation.loop import distill
 from fewer.learn.distillation.plan import DistillPlan
 from fewer.learn.distillation.scores import (
@@ -46,7 +52,7 @@ from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.scores import score_distilled
 torch.set_num_threads(1)
 made, test = DistilledSet.load(sys.argv[1]), load_images(sys.argv[2]).evaluation()
-print(score_distilled(made, test, seeds=(10, 11)).balanced_accuracy)
+print(score_distilled(made, test, seeds=tuple(range(100, 100 + int(sys.argv[3])))).balanced_accuracy)
 """
 
 
@@ -61,65 +67,103 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--side", type=int, default=16)
     parser.add_argument("--full-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, help="of the recipe, instead of epochs")
     parser.add_argument("--audit", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.join:
+        join(options.join, options.output)
+        return
     splits = load_images(ROOT / "data" / options.data / f"{options.data}.npz")
-    train, test = (resized(one, (options.side, options.side)) for one in (splits.train, splits.test))
-    network, recipe = NetworkPlan(width=32), Recipe(epochs=options.epochs)
+    learnt, validation = (splits.train, splits.validation)
+    if validation is None:
+        learnt, validation = set_aside(splits.train, 0.2)
+    train, validation, test = (
+        resized(one, (options.side, options.side)) for one in (learnt, validation, splits.test)
+    )
+    network, recipe = NetworkPlan(width=32), Recipe(epochs=options.epochs, steps=options.steps)
     source = Source.of(train, torch.device("cpu"))
     model = build_network(network, 1, train.size, train.classes)
-    judged = TestPictures.of(test, source.mean, source.deviation)
+    judged, checked = (TestPictures.of(one, source.mean, source.deviation) for one in (test, validation))
     seeds = tuple(range(options.networks))
     facts = {"recipe": asdict(recipe), "torch": torch.__version__, "threads": 1, "side": options.side}
     facts |= {"python": platform.python_version(), "machine": platform.machine(), "width": 32}
     for method in options.methods:
         began = time.time()
         if method == "random":
-            score = score_random(
-                source, model, judged, recipe, options.images_per_class, options.sets, seeds[:1]
+            score, known = (
+                score_random(source, model, one, recipe, options.images_per_class, options.sets, seeds)
+                for one in (judged, checked)
             )
-            row = asdict(score)
+            row = asdict(score) | {"validation": known.balanced_accuracy}
         elif method == "full":
             whole = replace(recipe, steps=options.full_steps)
             both = score_full(source, model, judged, whole, seeds[:1])
             row = {name: asdict(one) for name, one in both.items()}
             score = both["balanced"]
         else:
-            score, row = distilled_row(method, options, splits, train, test, network, recipe)
-        row |= {"seconds": time.time() - began, "options": vars(options)}
+            score, row = distilled_row(method, options, train, validation, test, network, recipe)
+        settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
+        row |= {"seconds": time.time() - began, "options": settings}
         show(method, score, row["seconds"])
-        keep(f"{options.data} {options.images_per_class}", method, row, facts)
+        keep(options.output, f"{options.data} {options.images_per_class}", method, row, facts)
 
 
-def distilled_row(method, options, splits, train, test, network, recipe) -> tuple[Score, dict]:
-    """Several sets by one method, each judged by several networks; the last one also by a fresh process."""
-    scores, seconds, made = [], [], None
+def distilled_row(method, options, train, validation, test, network, recipe) -> tuple[Score, dict]:
+    """Several sets by one method, each judged by several networks here and by others in a fresh process."""
+    scores, checks, seconds, again, made = [], [], [], [], None
+    seeds = tuple(range(options.networks))
     for number in range(options.sets):
         began = time.time()
         made = make(method, train, options, network, number)
         seconds.append(time.time() - began)
-        seeds = tuple(range(options.networks))
         scores.append(score_distilled(made, test, network=network, recipe=recipe, seeds=seeds))
+        checks.append(score_distilled(made, validation, network=network, recipe=recipe, seeds=seeds))
+        if method != "plain":
+            made = replace(made, datasheet=replace(made.datasheet, recipe=recipe))
+            again.append(reproduced(made, options.data, options.networks))
     assert made is not None
     both = pooled(scores)
-    row = {**asdict(both), "seconds_per_set": seconds, "set_means": [s.balanced_accuracy for s in scores]}
-    if method != "plain":
-        made = replace(made, datasheet=replace(made.datasheet, recipe=recipe))
-        row["reported"] = scores[-1].balanced_accuracy
-        row["fresh_process"] = reproduced(made, options.data)
-    if options.audit and splits.validation is not None:
-        row["audit"] = audit(made, splits.train, splits.validation, networks=1).summary()
+    means = [s.balanced_accuracy for s in scores]
+    row = {**asdict(both), "validation": pooled(checks).balanced_accuracy, "seconds_per_set": seconds}
+    row |= {"set_means": means, "fresh_process": again}
+    row["fresh_process_points"] = [100 * (b - a) for a, b in zip(means, again, strict=False)]
+    if options.audit:
+        row["audit"] = audit(made, train, validation, networks=1).summary()
     return both, row
 
 
-def keep(key: str, method: str, row: dict, facts: dict) -> None:
+def keep(path: Path, key: str, method: str, row: dict, facts: dict) -> None:
     """Adds one row to the file at once: a run that is cut short loses nothing."""
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known = json.loads(path.read_text()) if path.exists() else {}
     entry = known.setdefault(key, {"sets": {}})
     entry |= facts
     entry["sets"][method] = row
-    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    choose(entry)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def choose(entry: dict) -> None:
+    """Names the distilling method of best validation."""
+    found = {
+        name: row["validation"]
+        for name, row in entry["sets"].items()
+        if name not in ("random", "full", "plain") and "validation" in row
+    }
+    if found:
+        entry["chosen"] = max(found, key=lambda name: found[name])
+
+
+def join(files: list[Path], path: Path) -> None:
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for file in files:
+        for key, entry in json.loads(file.read_text()).items():
+            rows = known.get(key, {}).get("sets", {}) | entry["sets"]
+            known[key] = {**entry, "sets": rows}
+            choose(known[key])
+    path.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def show(name: str, score, seconds: float) -> None:
@@ -182,12 +226,19 @@ def plain_gradient_matching(train, options, network: NetworkPlan, number: int) -
     return replace(base, images=(pixels.clamp(0, 1) * 255).round().to(torch.uint8))
 
 
-def reproduced(made: DistilledSet, data: str) -> float:
+def reproduced(made: DistilledSet, data: str, networks: int) -> float:
     """Balanced accuracy that a new process reaches with nothing but the file and the test data."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "set.distilled.safetensors"
         made.save(file)
-        words = [sys.executable, "-c", AGAIN, str(file), str(ROOT / "data" / data / f"{data}.npz")]
+        words = [
+            sys.executable,
+            "-c",
+            AGAIN,
+            str(file),
+            str(ROOT / "data" / data / f"{data}.npz"),
+            str(networks),
+        ]
         return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 

@@ -5,7 +5,8 @@
 
 EVIL's figure is that of the mode (faithful or extended) with the better source validation, run by run; the
 target's pictures decide nothing. Accuracy is on new objects in the held-out style. Finished runs are not run
-again, so it can be stopped. With `--workers N` the runs are dealt to N processes on the same device.
+again, so it can be stopped. With `--workers N` the runs are dealt to N processes on the same device; with
+`--seconds S` no worker starts a run after S seconds, and the report holds what is finished.
 """
 
 import argparse
@@ -21,8 +22,9 @@ import torch
 from fewer.core.files import write_json
 from fewer.learn.domains.images import Domains, load_domains
 from fewer.learn.domains.plan import InvariantPlan
-from fewer.learn.domains.sweep import Job, run_sweep, sweep_jobs
+from fewer.learn.domains.sweep import Job, finished, run_sweep, sweep_jobs
 from fewer.learn.domains.tables import paired_difference
+from fewer.learn.graphed import GraphedFunction
 
 DATA = Path(__file__).parents[1] / "data" / "emoji-styles"
 METHODS = {
@@ -34,12 +36,13 @@ METHODS = {
 
 
 def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
-    domains = load_domains(DATA, size=64 if arguments.gpu else 32)
+    domains = load_domains(DATA, size=16 if arguments.small else 64 if arguments.gpu else 32)
     plans = {
         name: InvariantPlan(
             **method,
             network="resnet-18" if arguments.gpu else "group-cnn",
-            steps=arguments.steps,
+            steps=10 if arguments.small else arguments.steps,
+            evaluate_every=10 if arguments.small else arguments.steps // 5 if arguments.gpu else None,
             batch=24 if arguments.gpu else 12,
             augment=True,
             density=0.6,
@@ -47,7 +50,8 @@ def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
         )
         for name, method in METHODS.items()
     }
-    return domains, sweep_jobs(domains, plans, domains.names, arguments.seeds, 1, "training-domain")
+    targets = domains.names[:1] if arguments.small else domains.names
+    return domains, sweep_jobs(domains, plans, targets, arguments.seeds, 1, "training-domain")
 
 
 def summarise(runs: list[tuple[Job, dict]]) -> dict[str, object]:
@@ -80,6 +84,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--small", action="store_true", help="10 steps, one style: does the script work?")
+    parser.add_argument("--launched", action="store_true", help="without CUDA graphs")
     parser.add_argument("--share", help="K/N: only every Nth run from the Kth on")
     parser.add_argument("--runs", type=Path, default=Path("outputs/evil_emoji"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/evil_emoji.json"))
@@ -87,29 +94,46 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.perf_counter()
     if arguments.workers > 1 and not arguments.share:
-        words = [sys.executable, *sys.argv]
-        workers = [
-            subprocess.Popen([*words, "--share", f"{k}/{arguments.workers}"])
-            for k in range(arguments.workers)
-        ]
-        codes = [worker.wait() for worker in workers]
-        if any(codes):
-            raise SystemExit("a worker failed; run again to go on")
+        # A worker that dies (a driver may not bear the recording of graphs) is followed by one without them.
+        for more in ([], ["--launched"]):
+            share = [["--share", f"{k}/{arguments.workers}", *more] for k in range(arguments.workers)]
+            left = f"{arguments.seconds - (time.perf_counter() - began):.0f}"
+            words = [sys.executable, *sys.argv, "--seconds", left]
+            workers = [subprocess.Popen([*words, *own]) for own in share]
+            codes = [worker.wait() for worker in workers]
+            if not any(codes):
+                break
     domains, jobs = all_jobs(arguments)
+    if arguments.launched:
+        GraphedFunction.__call__ = lambda own, *inputs: own.function(*inputs)  # type: ignore[method-assign]
+    if arguments.share or arguments.workers == 1:
+        first, step = map(int, (arguments.share or "0/1").split("/"))
+        for job in jobs[first::step]:
+            if time.perf_counter() - began > arguments.seconds:
+                break
+            list(run_sweep(domains, [job], arguments.runs, resume=True, checkpoints=False))
     if arguments.share:
-        first, step = map(int, arguments.share.split("/"))
-        list(run_sweep(domains, jobs[first::step], arguments.runs, resume=True))
         return
-    runs = list(run_sweep(domains, jobs, arguments.runs, resume=True))
+    found = [(job, finished(job.folder(arguments.runs), job)) for job in jobs]
+    runs = [(job, done) for job, done in found if done is not None]
     report = {
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if arguments.gpu else "cpu",
         "torch": torch.__version__,
         "settings": {"steps": arguments.steps, "seeds": arguments.seeds, "workers": arguments.workers},
         "wall_seconds": time.perf_counter() - began,
+        "runs_finished": len(runs),
+        "runs_planned": len(jobs),
+        "seconds_of_runs": sum(done["seconds"] for _, done in runs),
         "summary": summarise(runs),
         "runs": [
-            {"method": job.method, "target": job.target, "seed": job.plan.seed, **done["figures"]}
+            {
+                "method": job.method,
+                "target": job.target,
+                "seed": job.plan.seed,
+                "seconds": done["seconds"],
+                **done["figures"],
+            }
             for job, done in runs
         ],
     }

@@ -2,126 +2,78 @@
 
     python benchmarks/instant_end_to_end.py --data mnist10k          40 labels, 4 a class
     python benchmarks/instant_end_to_end.py --data pneumoniamnist    20 labels, 10 a class
+    python benchmarks/instant_end_to_end.py --data digits            the data that settings are chosen on
+    python benchmarks/instant_end_to_end.py --side 28 --steps 300 --batch 32 --output X.json
 
 One (method, seed) after the other; what is already in the JSON file is not run again, so it can be stopped.
-The result of a run is the averaged model at the last step. Of InstanT runs also the selection quality is
-kept, with the classifier frozen at 10 % and at 30 % of the run: how well does a score tell right
-pseudo-labels from wrong?
+The result of a run is the averaged model at the last step. `instant:NAME` is InstanT with that estimator of
+the transition matrix. Purity: the share of accepted pseudo-labels that is right, and that of a constant
+threshold which accepts as many; at the end, and over all batches after the warm-up (`during`). How well the
+score tells right from wrong on frozen classifiers is in instant_selection.py.
 """
 
 import argparse
 import json
 import platform
 import statistics
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from sklearn.datasets import load_digits
 
-from fewer.core.checkpoint import latest_checkpoint
 from fewer.core.files import write_json
-from fewer.learn import SemiSupervisedPlan, load_images, pick_labels, semi_supervised
-from fewer.learn.data import LabelledImages
-from fewer.learn.evaluate import binary_area_under_curve
+from fewer.learn import SemiSupervisedPlan, load_images, make_labelled_images, pick_labels, semi_supervised
+from fewer.learn.data import ImageSplits, LabelledImages
 from fewer.learn.few_labels.train import SemiSupervisedResult
-from fewer.learn.model_folder import TrainedClassifier
-from fewer.learn.networks import NetworkPlan, build_network
-from fewer.learn.thresholds.instance import InstanceThreshold
-from fewer.learn.thresholds.instant import InstantState
 
 SETTINGS = {
     # Pictures are reduced to 14 pixels, so that all seeds of all methods fit in minutes of one CPU core.
     "mnist10k": {"labels_per_class": 4, "steps": 200, "side": 14},
     "pneumoniamnist": {"labels_per_class": 10, "steps": 150, "side": 14},
+    "digits": {"labels_per_class": 4, "steps": 200, "side": 8},
 }
 
 
-class Stop(Exception):
-    pass
-
-
-class StopAt:
-    """Interrupts a run after some steps; `fit` saves what was reached."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def start(self, what: str, total: int) -> None: ...
-    def stop(self) -> None: ...
-    def say(self, text: str) -> None: ...
-
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.left -= steps
-        if self.left == 0:
-            raise Stop
-
-
-def run(data: str, method: str, seed: int) -> dict[str, object]:
+def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[str, object]:
     settings = SETTINGS[data]
-    splits = load_images(Path(f"data/{data}/{data}.npz"), size=settings["side"])
+    splits = read(data, given.side or settings["side"])
     train = splits.train
     rows = pick_labels(train.labels, settings["labels_per_class"], train.classes, seed)
+    name, _, estimation = method.partition(":")
     plan = SemiSupervisedPlan(
-        method=method,  # pyright: ignore
-        steps=settings["steps"],
-        batch=16,
+        method=name,  # pyright: ignore
+        steps=given.steps or settings["steps"],
+        batch=given.batch,
         ratio=5,
         rate=0.1,
         seed=seed,
-        device="cpu",
+        device=given.device,
+        **({"estimation": estimation} if estimation else {}),  # pyright: ignore
     )
-    began, selection, done = time.process_time(), {}, 0
-    with tempfile.TemporaryDirectory() as folder:
-        for share in (0.1, 0.3) if method == "instant" else ():
-            stop = StopAt(int(plan.steps * share) - done)
-            try:
-                semi_supervised(train, rows, plan=plan, checkpoints=Path(folder), resume=True, progress=stop)
-            except Stop:
-                done = int(plan.steps * share)
-            selection[f"at_{share:.0%}"] = selection_quality(Path(folder), plan, train)
-        result = semi_supervised(
-            train, rows, plan=plan, test=splits.test, checkpoints=Path(folder), resume=True
-        )
+    began = time.process_time(), time.perf_counter()
+    result = semi_supervised(train, rows, plan=plan, test=splits.test)
     assert result.figures is not None
     return {
         "method": method,
         "seed": seed,
-        "cpu_seconds": round(time.process_time() - began, 1),
+        "cpu_seconds": round(time.process_time() - began[0], 1),
+        "wall_seconds": round(time.perf_counter() - began[1], 1),
         **{name: getattr(result.figures, name) for name in ("accuracy", "balanced_accuracy", "auc")},
         "calibration_error": result.figures.calibration_error,
         "curves": result.curves,
-        "purity": purity(result, train, plan.steps) if method == "instant" else None,
-        "selection": selection,
+        "purity": purity(result, train, plan.steps) if name == "instant" else None,
         "plan": asdict(plan),
     }
 
 
-def selection_quality(folder: Path, plan: SemiSupervisedPlan, train: LabelledImages) -> dict[str, float]:
-    """AUROC of "the pseudo-label is right" on all training pictures, for four scores."""
-    found = latest_checkpoint(folder)
-    assert found is not None
-    height, width = train.size
-    network_plan = NetworkPlan(
-        name=plan.network, channels=train.channels, classes=train.classes, height=height, width=width
-    )
-    network = build_network(network_plan)
-    state = InstantState(plan, train.channels, train.classes, len(train))
-    for name, module in (("network", network), ("method", state)):
-        own = {k.removeprefix(f"{name}/"): v for k, v in found.tensors.items() if k.startswith(f"{name}/")}
-        module.load_state_dict(own)
-    model = TrainedClassifier(network, network_plan, train.class_names, *train.mean_and_deviation())
-    raw = model.predict(train.images)
-    aligned = state.alignment(raw)
-    right = aligned.argmax(1) == train.labels
-    transition = state.transition(None).detach()
-    scores = {"maximum_probability": aligned.max(1).values, "maximum_unaligned": raw.max(1).values}
-    for posterior in ("flattened", "plain"):
-        decide = InstanceThreshold(classes=train.classes, posterior=posterior)  # pyright: ignore
-        scores[f"instant_{posterior}"] = aligned.max(1).values - decide(aligned, transition).tau
-    quality = {name: binary_area_under_curve(score, right) for name, score in scores.items()}
-    return {**quality, "pseudo_label_accuracy": float(right.double().mean())}
+def read(data: str, side: int) -> ImageSplits:
+    if data == "digits":
+        digits = load_digits()
+        whole = make_labelled_images((digits.images * 15).astype("uint8"), digits.target)
+        return ImageSplits(whole.select(range(1297)), test=whole.select(range(1297, 1797)))
+    return load_images(Path(f"data/{data}/{data}.npz"), size=side)
 
 
 def purity(result: SemiSupervisedResult, train: LabelledImages, steps: int) -> dict[str, float | None]:
@@ -160,12 +112,22 @@ def summary(runs: list[dict]) -> dict[str, object]:
             }
             for method, values in table.items()
         }
-        if "instant" in table:
-            result[f"{name}_instant_minus"] = {
-                method: paired(table["instant"], values)
-                for method, values in table.items()
-                if method != "instant"
+        for own in (method for method in table if method.startswith("instant")):
+            result[f"{name}_{own}_minus"] = {
+                method: paired(table[own], values) for method, values in table.items() if method != own
             }
+    for method, found in by_method.items():
+        if not method.startswith("instant"):
+            continue
+        result[f"purity_{method}"] = {
+            name: paired(
+                [found[s]["purity"][f"{ours}"] for s in seeds], [found[s]["purity"][f"{peer}"] for s in seeds]
+            )
+            for name, ours, peer in (
+                ("during", "purity_during", "purity_constant_during"),
+                ("end", "accepted_right_end", "constant_right_end"),
+            )
+        }
     return result
 
 
@@ -184,7 +146,12 @@ def paired(ours: list[float], theirs: list[float]) -> dict[str, float | None]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", choices=list(SETTINGS), default="mnist10k")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--side", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--join", type=Path, nargs="+", default=[], help="take the runs of these files in")
     parser.add_argument("--methods", default="labels-only,fixmatch,instant")
     parser.add_argument("--at-most", type=int, default=1000, help="new runs in this call")
     parser.add_argument("--output", type=Path)
@@ -192,19 +159,24 @@ def main() -> None:
     torch.set_num_threads(1)
     path = given.output or Path(f"benchmarks/results/instant_{given.data}.json")
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    if given.join:
+        for other in given.join:
+            runs += json.loads(other.read_text())["runs"]
+        write(path, runs, given)
+        return
     have = {(one["method"], one["seed"]) for one in runs}
-    wanted = [(m, s) for s in range(given.seeds) for m in given.methods.split(",") if (m, s) not in have]
+    wanted = [(m, s) for s in given.seeds for m in given.methods.split(",") if (m, s) not in have]
     for method, seed in wanted[: given.at_most]:
-        runs.append(run(given.data, method, seed))
-        machine = {
-            "cpu": platform.processor() or platform.machine(),
-            "threads": 1,
-            "torch": torch.__version__,
-        }
-        write_json(
-            path,
-            {"machine": machine, "settings": SETTINGS[given.data], "summary": summary(runs), "runs": runs},
-        )
+        runs.append(run(given.data, method, seed, given))
+        write(path, runs, given)
+
+
+def write(path: Path, runs: list[dict], given: argparse.Namespace) -> None:
+    machine = {"cpu": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__}
+    plan = runs[-1]["plan"]
+    settings = SETTINGS[given.data] | {name: plan[name] for name in ("steps", "batch", "ratio", "rate")}
+    settings["side"] = given.side or settings["side"]
+    write_json(path, {"machine": machine, "settings": settings, "summary": summary(runs), "runs": runs})
 
 
 if __name__ == "__main__":

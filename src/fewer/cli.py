@@ -105,6 +105,12 @@ VERBS: dict[str, Verb] = {
         "export_command",
         "a distilled file -> .npz, PNG folder, page or datasheet",
     ),
+    "learn import": Verb(
+        "fewer.learn.distillation.command_import",
+        "ImportRequest",
+        "import_command",
+        "a set made by the field's published code -> a distilled file",
+    ),
     "learn indicator": Verb(
         "fewer.learn.distillation.command_indicator",
         "IndicatorRequest",

@@ -100,3 +100,30 @@ def test_labelled_lists(tmp_path: Path) -> None:
         read_rows(tmp_path / "c.csv")
     with pytest.raises(FileError):
         read_rows(tmp_path / "d.csv")
+
+
+def test_a_run_file_of_usb(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        "algorithm: fixmatch\nnum_labels: 6\nbatch_size: 4\nuratio: 2\n"
+        "num_train_iter: 500\nema_m: 0.9\nodd: 1\n"
+    )
+    words = [
+        "learn",
+        "semi-supervised",
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "out"),
+        "--steps",
+        "2",
+    ]
+    assert main([*words, "--usb-config", str(run), "--device", "cpu", "--json"]) == 0
+    said = capsys.readouterr()
+    answer = json.loads(said.out)
+    assert (answer["method"], answer["labelled"]) == ("fixmatch", 6)
+    assert "odd" in said.err
+    stored = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert (stored["training"]["steps"], stored["training"]["ema"]) == (2, 0.9)
+    run.write_text("num_labels: 5\n")
+    assert main([*words, "--usb-config", str(run), "--device", "cpu"]) == 2

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import torch
 
 from fewer.core.modules import parameter_count
+from fewer.learn.networks import NetworkPlan, build_network
 from fewer.learn.residual_networks import ResNet18, WideResNet
 
 
@@ -23,3 +26,10 @@ def test_resnet_18_has_the_published_size_and_both_norms() -> None:
     # 11.17 M parameters: the usual count of the 3x3-stem variant for 10 classes.
     assert round(parameter_count(ResNet18(3, 10)) / 1e6, 2) == 11.17
     assert ResNet18(1, 3, "instance")(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_resnet_18_halves_pictures_of_64_pixels_in_its_stem() -> None:
+    plan = NetworkPlan(name="resnet-18", channels=3, classes=5, height=64, width=64)
+    maps = build_network(plan).stem(torch.randn(1, 3, 64, 64))  # pyright: ignore
+    small = build_network(replace(plan, height=32, width=32)).stem(torch.randn(1, 3, 32, 32))  # pyright: ignore
+    assert maps.shape == small.shape == (1, 64, 32, 32)

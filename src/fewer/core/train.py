@@ -197,8 +197,10 @@ def _advance_averages(
     # The first steps are forgotten faster, so that a short run's average is not mostly its random start.
     decay = min(plan.ema_decay, (1 + index) / (10 + index))
     for name, module in modules.items():
-        for key, value in module.named_parameters():
-            averages[name][key].lerp_(value.detach().float(), 1 - decay)
+        found = dict(module.named_parameters())
+        if found:
+            values = [value.detach().float() for value in found.values()]
+            torch._foreach_lerp_([averages[name][key] for key in found], values, 1 - decay)
 
 
 def _save(

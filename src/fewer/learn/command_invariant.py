@@ -58,6 +58,8 @@ class InvariantRequest:
     """Share of kept weights in each masked layer."""
     network: NetworkName = "group-cnn"
     """The classifier."""
+    network_weights: str | None = None
+    """ImageNet weights for resnet-18-imagenet or resnet-50-imagenet (safetensors, torchvision's names)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
     """Resize all pictures to this side."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000

@@ -21,6 +21,7 @@ from fewer.learn.evaluate import Figures
 from fewer.learn.few_labels.plan import MethodName, SemiSupervisedPlan
 from fewer.learn.few_labels.report import report_page, verdict
 from fewer.learn.few_labels.train import SemiSupervisedResult, semi_supervised
+from fewer.learn.few_labels.usb_config import read_usb_config
 from fewer.learn.networks import NetworkName
 
 
@@ -64,6 +65,8 @@ class SemiSupervisedRequest:
     """Factor on the unlabelled loss."""
     flip: bool = False
     """Pictures may be mirrored left and right."""
+    usb_config: Path | None = None
+    """Run file (.yaml) of the benchmark code USB; options that are given win over it."""
     settings: dict[str, object] | None = None
     """Further settings of the plan (estimation, posterior, compare, …); in a --config file."""
     resume: bool = False
@@ -78,7 +81,11 @@ class SemiSupervisedRequest:
 
 def semi_supervised_command(request: SemiSupervisedRequest, progress: Progress) -> dict[str, object]:
     """Writes model/, report.html, labelled.csv and unlabelled.csv into the output folder."""
+    if request.usb_config is not None:
+        request = with_usb_config(request, progress)
     splits = load_images(request.data, size=request.image_size)
+    if request.usb_config is not None and request.labels_per_class is None and not request.labelled_list:
+        request = _with_labels(request, splits.train.classes)
     plan = plan_of(request)
     rows = labelled_rows(request, splits.train)
     test = _held_out(splits)
@@ -106,6 +113,34 @@ def semi_supervised_command(request: SemiSupervisedRequest, progress: Progress) 
         baseline = beside.figures
     _write(request.output, result, splits.train, test, baseline)
     return _answer(request, result, baseline)
+
+
+def with_usb_config(request: SemiSupervisedRequest, progress: Progress) -> SemiSupervisedRequest:
+    """The request with the file's values where it still has its defaults; unknown keys are said aloud."""
+    assert request.usb_config is not None
+    run = read_usb_config(request.usb_config)
+    if run.unknown:
+        progress.say(f"{request.usb_config.name}: these keys mean nothing here: {', '.join(run.unknown)}")
+    own = SemiSupervisedRequest(data=request.data, output=request.output)
+    given = {**run.values, "image_size": run.image_size}
+    changes: dict[str, object] = {}
+    settings = dict(request.settings or {})
+    for name, value in given.items():
+        if name not in SemiSupervisedRequest.__dataclass_fields__:
+            settings.setdefault(name, value)
+        elif value is not None and getattr(request, name) == getattr(own, name):
+            changes[name] = value
+    return replace(request, **changes, settings=settings)  # pyright: ignore
+
+
+def _with_labels(request: SemiSupervisedRequest, classes: int) -> SemiSupervisedRequest:
+    assert request.usb_config is not None
+    labels = read_usb_config(request.usb_config).labels
+    if labels is None:
+        return request
+    if labels % classes:
+        raise ConfigError(f"num_labels is {labels}, which cannot be spread evenly over {classes} classes")
+    return replace(request, labels_per_class=labels // classes)
 
 
 def plan_of(request: SemiSupervisedRequest) -> SemiSupervisedPlan:

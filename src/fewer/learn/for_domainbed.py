@@ -83,6 +83,7 @@ def domainbed_plan(hparams: Mapping[str, object]) -> InvariantPlan:
         "rate": hparams.get("lr", 5e-5),
         "weight_decay": hparams.get("weight_decay", 0.0),
         "seed": hparams.get("evil_seed", 0),
+        "dtype": hparams.get("evil_dtype", "fp32"),
     }
     if values["mode"] == "extended" and "mask_initialization" not in hparams:
         values["first_mask"] = None

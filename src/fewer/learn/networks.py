@@ -16,10 +16,20 @@ from torch import Tensor, nn
 from fewer.core.device import isolated_randomness
 from fewer.core.errors import ConfigError
 from fewer.learn.group_network import GroupCNN
+from fewer.learn.imagenet_networks import ImageNetResNet
 from fewer.learn.residual_networks import ResNet18, WideResNet
 
 NetworkName = Literal[
-    "small-cnn", "convnet-3", "wrn-28-2", "wrn-28-8", "resnet-18", "mlp", "group-cnn", "vit"
+    "small-cnn",
+    "convnet-3",
+    "wrn-28-2",
+    "wrn-28-8",
+    "resnet-18",
+    "resnet-18-imagenet",
+    "resnet-50-imagenet",
+    "mlp",
+    "group-cnn",
+    "vit",
 ]
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "leaky", "sigmoid"]
@@ -57,7 +67,9 @@ def build_network(plan: NetworkPlan, seed: int = 0, folder: str | None = None) -
             case "wrn-28-8":
                 return WideResNet(plan.channels, plan.classes, widen=8)
             case "resnet-18":
-                return ResNet18(plan.channels, plan.classes)
+                return ResNet18(plan.channels, plan.classes, stem_stride=2 if min(size) >= 64 else 1)
+            case "resnet-18-imagenet" | "resnet-50-imagenet":
+                return ImageNetResNet(plan.channels, plan.classes, int(plan.name.split("-")[1]))
             case "mlp":
                 return MLP(plan.channels, plan.classes, size)
             case "group-cnn":

@@ -86,12 +86,20 @@ class WideBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 with a 3x3 stem of stride 1 and no first pooling, for pictures of 28 to 64 pixels."""
+    """ResNet-18 with a 3x3 stem and no first pooling, for pictures of 28 to 64 pixels. From 64 pixels on the
+    stem has stride 2, so that the four stages see 32, 16, 8, 4 pixels as they do for the smaller pictures."""
 
-    def __init__(self, channels: int, classes: int, norm: Literal["batch", "instance"] = "batch") -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        norm: Literal["batch", "instance"] = "batch",
+        *,
+        stem_stride: int = 1,
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, 64, 3, padding=1, bias=False), _norm(norm, 64), nn.ReLU()
+            nn.Conv2d(channels, 64, 3, stem_stride, padding=1, bias=False), _norm(norm, 64), nn.ReLU()
         )
         stages: list[nn.Module] = []
         before = 64

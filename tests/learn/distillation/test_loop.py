@@ -110,3 +110,29 @@ def test_what_cannot_be_distilled_is_refused() -> None:
         distill(data, 0)
     with pytest.raises(ConfigError, match="resume"):
         distill(data, plan=tiny_plan(), options=RunOptions(resume=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("method", ["dc", "dsa", "dm", "idm", "mtt", "datm"])
+def test_a_gpu_makes_the_same_pictures(method: str) -> None:
+    """There the losses and their gradients come from recorded graphs."""
+    torch.backends.cudnn.allow_tf32, before = False, torch.backends.cudnn.allow_tf32
+    try:
+        data = make_pictures(count=60)
+        plan = tiny_plan(method, iterations=2, precision="float32", learning_rate=0.1)
+        made = [distill(data, plan=plan, device=device) for device in ("cpu", "cuda")]
+        torch.testing.assert_close(made[0].images, made[1].images, rtol=1e-3, atol=1e-3)
+        assert torch.isfinite(distill(data, plan=tiny_plan("ncfm"), device="cuda").images.float()).all()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_scores_a_set_alike() -> None:
+    data, test = make_pictures(count=90), make_pictures(count=60, seed=5)
+    made = distill(data, plan=tiny_plan("dm", iterations=20))
+    here, there = (
+        score_distilled(made, test, recipe=Recipe(epochs=20), seeds=(0, 1), device=device)
+        for device in ("cpu", "cuda")
+    )
+    assert abs(here.balanced_accuracy - there.balanced_accuracy) < 0.1

@@ -25,6 +25,14 @@ def test_a_scaled_schedule_keeps_at_least_five_updates(steps: int) -> None:
     assert sum(policy.updates_at(t) for t in range(steps - policy.warmup)) >= 5
 
 
+@pytest.mark.parametrize("steps", [100, 400, 1500, 5001])
+def test_a_scaled_schedule_gathers_in_an_eighth_of_the_steps_at_most(steps: int) -> None:
+    """Each of them costs about two thirds of a step more; the whole must stay under 15 %."""
+    policy = mask_policy(InvariantPlan(steps=steps))
+    gathered = sum(policy.gathers_at(t) for t in range(steps - policy.warmup))
+    assert 0.005 * steps < gathered <= steps / 8
+
+
 def test_modes_and_controls() -> None:
     plan = InvariantPlan()
     faithful = mask_policy(plan)

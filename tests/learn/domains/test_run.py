@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from fewer.core.errors import ConfigError, DataError
-from fewer.core.tensors import read_tensors
+from fewer.core.tensors import read_tensors, write_tensors
 from fewer.learn import invariant
 from fewer.learn.data import LabelledImages
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.masks import unpack_masks
 from fewer.learn.domains.plan import InvariantPlan
 from fewer.learn.domains.run import InvariantResult
+from fewer.learn.imagenet_networks import ImageNetResNet
 from fewer.learn.model_folder import TrainedClassifier
 
 PLAN = InvariantPlan(steps=20, batch=4, network="small-cnn", rate=0.01, device="cpu", seed=3, augment=True)
@@ -105,3 +106,35 @@ def test_too_few_sources_and_unknown_names(domains: Domains) -> None:
         invariant(domains, "photo", plan=PLAN)
     with pytest.raises(ConfigError, match="density"):
         invariant(domains, "a", plan=replace(PLAN, density=2.0))
+
+
+def test_imagenet_weights_start_a_run_with_frozen_norms(four_domains: Domains, tmp_path: Path) -> None:
+    grey = four_domains
+    coloured = Domains(
+        grey.names,
+        tuple(
+            replace(d, images=d.images[..., :1].expand(-1, -1, -1, 3).contiguous()).select(range(20))
+            for d in grey.images
+        ),
+    )
+    trained = ImageNetResNet(3, 10, 18)
+    state = {name.replace("classifier.", "fc."): value for name, value in trained.state_dict().items()}
+    write_tensors(tmp_path / "w.safetensors", state)
+    plan = InvariantPlan(
+        method="none",
+        network="resnet-18-imagenet",
+        network_weights=str(tmp_path / "w.safetensors"),
+        steps=2,
+        warmup=0,
+        batch=2,
+        evaluate_every=2,
+        device="cpu",
+        rate=1e-5,
+    )
+    result = invariant(coloured, "a", plan=plan)
+    network = result.model.network
+    assert torch.equal(network.bn1.running_mean, trained.bn1.running_mean)  # pyright: ignore
+    assert (network.conv1.weight - trained.conv1.weight).abs().max() < 1e-4  # pyright: ignore
+    assert result.model.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    with pytest.raises(ConfigError, match="group-cnn"):
+        invariant(coloured, "a", plan=replace(plan, network="group-cnn"))

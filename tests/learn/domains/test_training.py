@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fewer.core.errors import DataError, FileError
+from fewer.learn.domains.bases import DomainBatch
 from fewer.learn.domains.masks import exchange, exchange_fraction
 from fewer.learn.domains.plan import InvariantPlan
 from fewer.learn.domains.training import MaskedTraining
@@ -163,3 +164,25 @@ def test_a_loss_that_is_not_finite_stops(toy) -> None:
     batch.images[0, 0] = float("nan")
     with pytest.raises(DataError, match="at step 0"):
         training.step(batch, torch.Generator())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("base", ["erm", "vrex", "irm", "group-dro", "sam"])
+@pytest.mark.parametrize("mode", ["faithful", "extended"])
+def test_a_gpu_trains_the_same_network_and_masks(base: str, mode: str, toy) -> None:
+    """On the GPU the gradients come from graphs that were recorded before the masks changed."""
+    plan = replace(PLAN, base=base, mode=mode, dtype="fp32")  # pyright: ignore
+    found = []
+    for device in ("cpu", "cuda"):
+        training = MaskedTraining(toy.network().to(device), plan, 2)
+        for step in range(40):
+            batch = toy.batch(step)
+            moved = DomainBatch(batch.images.to(device), batch.labels.to(device), batch.sizes)
+            training.step(moved, torch.Generator().manual_seed(step))
+        found.append(training)
+    torch.testing.assert_close(
+        found[0].network.hidden.weight, found[1].network.hidden.weight.cpu(), rtol=1e-3, atol=1e-4
+    )
+    assert torch.equal(found[0].masks["hidden.weight"], found[1].masks["hidden.weight"].cpu())
+    assert found[0].updates == found[1].updates
+    assert bool(found[1].graphs) == (base != "sam")

@@ -54,11 +54,11 @@ class _StopAt:
             raise _Stop
 
 
-@pytest.mark.parametrize("estimation", ["class", "instance"])
+@pytest.mark.parametrize("estimation", ["class", "instance", "recounted"])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     estimation: str, train: LabelledImages, tmp_path: Path
 ) -> None:
-    plan = replace(PLAN, estimation=estimation)  # pyright: ignore
+    plan = replace(PLAN, estimation=estimation, recount=3)  # pyright: ignore
     rows = pick_labels(train.labels, 2, 3, seed=0)
     whole = semi_supervised(train, rows, plan=plan)
     with pytest.raises(_Stop):
@@ -121,3 +121,25 @@ def test_a_batch_larger_than_the_set_is_drawn_with_replacement_and_said(train: L
     plan = replace(PLAN, steps=2)
     semi_supervised(few, [0, 1, 2], plan=plan, progress=Listener(-1))
     assert "18 of 9" in said[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_trains_the_same_network(method: str, train: LabelledImages) -> None:
+    """There views, forward and backward pass are recorded graphs; the draws are the same."""
+    rows = pick_labels(train.labels, 2, 3, seed=0)
+    torch.backends.cudnn.allow_tf32, before = False, torch.backends.cudnn.allow_tf32
+    try:
+        here, there = (
+            semi_supervised(train, rows, method, plan=replace(PLAN, steps=6, device=device, dtype="fp32"))  # pyright: ignore
+            for device in ("cpu", "cuda")
+        )
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    for one, other in zip(here.curves["loss"], there.curves["loss"], strict=True):
+        assert one == pytest.approx(other, rel=0.02, abs=0.02)  # pyright: ignore
+    for name, value in here.model.network.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(
+                value, there.model.network.state_dict()[name].cpu(), rtol=0.05, atol=0.02
+            )

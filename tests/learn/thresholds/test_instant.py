@@ -8,7 +8,8 @@ from torch import nn
 from fewer.learn.few_labels.plan import SemiSupervisedPlan
 from fewer.learn.thresholds.batch import Batch
 from fewer.learn.thresholds.instance import InstanceThreshold
-from fewer.learn.thresholds.instant import InstantState, decide, instant
+from fewer.learn.thresholds.instant import InstantState, decide, instant, recount
+from fewer.learn.thresholds.transition import labelled_row_loss
 
 PLAN = SemiSupervisedPlan(running=0.9, warm_up=0.1)
 
@@ -64,6 +65,34 @@ def test_a_class_given_too_often_is_held_to_a_higher_threshold(network: nn.Modul
     alike = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])
     decision = state.threshold(alike, state.transition(None))
     assert decision.tau[0] > 2 * decision.tau[1]
+
+
+def test_a_recount_is_the_mean_answer_of_the_network_as_it_is(network: nn.Module, batch: Batch) -> None:
+    state = InstantState(replace(PLAN, estimation="recounted"), 1, 3, 8)
+    labels = torch.tensor([0, 0, 0, 2])
+    for _ in range(2):  # what was counted before is forgotten
+        recount(network, state, batch.weak, labels)
+    answers = state.alignment(network(batch.weak).softmax(1)).detach()
+    expected = torch.eye(3)
+    expected[0] = (expected[0] + answers[:3].sum(0)) / 4
+    expected[2] = (expected[2] + answers[3]) / 2
+    torch.testing.assert_close(state.transition(None), expected)
+    assert network.training
+
+
+def test_a_recount_minimises_the_loss_of_the_labelled_rows(network: nn.Module, batch: Batch) -> None:
+    """Without the picture that stands in every row at the start: no other matrix has a lower loss."""
+    state = InstantState(replace(PLAN, estimation="recounted"), 1, 3, 8)
+    labels = torch.tensor([0, 0, 0, 0])
+    recount(network, state, batch.weak, labels)
+    answers = state.alignment(network(batch.weak).softmax(1)).detach()
+    mean = torch.eye(3)
+    mean[0] = state.transition.sums[0] - torch.eye(3)[0]  # pyright: ignore
+    mean = mean / mean.sum(1, keepdim=True)
+    least = labelled_row_loss(mean, labels, answers)
+    for seed in range(20):
+        other = (mean + 0.1 * torch.rand(3, 3, generator=torch.Generator().manual_seed(seed))).clamp(min=1e-6)
+        assert labelled_row_loss(other / other.sum(1, keepdim=True), labels, answers) >= least - 1e-6
 
 
 def test_decisions_outside_the_loop_do_not_move_the_means(network: nn.Module, batch: Batch) -> None:

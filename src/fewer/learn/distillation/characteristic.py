@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewer.learn.distillation.stacked import embedding
+from fewer.learn.distillation.stacked import Parameters, embedding
 from fewer.learn.distillation.task import Synthetic, Task
 from fewer.learn.distillation.trajectory import random_snapshot
 
@@ -49,20 +49,40 @@ def characteristic_distance(
 
 def characteristic_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator[Tensor]:
     """One loss through a network trained on the real set, plus that network's cross-entropy (calibration)."""
+
+    def matching(
+        ours: Tensor, parameters: Parameters, real: Tensor, frequencies: Tensor, labels: Tensor
+    ) -> Tensor:
+        with torch.no_grad():
+            target = embedding(task.network, parameters, real.flatten(0, 1))
+        features = embedding(task.network, parameters, ours.flatten(0, 1))
+        # Our choice: frequencies in units of the features' spread, so that phases are of the order of 1.
+        spread = target.std(0).square().sum().sqrt().clamp(min=1e-6)
+        distance = characteristic_distance(
+            features.unflatten(0, ours.shape[:2]),
+            target.unflatten(0, real.shape[:2]),
+            frequencies / spread,
+        )
+        outputs = nn.functional.linear(features, parameters["head.weight"], parameters["head.bias"])
+        return distance + CALIBRATION_WEIGHT * nn.functional.cross_entropy(outputs, labels)
+
     generator = task.generator(step)
     parameters = random_snapshot(task, generator, oldest=True)
     change = task.draw_augmentation(generator)
     real = change.on_classes(task.source.sample(task.plan.real_batch, generator))
     ours = change.on_classes(synthetic.by_class())
-    with torch.no_grad():
-        target = embedding(task.network, parameters, real.flatten(0, 1))
-    features = embedding(task.network, parameters, ours.flatten(0, 1))
-    # Our choice: frequencies in units of the features' spread, so that phases are of the order of 1.
-    spread = target.std(0).square().sum().sqrt().clamp(min=1e-6)
-    count = min(FREQUENCIES, 16 * task.network.features)
-    frequencies = torch.randn(count, features.shape[1], generator=generator).to(features.device) / spread
-    distance = characteristic_distance(
-        features.unflatten(0, ours.shape[:2]), target.unflatten(0, real.shape[:2]), frequencies
+    frequencies = _frequencies(task, generator)
+    yield task.graphs.loss("characteristic", matching)(
+        ours, parameters, real, frequencies, synthetic.labels()
     )
-    outputs = nn.functional.linear(features, parameters["head.weight"], parameters["head.bias"])
-    yield distance + CALIBRATION_WEIGHT * nn.functional.cross_entropy(outputs, synthetic.labels())
+
+
+def _frequencies(task: Task, generator: torch.Generator) -> Float[Tensor, "count features"]:
+    """Standard normal. On a GPU drawn there, from a seed drawn here: millions of numbers a step are more
+    than a CPU makes in the time of the rest."""
+    count, dim = min(FREQUENCIES, 16 * task.network.features), task.network.features
+    if task.device.type == "cpu":
+        return torch.randn(count, dim, generator=generator)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    own = torch.Generator(task.device).manual_seed(seed)
+    return torch.randn(count, dim, generator=own, device=task.device)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewer.learn.distillation.stacked import embedding
+from fewer.learn.distillation.stacked import Parameters, embedding
 from fewer.learn.distillation.task import Synthetic, Task
 from fewer.learn.distillation.trajectory import random_snapshot
 
@@ -28,27 +28,36 @@ def mean_distance(
 
 def distribution_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator[Tensor]:
     """DM: one loss of one fresh, never trained network."""
+
+    def matching(ours: Tensor, parameters: Parameters, real: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = embedding(task.network, parameters, real.flatten(0, 1)).unflatten(0, real.shape[:2])
+        features = embedding(task.network, parameters, ours.flatten(0, 1)).unflatten(0, ours.shape[:2])
+        return mean_distance(features, target)
+
     generator = task.generator(step)
     parameters = task.fresh_network(step)
     change = task.draw_augmentation(generator)
     real = change.on_classes(task.source.sample(task.plan.real_batch, generator))
     ours = change.on_classes(synthetic.by_class())
-    with torch.no_grad():
-        target = embedding(task.network, parameters, real.flatten(0, 1)).unflatten(0, real.shape[:2])
-    features = embedding(task.network, parameters, ours.flatten(0, 1)).unflatten(0, ours.shape[:2])
-    yield mean_distance(features, target)
+    yield task.graphs.loss("means", matching)(ours, parameters, real)
 
 
 def improved_distribution_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator[Tensor]:
     """IDM: DM through networks of many ages, with a cross-entropy term that keeps classes apart."""
+
+    def matching(ours: Tensor, parameters: Parameters, real: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = embedding(task.network, parameters, real.flatten(0, 1)).unflatten(0, real.shape[:2])
+        features = embedding(task.network, parameters, ours.flatten(0, 1))
+        outputs = nn.functional.linear(features, parameters["head.weight"], parameters["head.bias"])
+        classified = nn.functional.cross_entropy(outputs, labels)
+        apart = mean_distance(features.unflatten(0, ours.shape[:2]), target)
+        return apart + CLASSIFICATION_WEIGHT * classified
+
     generator = task.generator(step)
     parameters = random_snapshot(task, generator)
     change = task.draw_augmentation(generator)
     real = change.on_classes(task.source.sample(task.plan.real_batch, generator))
     ours = change.on_classes(synthetic.by_class())
-    with torch.no_grad():
-        target = embedding(task.network, parameters, real.flatten(0, 1)).unflatten(0, real.shape[:2])
-    features = embedding(task.network, parameters, ours.flatten(0, 1))
-    outputs = nn.functional.linear(features, parameters["head.weight"], parameters["head.bias"])
-    classified = nn.functional.cross_entropy(outputs, synthetic.labels())
-    yield mean_distance(features.unflatten(0, ours.shape[:2]), target) + CLASSIFICATION_WEIGHT * classified
+    yield task.graphs.loss("means and classes", matching)(ours, parameters, real, synthetic.labels())

@@ -55,30 +55,26 @@ def gradient_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator[T
     """
     plan = task.plan
     outer_steps, inner_steps = plan.outer_steps or 1, plan.inner_steps or 1
+
+    def matching(pictures: Tensor, parameters: Parameters, real: Tensor) -> Tensor:
+        ours, theirs = (
+            class_gradients(task.network, parameters, images, task.labels_of(images), batched=task.batched)
+            for images in (pictures, real)
+        )
+        theirs = {name: value.detach() for name, value in theirs.items()}
+        return gradient_distance(ours, theirs, plan.distance, leading=1)
+
+    def learn(parameters: Parameters, pictures: Tensor, labels: Tensor) -> Parameters:
+        rate = plan.network_learning_rate
+        return descend(task.network, parameters, pictures, labels, steps=inner_steps, learning_rate=rate)
+
     parameters = task.fresh_network(step)
     for outer in range(outer_steps):
         generator = task.generator(step, outer)
         real = task.source.sample(plan.real_batch, generator)
         change = task.draw_augmentation(generator)
-        target = class_gradients(
-            task.network, parameters, change.on_classes(real), task.labels_of(real), batched=task.batched
-        )
-        pictures = synthetic.by_class()
-        ours = class_gradients(
-            task.network,
-            parameters,
-            change.on_classes(pictures),
-            task.labels_of(pictures),
-            batched=task.batched,
-        )
-        target = {name: value.detach() for name, value in target.items()}
-        yield gradient_distance(ours, target, plan.distance, leading=1)
+        pictures = change.on_classes(synthetic.by_class())
+        yield task.graphs.loss("gradients", matching)(pictures, parameters, change.on_classes(real))
         if outer + 1 < outer_steps:
-            parameters = descend(
-                task.network,
-                parameters,
-                synthetic.by_class().detach().flatten(0, 1),
-                synthetic.labels(),
-                steps=inner_steps,
-                learning_rate=plan.network_learning_rate,
-            )
+            now = synthetic.by_class().detach().flatten(0, 1)
+            parameters = task.graphs.function("learn", learn)(parameters, now, synthetic.labels())

@@ -4,7 +4,7 @@ randomness.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,6 +18,7 @@ from fewer.learn.distillation.augment import Augmentation, draw_augmentation
 from fewer.learn.distillation.formation import decode
 from fewer.learn.distillation.plan import DistillPlan
 from fewer.learn.distillation.stacked import Parameters, fresh_parameters
+from fewer.learn.graphed import Graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,8 @@ class Task:
     device: torch.device
     trajectories: dict[str, Tensor] | None = None
     """Parameters of networks trained on the real set: name -> (epochs + 1, experts, …)."""
+    graphs: Graphs = field(default_factory=Graphs)
+    """What a GPU replays instead of launching it kernel by kernel."""
 
     @classmethod
     def of(cls, data: LabelledImages, plan: DistillPlan, device: torch.device) -> Task:

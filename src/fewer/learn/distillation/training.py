@@ -28,6 +28,7 @@ from fewer.learn.distillation.stacked import (
     stack,
     stack_size,
 )
+from fewer.learn.graphed import GraphedFunction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,14 @@ def train_networks(
     def one(parameters: Parameters, pictures: Tensor, targets: Tensor) -> Parameters:
         return gradients(network, parameters, pictures, targets)
 
+    def step_of(
+        values: Parameters, speeds: Parameters, pictures: Tensor, targets: Tensor, rate: Tensor
+    ) -> tuple[Parameters, Parameters]:
+        slopes = over_stack(one, values, pictures, targets)
+        momentum_step(values, slopes, speeds, rate, recipe.momentum, recipe.weight_decay)
+        return values, speeds
+
+    graphed = GraphedFunction(step_of)
     progress.start("train on the set", steps)
     orders: list[Tensor] = []
     for step in range(steps):
@@ -82,21 +91,30 @@ def train_networks(
             generator = seeded(seeds[0], 203, step)
             change = draw_augmentation(recipe.augmentations, rows.numel(), generator)
             pictures = change(pictures.flatten(0, 1)).unflatten(0, rows.shape)
-        slopes = over_stack(one, stacked, pictures, labels[rows])
-        rate = recipe.learning_rate * (1.0 if step < (steps + 1) // 2 else 0.1)
-        momentum_step(stacked, slopes, velocity, rate, recipe.momentum, recipe.weight_decay)
+        rate = torch.tensor(recipe.learning_rate * (1.0 if step < (steps + 1) // 2 else 0.1))
+        stacked, velocity = graphed(stacked, velocity, pictures, labels[rows], rate)
         progress.advance()
     progress.stop()
-    return stacked
+    return {name: value.clone() for name, value in stacked.items()}
 
 
 def momentum_step(
-    values: Parameters, slopes: Parameters, velocity: Parameters, rate: float, momentum: float, decay: float
+    values: Parameters,
+    slopes: Parameters,
+    velocity: Parameters,
+    rate: float | Float[Tensor, ""],
+    momentum: float,
+    decay: float,
 ) -> None:
-    """torch.optim.SGD's update, in place, on dictionaries."""
-    for name, value in values.items():
-        velocity[name].mul_(momentum).add_(slopes[name]).add_(value, alpha=decay)
-        value.sub_(velocity[name], alpha=rate)
+    """torch.optim.SGD's update, in place, on dictionaries; a tensor as rate may change between replays."""
+    names = list(values)
+    own, speeds, given = ([one[name] for name in names] for one in (values, velocity, slopes))
+    # All tensors at once: on a GPU five launches instead of five for each.
+    torch._foreach_mul_(speeds, momentum)
+    torch._foreach_add_(speeds, given)
+    if decay:
+        torch._foreach_add_(speeds, own, alpha=decay)
+    torch._foreach_sub_(own, torch._foreach_mul(speeds, rate))
 
 
 def descend(
@@ -107,12 +125,11 @@ def descend(
     steps: int,
     learning_rate: float,
 ) -> Parameters:
-    """Plain full-batch gradient steps of one network on a small set: DC's inner loop (momentum 0.5)."""
-    velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    """Full-batch gradient steps of one network on a small set: DC's inner loop (SGD without momentum)."""
     moved = {name: value.clone() for name, value in parameters.items()}
     for _ in range(steps):
         slopes = gradients(network, moved, images, labels)
-        momentum_step(moved, slopes, velocity, learning_rate, 0.5, 5e-4)
+        torch._foreach_add_(list(moved.values()), [slopes[name] for name in moved], alpha=-learning_rate)
     return moved
 
 

@@ -7,7 +7,7 @@ recorded networks serve IDM and NCFM as extractors, RDED and soft labels as teac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int64
@@ -26,6 +26,7 @@ from fewer.learn.distillation.stacked import (
 )
 from fewer.learn.distillation.task import Synthetic, Task
 from fewer.learn.distillation.training import momentum_step
+from fewer.learn.graphed import GraphedFunction
 
 Trajectories = dict[str, Tensor]
 """Name of a parameter -> (epochs + 1, experts, …)."""
@@ -47,10 +48,8 @@ def train_experts(task: Task, progress: Progress | None = None, momentum: float 
     velocity = {name: torch.zeros_like(value) for name, value in stacked.items()}
     kept = [{name: value.clone() for name, value in stacked.items()}]
     batch = min(256, len(source.images))
-
-    def one(parameters: Parameters, pictures: Tensor, targets: Tensor) -> Parameters:
-        return gradients(task.network, parameters, pictures, targets)
-
+    rate = torch.tensor(plan.learning_rate, device=task.device)
+    step = GraphedFunction(_expert_step(task, momentum))
     progress.start("train experts", plan.epochs)
     for epoch in range(plan.epochs):
         orders = torch.stack(
@@ -64,12 +63,25 @@ def train_experts(task: Task, progress: Progress | None = None, momentum: float 
             generator = seeded(task.plan.seed, 303, epoch, position)
             change = draw_augmentation(task.plan.augmentations or (), rows.numel(), generator)
             pictures = change(source.images[rows.flatten()]).unflatten(0, rows.shape)
-            slopes = over_stack(one, stacked, pictures, source.labels[rows], batched=task.batched)
-            momentum_step(stacked, slopes, velocity, plan.learning_rate, momentum, 0.0)
+            stacked, velocity = step(stacked, velocity, pictures, source.labels[rows], rate)
         kept.append({name: value.clone() for name, value in stacked.items()})
         progress.advance()
     progress.stop()
     return {name: torch.stack([epoch[name] for epoch in kept]) for name in stacked}
+
+
+def _expert_step(task: Task, momentum: float) -> Callable[..., tuple[Parameters, Parameters]]:
+    def one(parameters: Parameters, pictures: Tensor, targets: Tensor) -> Parameters:
+        return gradients(task.network, parameters, pictures, targets)
+
+    def step(
+        stacked: Parameters, velocity: Parameters, pictures: Tensor, labels: Tensor, rate: Tensor
+    ) -> tuple[Parameters, Parameters]:
+        slopes = over_stack(one, stacked, pictures, labels, batched=task.batched)
+        momentum_step(stacked, slopes, velocity, rate, momentum, 0.0)
+        return stacked, velocity
+
+    return step
 
 
 def snapshot(trajectories: Trajectories, epoch: int, expert: int) -> Parameters:
@@ -111,6 +123,21 @@ def trajectory_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator
     """One loss: the mean over `students` experts, each from its own epoch."""
     generator = task.generator(step)
     plan, trajectories = task.plan.trajectory, recorded(task)
+
+    def matching(
+        inputs: list[tuple[Tensor, Tensor]], rate: Tensor, started: Parameters, wanted: Parameters
+    ) -> Tensor:
+        def loss_of(start: Parameters, goal: Parameters) -> Tensor:
+            student = start
+            for images, labels in inputs:
+                slopes = gradients(task.network, student, images, labels)
+                student = {name: value - rate * slopes[name] for name, value in student.items()}
+            return trajectory_distance(student, goal, start)
+
+        if plan.students == 1:
+            return loss_of({k: v[0] for k, v in started.items()}, {k: v[0] for k, v in wanted.items()})
+        return vmap(loss_of)(started, wanted).mean()
+
     experts = next(iter(trajectories.values())).shape[1]
     who = torch.randint(experts, (plan.students,), generator=generator)
     when = torch.randint(latest_start(task, step), (plan.students,), generator=generator)
@@ -122,25 +149,18 @@ def trajectory_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator
     changes = [
         draw_augmentation(task.plan.augmentations or (), 1, generator) for _ in range(plan.student_steps)
     ]
-    inputs = [(change(pictures[rows]), targets[rows]) for change, rows in zip(changes, batches, strict=True)]
-    rate = (
-        synthetic.learning_rate if synthetic.learning_rate is not None else torch.tensor(plan.learning_rate)
-    )
-
-    def loss_of(start: Parameters, goal: Parameters) -> Tensor:
-        student = start
-        for images, labels in inputs:
-            slopes = gradients(task.network, student, images, labels)
-            student = {name: value - rate * slopes[name] for name, value in student.items()}
-        return trajectory_distance(student, goal, start)
-
-    if plan.students == 1:
-        yield loss_of({k: v[0] for k, v in started.items()}, {k: v[0] for k, v in wanted.items()})
-    else:
-        yield vmap(loss_of)(started, wanted).mean()
+    chosen = [(pictures, targets) if rows is None else (pictures[rows], targets[rows]) for rows in batches]
+    inputs = [(change(images), labels) for change, (images, labels) in zip(changes, chosen, strict=True)]
+    rate = synthetic.learning_rate
+    if rate is None:
+        rate = torch.tensor(plan.learning_rate, device=pictures.device)
+    yield task.graphs.loss("trajectories", matching)(inputs, rate, started, wanted)
 
 
-def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> list[Int64[Tensor, " rows"]]:
+def _batches(
+    count: int, size: int, steps: int, generator: torch.Generator
+) -> list[Int64[Tensor, " rows"] | None]:
+    """Row numbers of each step; None stands for all."""
     if size >= count:
-        return [torch.arange(count)] * steps
+        return [None] * steps
     return [torch.randperm(count, generator=generator)[:size] for _ in range(steps)]

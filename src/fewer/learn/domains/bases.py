@@ -38,8 +38,9 @@ class DomainBatch:
     @property
     def domains(self) -> Int64[Tensor, " batch"]:
         """The source domain's number of each row."""
-        counts = torch.tensor(self.sizes, device=self.labels.device)
-        return torch.arange(len(self.sizes), device=self.labels.device).repeat_interleave(counts)
+        # Filled part by part: counts on the host would make a GPU wait.
+        parts = [torch.full((size,), env, device=self.labels.device) for env, size in enumerate(self.sizes)]
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from fewer.core.device import DeviceName
+from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError
 from fewer.learn.networks import NetworkName
 
@@ -38,7 +38,8 @@ class InvariantPlan:
     delta: Annotated[int, Field(ge=1)] | None = None
     """Steps between updates; default 8 % of the run."""
     accumulation: Annotated[int, Field(ge=1)] | None = None
-    """Batches whose gradients are averaged before an update; default 20, fewer in short runs."""
+    """Batches whose gradients are averaged before an update; default 20, in short runs a sixth of `delta`:
+    each of them costs a second backward pass."""
     warmup: Annotated[int, Field(ge=0)] | None = None
     """Dense steps before the first mask; default 20 % of the run."""
     exchange_end: Annotated[int, Field(ge=1)] | None = None
@@ -61,6 +62,9 @@ class InvariantPlan:
     """sam: length of the ascent step."""
     network: NetworkName = "group-cnn"
     """The classifier."""
+    network_weights: str | None = None
+    """Safetensors file with torchvision's tensor names, for the `-imagenet` networks; pictures are then
+    normalised as ImageNet's, and batch norms keep the file's statistics."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Optimizer steps."""
     batch: Annotated[int, Field(ge=1, le=4096)] = 24
@@ -79,6 +83,8 @@ class InvariantPlan:
     """Decides split, weights, batches and augmentation."""
     device: DeviceName = "auto"
     """Where to compute."""
+    dtype: DtypeName = "auto"
+    """bf16 runs under autocast; auto is fp32 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +128,7 @@ def mask_policy(plan: InvariantPlan) -> MaskPolicy:
     warmup = plan.warmup if plan.warmup is not None else round(0.2 * plan.steps)
     delta = plan.delta if plan.delta is not None else max(2, round(0.08 * plan.steps))
     end = plan.exchange_end if plan.exchange_end is not None else max(delta, round(0.6 * plan.steps))
-    accumulation = plan.accumulation if plan.accumulation is not None else max(1, min(20, delta - 1))
+    accumulation = plan.accumulation if plan.accumulation is not None else max(1, min(20, delta // 6))
     if delta <= accumulation:
         raise ConfigError(
             f"delta is {delta} and accumulation {accumulation}; allowed: delta from {accumulation + 1} up, "

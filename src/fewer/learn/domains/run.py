@@ -30,7 +30,8 @@ from fewer.learn.domains.masks import Masks, density_of, pack_masks
 from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod
 from fewer.learn.domains.protocol import best_record, source_validation, split_domain
 from fewer.learn.domains.training import MaskedTraining
-from fewer.learn.few_labels.augment import weak_view
+from fewer.learn.few_labels.augment import draw_shifts, shifted
+from fewer.learn.imagenet_networks import DEVIATION, MEAN, ImageNetResNet, freeze_norms, load_weights
 from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.networks import NetworkPlan, build_network
 
@@ -132,16 +133,34 @@ class _Run:
             height=data.size[0],
             width=data.size[1],
         )
-        network = build_network(self.network_plan, plan.seed).to(self.device)
+        network = build_network(self.network_plan, plan.seed)
+        if plan.network_weights:
+            if not isinstance(network, ImageNetResNet) or data.channels != 3:
+                raise ConfigError(
+                    "network_weights are for resnet-18-imagenet and resnet-50-imagenet on pictures of 3 "
+                    f"channels, not for {plan.network} on {data.channels}"
+                )
+            load_weights(network, plan.network_weights)
+        network = network.to(self.device)
+        if self.device.type == "cuda":
+            network = network.to(memory_format=torch.channels_last)
         self.training = MaskedTraining(network, plan, len(self.sources))
-        self.images = [d.images.permute(0, 3, 1, 2).contiguous().to(self.device) for d in domains.images]
-        self.labels = [d.labels.to(self.device) for d in domains.images]
-        self.mean, self.deviation = self._statistics()
+        counts = [len(d) for d in domains.images]
+        whole = torch.cat([d.images.permute(0, 3, 1, 2) for d in domains.images])
+        self.whole = whole.contiguous().to(self.device)
+        self.images = self.whole.split(counts)
+        self.starts = [sum(counts[:env]) for env in range(len(counts))]
+        self.all_labels = torch.cat([d.labels for d in domains.images]).to(self.device)
+        self.labels = self.all_labels.split(counts)
+        self.mean, self.deviation = (x.to(self.device) for x in self._statistics())
         self.records: list[dict[str, float]] = []
         self.best: tuple[dict[str, Tensor], Masks] = ({}, {})
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the source domains' training pictures, each domain counting the same."""
+        """Mean and deviation of the source domains' training pictures, each domain counting the same; those
+        of ImageNet for weights that were trained on it."""
+        if self.plan.network_weights:
+            return torch.tensor(MEAN), torch.tensor(DEVIATION)
         pairs = [
             self.domains.images[env].select(self.inside[env]).mean_and_deviation() for env in self.sources
         ]
@@ -152,24 +171,27 @@ class _Run:
     def step(self, step: int) -> dict[str, float]:
         with isolated_randomness(int(seeded(self.plan.seed, step, 2).initial_seed()) % 2**32):
             self.training.network.train()
+            if self.plan.network_weights:
+                freeze_norms(self.training.network)
             batch = self.batch(seeded(self.plan.seed, step, 0))
             return self.training.step(batch, seeded(self.plan.seed, step, 1))
 
     def batch(self, generator: torch.Generator) -> DomainBatch:
         """The same number of pictures of every source, drawn without replacement where there are enough."""
-        images, labels = [], []
+        rows, shifts, size = [], [], (self.whole.shape[2], self.whole.shape[3])
         for env in self.sources:
-            rows = _draw(self.inside[env], self.plan.batch, generator).to(self.device)
-            pixels = self.images[env][rows]
+            rows.append(_draw(self.inside[env], self.plan.batch, generator) + self.starts[env])
             if self.plan.augment:
-                pixels = weak_view(pixels, generator, flip=True)
-            images.append(self._normalise(pixels))
-            labels.append(self.labels[env][rows])
-        return DomainBatch(torch.cat(images), torch.cat(labels), (self.plan.batch,) * len(self.sources))
+                shifts.append(draw_shifts(self.plan.batch, *size, generator, flip=True))
+        chosen = torch.cat(rows).to(self.device, non_blocking=True)
+        pixels = self.whole[chosen]
+        if self.plan.augment:
+            pixels = shifted(pixels, torch.cat(shifts).to(self.device, non_blocking=True))
+        sizes = (self.plan.batch,) * len(self.sources)
+        return DomainBatch(self._normalise(pixels), self.all_labels[chosen], sizes)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        mean, deviation = (x.to(self.device)[:, None, None] for x in (self.mean, self.deviation))
-        return (pixels.float() / 255.0 - mean) / deviation
+        return (pixels.float() / 255.0 - self.mean[:, None, None]) / self.deviation[:, None, None]
 
     def evaluate(self, loss: float) -> None:
         """Appends a record; keeps the weights when the source validation is the best so far."""
@@ -195,7 +217,8 @@ class _Run:
     def _right(self, env: int) -> Tensor:
         """1.0 where the class is right, for every picture of a domain."""
         network = self.training.network.eval()
-        parts = [network(self._normalise(part)).argmax(1) for part in self.images[env].split(512)]
+        with self.training.precision():
+            parts = [network(self._normalise(part)).argmax(1) for part in self.images[env].split(512)]
         return (torch.cat(parts) == self.labels[env]).float().cpu()
 
     def save(self, folder: Path) -> None:
@@ -236,13 +259,17 @@ class _Run:
         layers = layer_reports(network, self.training.names, masks, self.training.first_masks, self._probe())
         figures = self._figures(best_record(self.records, self.held, "training-domain"), target, masks)
         training = {**asdict(self.plan), "sources": [self.domains.names[env] for env in self.sources]}
-        training |= {"target": self.domains.names[target], "normalisation": "running statistics frozen: no"}
+        frozen = "yes" if self.plan.network_weights else "no"
+        training |= {
+            "target": self.domains.names[target],
+            "normalisation": f"running statistics frozen: {frozen}",
+        }
         model = TrainedClassifier(
             network,
             self.network_plan,
             self.domains.class_names,
-            self.mean,
-            self.deviation,
+            self.mean.cpu(),
+            self.deviation.cpu(),
             training,
             dict(figures),
         )

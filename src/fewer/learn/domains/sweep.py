@@ -74,17 +74,18 @@ def run_sweep(
     root: Path,
     *,
     resume: bool = False,
+    checkpoints: bool = True,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Job, dict]]:
     """Runs what is not there yet and yields every job with its finished `run.json`, in order.
 
-    Without `resume` finished runs are run again. Each job's folder holds `model/`, `run.json` and
-    `results.jsonl` (DomainBed's form).
+    Without `resume` finished runs are run again; without `checkpoints` an interrupted one starts afresh. Each
+    job's folder holds `model/`, `run.json` and `results.jsonl` (DomainBed's form).
     """
     progress = progress or SilentProgress()
     for number, job in enumerate(jobs):
         folder = job.folder(root)
-        done = _finished(folder, job) if resume else None
+        done = finished(folder, job) if resume else None
         if done is None:
             progress.say(f"run {number + 1} of {len(jobs)}: {folder.name}")
             result = invariant(
@@ -92,15 +93,15 @@ def run_sweep(
                 job.target,
                 plan=job.plan,
                 left_out=job.left_out,
-                checkpoints=folder / "checkpoints",
-                resume=resume,
+                checkpoints=folder / "checkpoints" if checkpoints else None,
+                resume=resume and checkpoints,
                 progress=progress,
             )
             done = _write(folder, domains, job, result)
         yield job, done
 
 
-def _finished(folder: Path, job: Job) -> dict | None:
+def finished(folder: Path, job: Job) -> dict | None:
     """The `run.json` of a finished run with the same plan. Raises `ConfigError` when the plan differs."""
     path = folder / "run.json"
     if not path.exists():

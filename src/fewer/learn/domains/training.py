@@ -6,6 +6,7 @@ features -> at the end of warm-up the first mask -> every delta steps an exchang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -13,9 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewer.core.checkpoint import flatten_state, unflatten_state
-from fewer.core.device import isolated_randomness, seeded
+from fewer.core.device import isolated_randomness, pick_dtype, seeded
 from fewer.core.errors import DataError, FileError
-from fewer.learn.domains.bases import BaseState, DomainBatch, base_gradients, domain_losses, penalty_start
+from fewer.learn.domains.bases import (
+    BaseResult,
+    BaseState,
+    DomainBatch,
+    base_gradients,
+    domain_losses,
+    penalty_at,
+    penalty_start,
+)
 from fewer.learn.domains.gradients import EPSILON, GradientAverage, first_score, variance_score
 from fewer.learn.domains.masks import (
     Masks,
@@ -28,6 +37,10 @@ from fewer.learn.domains.masks import (
     top_mask,
 )
 from fewer.learn.domains.plan import InvariantPlan, mask_policy
+from fewer.learn.graphed import GraphedFunction
+
+RECORDABLE = ("erm", "irm", "vrex", "group-dro", "coral", "mmd", "fishr")
+"""Bases whose gradient does not depend on numbers drawn on the host."""
 
 
 class MaskedTraining:
@@ -57,12 +70,20 @@ class MaskedTraining:
         with isolated_randomness(plan.seed):
             self.head = nn.Linear(network.classifier.in_features, envs).to(self.device)  # pyright: ignore
         self.optimizer = self._adam()
-        self.head_optimizer = torch.optim.Adam(self.head.parameters(), lr=plan.rate)
+        fused = self.device.type == "cuda" or None
+        self.head_optimizer = torch.optim.Adam(self.head.parameters(), lr=plan.rate, fused=fused)
         self.average = GradientAverage()
+        self.dtype = pick_dtype(plan.dtype, self.device)
+        self.graphs: dict[tuple[object, ...], GraphedFunction] = {}
+
+    def precision(self) -> torch.autocast:
+        """The plan's dtype; without autocast's cache, because weights change and graphs are recorded."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=False)
 
     def _adam(self) -> torch.optim.Optimizer:
-        rate, decay = self.plan.rate, self.plan.weight_decay
-        return torch.optim.Adam(self.network.parameters(), lr=rate, weight_decay=decay)
+        rate, decay, fused = self.plan.rate, self.plan.weight_decay, self.device.type == "cuda"
+        return torch.optim.Adam(self.network.parameters(), lr=rate, weight_decay=decay, fused=fused or None)
 
     def step(self, batch: DomainBatch, generator: torch.Generator) -> dict[str, float]:
         """One optimizer step on one batch of each source domain; returns the loss and the kept share.
@@ -71,33 +92,30 @@ class MaskedTraining:
         """
         if self.step_number and self.step_number == penalty_start(self.plan):
             self.optimizer = self._adam()  # a jump of the loss would make Adam's moments meaningless
+        with self.precision():
+            return self._step(batch, generator)
+
+    def _step(self, batch: DomainBatch, generator: torch.Generator) -> dict[str, float]:
         masked_step = self.step_number - self.policy.warmup
         gathers = self.plan.method != "none" and self._gathers(masked_step)
-        self.network.zero_grad(set_to_none=True)
-        result = base_gradients(
-            self.network,
-            batch,
-            self.plan,
-            self.state,
-            self.masks,
-            self.step_number,
-            generator,
-            keep_graph=gathers,
-        )
-        if not torch.isfinite(result.loss):
+        replayed = self.device.type == "cuda" and not gathers and self.plan.base in RECORDABLE
+        if replayed:
+            result = self._replayed(batch)
+        else:
+            self.network.zero_grad(set_to_none=True)
+            result = self._gradients(batch, generator, keep_graph=gathers)
+        loss = float(result.loss)
+        if not math.isfinite(loss):
             raise DataError(
-                f"the loss is {float(result.loss)} at step {self.step_number}; "
-                "try a lower learning rate or penalty"
+                f"the loss is {loss} at step {self.step_number}; try a lower learning rate or penalty"
             )
         features = result.features
         if features is None and self._needs_features(gathers):
             features = self.network.features(batch.images)  # pyright: ignore[reportCallIssue]
         if gathers:
             self._gather(batch, features, masked_step)
-        for name, mask in self.masks.items():
-            gradient = self.weights[name].grad
-            if gradient is not None:
-                gradient.mul_(mask)
+        if not replayed:
+            self._mask_gradients()
         self.optimizer.step()
         if self.masks and not self.policy.clears_moments:
             apply_masks(self.network, self.masks)  # Adam's kept moments have moved masked weights
@@ -105,7 +123,48 @@ class MaskedTraining:
             self._train_head(features, batch)
         self._change_masks(masked_step)
         self.step_number += 1
-        return {"loss": float(result.loss)}
+        return {"loss": loss}
+
+    def _gradients(
+        self, batch: DomainBatch, generator: torch.Generator, *, keep_graph: bool = False
+    ) -> BaseResult:
+        return base_gradients(
+            self.network,
+            batch,
+            self.plan,
+            self.state,
+            self.masks,
+            self.step_number,
+            generator,
+            keep_graph=keep_graph,
+        )
+
+    def _mask_gradients(self) -> None:
+        for name, mask in self.masks.items():
+            gradient = self.weights[name].grad
+            if gradient is not None:
+                gradient.mul_(mask)
+
+    def _replayed(self, batch: DomainBatch) -> BaseResult:
+        """The masked gradients of the base objective from a CUDA graph; masks are read where they lie, so
+        that an exchange needs no new graph."""
+        parameters = list(self.network.parameters())
+
+        def whole(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+            self.network.zero_grad(set_to_none=True)
+            result = self._gradients(DomainBatch(images, labels, batch.sizes), torch.Generator())
+            self._mask_gradients()
+            features = None if result.features is None else result.features.detach()
+            return result.loss, features, [parameter.grad for parameter in parameters]
+
+        key = (batch.sizes, bool(self.masks), penalty_at(self.plan, self.step_number))
+        if key not in self.graphs:
+            buffers = [*self.network.buffers(), *self.state.buffers()]
+            self.graphs[key] = GraphedFunction(whole, protects=buffers)
+        loss, features, gradients = self.graphs[key](batch.images, batch.labels)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return BaseResult(loss, features)
 
     def _needs_features(self, gathers: bool) -> bool:
         return gathers or (self.policy.head_learns and self.plan.method == "evil")
@@ -181,7 +240,7 @@ class MaskedTraining:
             )
             moved += int((new & ~self.masks[name]).sum())
             dropped += int(new.numel())
-            self.masks[name] = new
+            self.masks[name].copy_(new)
         self.updates.append(
             {"step": float(self.step_number), "fraction": fraction, "changed": moved / dropped}
         )
@@ -219,6 +278,7 @@ class MaskedTraining:
         self.masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "mask").items()}
         self.first_masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "first").items()}
         gathered = {k: v.to(self.device) for k, v in _under(tensors, "gathered").items()}
+        self.graphs = {}
         self.average = GradientAverage()
         self.average.restore(gathered, facts["counts"])
         self.updates, self.step_number = list(facts["updates"]), int(facts["step"])

@@ -60,9 +60,11 @@ class SemiSupervisedPlan:
     """Threshold or factor of the base threshold; default as each method's paper (InstanT 0.9)."""
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.1
     """InstanT: share of the run with the base threshold alone."""
-    estimation: Literal["class", "instance", "labelled-row", "counted"] = "class"
+    estimation: Literal["class", "instance", "labelled-row", "counted", "recounted"] = "class"
     """InstanT: one transition matrix, one for each image, one for each image taught by the labelled ones, or
-    one that is counted on the labelled ones."""
+    one counted on the labelled batches along the run or, again and again, with the network as it is."""
+    recount: Annotated[int, Field(ge=1)] = 10
+    """InstanT, `recounted`: steps between two counts."""
     transition_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     """InstanT: weight of the identity in T at the start."""
     transition_body: Literal["cnn", "resnet"] = "cnn"

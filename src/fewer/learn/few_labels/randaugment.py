@@ -47,11 +47,20 @@ def rand_augment(
         raise ConfigError(
             f"operations {sorted(set(pool) - set(RANGES))} are not known; allowed: {list(RANGES)}"
         )
-    for _ in range(rounds):
-        picks = torch.randint(len(pool), (len(images),), generator=generator)
-        shares = torch.rand(len(images), generator=generator, dtype=torch.float64)
+    for picks, shares in zip(*draw_operations(len(images), generator, len(pool), rounds), strict=True):
         images = apply_picked(images, picks, shares, pool)
     return images
+
+
+def draw_operations(
+    count: int, generator: torch.Generator, operations: int, rounds: int = 3
+) -> tuple[Int64[Tensor, "rounds count"], Float64[Tensor, "rounds count"]]:
+    """Which operation each image gets in each round, and at which share of its range."""
+    picks, shares = [], []
+    for _ in range(rounds):
+        picks.append(torch.randint(operations, (count,), generator=generator))
+        shares.append(torch.rand(count, generator=generator, dtype=torch.float64))
+    return torch.stack(picks), torch.stack(shares)
 
 
 def apply_picked(
@@ -79,6 +88,44 @@ def apply_picked(
         there = rows.to(images.device, non_blocking=True)
         out[there] = affine(images[there], matrices[rows])
     return out
+
+
+def apply_everywhere(
+    images: Pictures,
+    picks: Int64[Tensor, " n"],
+    shares: Float64[Tensor, " n"],
+    places: Int64[Tensor, "n 6"],
+    pool: tuple[str, ...],
+) -> Pictures:
+    """`apply_picked` with a form that does not depend on the draw, so that a GPU can replay it as a graph:
+    every operation on every image, and each image keeps its own. `places` is from `picked_places`; all
+    arguments lie on the images' device."""
+    out = images
+    for number, name in enumerate(pool):
+        if name in _GEOMETRY or name == "identity":
+            continue
+        low, high = RANGES[name]
+        changed = apply_operation(name, images, low + (high - low) * shares)
+        out = torch.where((picks == number)[:, None, None, None], changed, out)
+    moves = [number for number, name in enumerate(pool) if name in _GEOMETRY]
+    if moves:
+        moved = torch.stack([picks == number for number in moves]).any(0)
+        out = torch.where(moved[:, None, None, None], affine_at(images, places), out)
+    return out
+
+
+def picked_places(
+    picks: Int64[Tensor, " n"], shares: Float64[Tensor, " n"], pool: tuple[str, ...], size: tuple[int, int]
+) -> Int64[Tensor, "n 6"]:
+    """What `affine_at` needs for the images that get a geometric operation; the others stay in place."""
+    matrices = affine_matrices("identity", torch.zeros(len(picks), dtype=torch.float64), *size)
+    for number, name in enumerate(pool):
+        if name not in _GEOMETRY:
+            continue
+        rows = torch.nonzero(picks == number).flatten()
+        low, high = RANGES[name]
+        matrices[rows] = affine_matrices(name, low + (high - low) * shares[rows], *size)
+    return fixed_point(matrices)
 
 
 def apply_operation(name: str, images: Pictures, magnitudes: Float64[Tensor, " n"]) -> Pictures:
@@ -202,9 +249,18 @@ def affine_matrices(
 
 def affine(images: Pictures, matrices: Float64[Tensor, "n 6"]) -> Pictures:
     """Nearest neighbour, black outside, in Pillow's fixed-point arithmetic."""
+    return affine_at(images, fixed_point(matrices).to(images.device, non_blocking=True))
+
+
+def fixed_point(matrices: Float64[Tensor, "n 6"]) -> Int64[Tensor, "n 6"]:
+    """Pillow's 16.16 form of the matrices, moved to the pixels' centres."""
     a, b, c, d, e, f = matrices.unbind(1)
     steps = torch.stack([a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5], 1)
-    fixed = (steps * _FIXED + 0.5).floor().to(torch.int64).to(images.device, non_blocking=True)
+    return (steps * _FIXED + 0.5).floor().to(torch.int64)
+
+
+def affine_at(images: Pictures, fixed: Int64[Tensor, "n 6"]) -> Pictures:
+    """The images at the places that `fixed` (on their device) gives; black outside."""
     height, width = images.shape[2:]
     y = torch.arange(height, device=images.device)[None, :, None]
     x = torch.arange(width, device=images.device)[None, None, :]

@@ -7,6 +7,7 @@ figures on held-out pictures, and what the threshold thinks of every unlabelled 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,20 +17,25 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from fewer.core.config import validate
-from fewer.core.device import isolated_randomness, pick_device, pick_dtype
+from fewer.core.device import isolated_randomness, pick_device, pick_dtype, seeded
 from fewer.core.errors import DataError
 from fewer.core.progress import Progress, SilentProgress
 from fewer.core.train import FitPlan, fit
 from fewer.learn.data import UNLABELLED, LabelledImages
 from fewer.learn.evaluate import Figures
-from fewer.learn.few_labels.augment import strong_pool, strong_view, weak_view
+from fewer.learn.few_labels.augment import strong_pool, weak_view
 from fewer.learn.few_labels.diary import Diary
 from fewer.learn.few_labels.plan import MethodName, SemiSupervisedPlan
 from fewer.learn.few_labels.verdicts import Verdicts, judge
+from fewer.learn.few_labels.views import Views
 from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.networks import NetworkPlan, build_network
 from fewer.learn.thresholds.batch import Batch
+from fewer.learn.thresholds.instant import InstantState, recount
 from fewer.learn.thresholds.methods import METHODS
+
+RECOUNT_VIEWS, RECOUNT_MOST = 8, 1024
+"""Weak views of each labelled picture in a count of the transition, and pictures in it at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +133,18 @@ class _Run:
         with isolated_randomness(plan.seed):
             self.state = self.method.state(plan, train.channels, train.classes, len(train)).to(self.device)
         self.diary = Diary(plan.steps, len(train)).to(self.device)
-        self.images = train.images.permute(0, 3, 1, 2).contiguous().to(self.device)
         self.labels = train.labels.to(self.device)
         self.rows = rows
         self.mean, self.deviation = train.mean_and_deviation()
-        self.pool = strong_pool(plan.strong, train.channels)
+        self.views = Views(
+            train.images.permute(0, 3, 1, 2).contiguous().to(self.device),
+            self.mean,
+            self.deviation,
+            plan.flip,
+            strong_pool(plan.strong, train.channels),
+            self.method.strong,
+            self.method.again,
+        )
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:
         """Row numbers of the labelled and unlabelled pictures of a step."""
@@ -141,39 +154,39 @@ class _Run:
 
     def step(self, drawn: tuple[int, Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         step, labelled, unlabelled = drawn
+        if self.plan.method == "instant" and self.plan.estimation == "recounted":
+            self._recount(step)
         self.network.train()
-        batch = self._views(step, labelled.to(self.device), unlabelled.to(self.device), generator)
+        views = self.views(labelled, unlabelled, generator)
+        batch = Batch(
+            labelled=views.labelled,
+            labels=self.labels[labelled.to(self.device)],
+            weak=views.weak,
+            strong=views.strong,
+            again=views.again,
+            rows=unlabelled.to(self.device),
+            progress=step / self.plan.steps,
+            generator=generator,
+        )
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             result = self.method.step(self.network, batch, self.state, self.plan)
         if self.method.unlabelled:
             self.diary.note(step, result, batch.rows, self.labels[batch.rows])
         return {"loss": result.loss, "used": result.weights.sum() / max(1, len(result.weights))}
 
-    def _views(self, step: int, labelled: Tensor, unlabelled: Tensor, generator: torch.Generator) -> Batch:
-        flip = self.plan.flip
-        weak = weak_view(self.images[unlabelled], generator, flip=flip)
-        strong = weak
-        if self.method.strong:
-            # The strong view starts from a weak view of its own, as in the field's code.
-            strong = weak_view(self.images[unlabelled], generator, flip=flip)
-            strong = strong_view(strong, generator, self.pool)
-        again = weak_view(self.images[unlabelled], generator, flip=flip) if self.method.again else None
-        return Batch(
-            labelled=self._normalise(weak_view(self.images[labelled], generator, flip=flip)),
-            labels=self.labels[labelled],
-            weak=self._normalise(weak),
-            strong=self._normalise(strong),
-            again=None if again is None else self._normalise(again),
-            rows=unlabelled,
-            progress=step / self.plan.steps,
-            generator=generator,
-        )
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        mean, deviation = (x.to(self.device)[:, None, None] for x in (self.mean, self.deviation))
-        pixels = (images.float() / 255.0 - mean) / deviation
-        on_gpu = self.device.type == "cuda"
-        return pixels.contiguous(memory_format=torch.channels_last) if on_gpu else pixels
+    def _recount(self, step: int) -> None:
+        """Every `recount` steps from the end of the warm-up on, on weak views of the labelled pictures."""
+        since = step - math.ceil(self.plan.warm_up * self.plan.steps)
+        if since < 0 or since % self.plan.recount:
+            return
+        generator = seeded(self.plan.seed, step, 3)
+        rows = self.rows.repeat(RECOUNT_VIEWS)
+        if len(rows) > RECOUNT_MOST:
+            rows = rows[torch.randperm(len(rows), generator=generator)[:RECOUNT_MOST]]
+        there = rows.to(self.device)
+        views = weak_view(self.views.images[there], generator, flip=self.plan.flip)
+        assert isinstance(self.state, InstantState)
+        recount(self.network, self.state, self.views.normalise(views), self.labels[there])
 
     def classifier(self, average: dict[str, Tensor]) -> TrainedClassifier:
         """The network with averaged weights and the latest batch-norm statistics."""
@@ -207,7 +220,7 @@ def _optimizer(network: nn.Module, state: nn.Module, plan: SemiSupervisedPlan) -
     ]
     of_transition = list(state.parameters())
     if of_transition:
-        one_matrix = plan.estimation == "class"
+        one_matrix = plan.estimation == "class"  # the counted ones have no parameters
         groups.append(
             {
                 "params": of_transition,

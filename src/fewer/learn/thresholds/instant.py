@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 from fewer.learn.few_labels.plan import SemiSupervisedPlan
 from fewer.learn.thresholds.alignment import DistributionAlignment
@@ -30,7 +31,7 @@ class InstantState(nn.Module):
             self.transition = ClassTransition(
                 classes, plan.transition_scale or (5.0 if classes < 50 else 10.0)
             )
-        elif plan.estimation == "counted":
+        elif plan.estimation in ("counted", "recounted"):
             self.transition = CountedTransition(classes, plan.running_momentum())
         else:
             self.transition = InstanceTransition(
@@ -52,7 +53,7 @@ def instant(network: nn.Module, batch: Batch, state: InstantState, plan: SemiSup
     known, raw = labelled.detach().softmax(1), weak.detach().softmax(1)
     state.alignment.update(raw, known)
     probabilities = state.alignment(raw)
-    if isinstance(state.transition, CountedTransition):
+    if plan.estimation == "counted":
         state.transition.update(batch.labels, state.alignment(known))
     supervised = F.cross_entropy(labelled, batch.labels)
     if batch.progress < plan.warm_up:
@@ -82,6 +83,25 @@ def instant(network: nn.Module, batch: Batch, state: InstantState, plan: SemiSup
         confidence,
         decision.pseudo,
     )
+
+
+@torch.no_grad()
+def recount(
+    network: nn.Module,
+    state: InstantState,
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int64[Tensor, " batch"],
+) -> None:
+    """T from the network's present answers for labelled images: row y is their mean over class y.
+
+    That is where a class-level T that is taught by the labelled rows (`labelled_row_loss`) ends. The network
+    answers as it is used, with its running statistics; what it answered earlier is forgotten.
+    """
+    was_training = network.training
+    answers = state.alignment(network.eval()(images).float().softmax(1))
+    network.train(was_training)
+    assert isinstance(state.transition, CountedTransition)
+    state.transition.count_anew(labels, answers)
 
 
 @torch.no_grad()

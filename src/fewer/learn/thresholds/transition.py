@@ -69,6 +69,14 @@ class CountedTransition(nn.Module):
         self.register_buffer("sums", torch.eye(classes))
 
     @torch.no_grad()
+    def count_anew(
+        self, labels: Int64[Tensor, " batch"], probabilities: Float[Tensor, "batch classes"]
+    ) -> None:
+        """Forgets all earlier answers and counts these."""
+        self.sums.copy_(torch.eye(len(self.sums), device=self.sums.device))
+        self.sums.index_add_(0, labels, probabilities.float())
+
+    @torch.no_grad()
     def update(self, labels: Int64[Tensor, " batch"], probabilities: Float[Tensor, "batch classes"]) -> None:
         """Adds the answers for one labelled batch."""
         self.sums.mul_(self.momentum).index_add_(0, labels, probabilities.float())
