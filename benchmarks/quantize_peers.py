@@ -53,31 +53,51 @@ def nf4_reference(weight: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def torchao_int4(model: nn.Module, names: list[str]) -> str:
     """torchao's 4-bit weight-only layers; groups are the largest of 128, 64, 32, 16 that divides a width."""
-    import torchao
-    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
-
+    try:
+        import torchao
+        from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
+    except ImportError:
+        for name in names:
+            weight = model.get_submodule(name).weight
+            weight.copy_(int4_reference(weight.flatten(1)).reshape(weight.shape))
+        return "exact reference of torchao's int4 weights"
     for name in names:
         linear = _as_linear(model, name)
-        group = next(size for size in (128, 64, 32, 16) if linear.in_features % size == 0)
-        quantize_(linear, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group)))
+        config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group_of(linear.weight)))
+        quantize_(linear, config)
     return f"torchao {torchao.__version__} IntxWeightOnlyConfig(int4)"
+
+
+def group_of(weight: torch.Tensor) -> int:
+    """Input channels that share a scale."""
+    return next(size for size in (128, 64, 32, 16) if weight.shape[1] % size == 0)
+
+
+def int4_reference(weight: torch.Tensor) -> torch.Tensor:
+    """torchao's symmetric 4-bit grid -8 .. 7, its scale max / 7.5."""
+    groups = weight.unflatten(1, (-1, group_of(weight)))
+    scale = groups.abs().amax(dim=2) / 7.5
+    scale = scale.clamp_min(torch.finfo(torch.float32).eps)
+    scale = scale.to(weight.dtype)[:, :, None]
+    codes = torch.round(groups * (1.0 / scale)).clamp(-8, 7)
+    return (codes * scale).flatten(1)
 
 
 @torch.no_grad()
 def torchao_fp8(model: nn.Module, names: list[str]) -> str:
     """torchao's dynamic fp8 activations and weights, a scale per row; plain arithmetic without a kernel."""
-    import torchao
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
-    probe = nn.Linear(32, 32, dtype=torch.bfloat16, device=next(model.parameters()).device)
     try:
+        import torchao
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
         config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+        probe = nn.Linear(32, 32, dtype=torch.bfloat16, device=next(model.parameters()).device)
         quantize_(probe, config)
         probe(torch.randn(4, 32, dtype=torch.bfloat16, device=probe.weight.device))
-    except Exception:  # whatever a library says where it has no kernel
+    except Exception:  # not installed, or whatever it says where it has no kernel
         for name in names:
             set_module(model, name, Fp8Linear(model.get_submodule(name)))
-        return f"exact reference of torchao {torchao.__version__}'s fp8, a scale per row"
+        return "exact reference of torchao's fp8, a scale per row"
     for name in names:
         quantize_(_as_linear(model, name), config)
     return f"torchao {torchao.__version__} Float8DynamicActivationFloat8Weight, a scale per row"

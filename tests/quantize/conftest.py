@@ -142,3 +142,18 @@ def sana_folder(tmp_path: Path) -> Path:
 def sana_inputs() -> tuple[torch.Tensor, ...]:
     """Latents, timestep, text and its mask."""
     return torch.randn(2, 4, 8, 8), torch.tensor([10.0, 500.0]), torch.randn(2, 5, 16), torch.ones(2, 5)
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    """A tiny condition-aware transformer of two classes in a folder of `fewer train class-conditional`."""
+    from fewer.generate.conditional import ClassConditionalParams, ConditionPlan
+    from fewer.generate.conditional.build import build
+    from fewer.generate.conditional.formats import save_folder
+
+    params = ClassConditionalParams(size=8, width=64, depth=2, heads=2, classes=2)
+    model = build(params, ConditionPlan(rank=8), seed=0)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.05)
+    save_folder(model, tmp_path / "classes", ("zero", "one"))
+    return tmp_path / "classes"

@@ -8,7 +8,8 @@ from torch import nn
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import write_tensors
 from fewer.quantize import Recipe, quantize
-from fewer.quantize.adapters import adapters_of, attach, detach, read_updates, set_strength
+from fewer.quantize.adapters import adapters_of, attach, detach, set_strength
+from fewer.quantize.checkpoint import checkpoint_of
 from fewer.quantize.svdquant import split_layers
 
 Tiny = tuple[nn.Module, torch.Tensor]
@@ -134,7 +135,7 @@ def test_what_cannot_be_attached_is_named_and_changes_nothing(quantized: Tiny) -
             {"other.lora_A.weight": wide, "other.lora_B.weight": wide.mT},
         ),
         (ConfigError, "'transformer.head'.*another model", good | {"transformer.head.lora_A.weight": wide}),
-        (ConfigError, "no LoRA tensor", {"transformer.head.weight": wide}),
+        (FileError, "no LoRA tensor", {"transformer.head.weight": wide}),
         (ConfigError, "NaN", good | {"transformer.head.lora_B.weight": torch.full((64, 3), float("nan"))}),
         (FileError, "only one", {"transformer.head.lora_A.weight": wide}),
     ]
@@ -149,7 +150,12 @@ def test_what_cannot_be_attached_is_named_and_changes_nothing(quantized: Tiny) -
         set_strength(model, "other", 1.0)
 
 
-def test_alpha_scales_and_its_absence_is_one() -> None:
-    tensors = {"a.lora_A.weight": torch.zeros(4, 3), "a.lora_B.weight": torch.zeros(2, 4)}
-    assert read_updates(tensors)["a"].scale() == 1
-    assert read_updates(tensors | {"a.alpha": torch.tensor(8.0)})["a"].scale() == 2
+def test_names_must_be_identifiers_and_a_model_with_adapters_is_not_saved(quantized: Tiny) -> None:
+    model, _ = quantized
+    with pytest.raises(ConfigError, match="letters"):
+        attach(model, lora(model), "my style")
+    attach(model, lora(model), "style")
+    with pytest.raises(ConfigError, match="detach"):
+        checkpoint_of(model)
+    detach(model, "style")
+    assert "head.weight" in checkpoint_of(model).plain

@@ -87,3 +87,22 @@ def test_a_missing_output_and_a_bad_rank_are_said(
     output = sana_folder.parent / "x"
     assert main(["quantize", str(sana_folder), "--output", str(output), "--rank", "500"]) == 2
     assert "transformer_blocks.0" in capsys.readouterr().err and not output.exists()
+
+
+def test_a_class_conditional_model_calibrates_on_its_own_classes_and_the_report_shows_them(
+    class_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = class_folder.parent / "four"
+    words = ["quantize", str(class_folder), "--output", str(output), "--format", "int4", "--rank", "4"]
+    words += ["--preset", "fast", "--dtype", "fp32", "--report", "--prompts", "4", "--json"]
+    assert main([*words, "--report-prompts", "two"]) == 2 and "zero, one" in capsys.readouterr().err
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["mean_error"] > 0
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "zero" in page and "one" in page
+    exact = open_model(str(class_folder), torch.float32, torch.device("cpu")).module
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 3, 8, 8, generator=generator), torch.tensor([10.0, 500.0]), torch.tensor([0, 1])
+    with torch.no_grad():
+        expected, found = exact(*inputs), load_model(output)(*inputs)
+    assert 0 < (found - expected).norm() < 0.3 * expected.norm()

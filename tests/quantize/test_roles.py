@@ -145,3 +145,26 @@ def test_our_autoencoder_quantizes_the_pointwise_convolutions_of_its_attention_b
     )
     names = plan_layers(DCAutoencoder(config)).names("svdquant")
     assert len(names) == 4 and all("conv_inverted" in name or "conv_point" in name for name in names)
+
+
+@pytest.mark.parametrize("architecture", ["dit", "u-vit", "cat"])
+@pytest.mark.parametrize("aware", [False, True])
+def test_class_conditional_transformers_have_roles_and_layers_with_generated_weights_stay(
+    architecture: str, aware: bool
+) -> None:
+    from fewer.generate.conditional import ClassConditionalParams, ConditionPlan
+    from fewer.generate.conditional.build import build
+
+    adaln = architecture != "u-vit"
+    params = ClassConditionalParams(
+        architecture=architecture, size=4, width=64, depth=3, heads=2, adaln=adaln, tokens=not adaln
+    )
+    plan = plan_layers(build(params, ConditionPlan() if aware else None, seed=0))
+    chosen = plan.names("svdquant")
+    assert len([name for name in chosen if ".attn." in name]) >= 3 and not any("can." in n for n in chosen)
+    assert not any(name.endswith("static") for name in chosen)
+    assert len(plan.names("w4a16")) == (3 if adaln else 0)
+    assert {choice.name.rpartition(".")[2] for choice in plan.choices if choice.unsigned} <= {"fc2"}
+    assert all(group.block.endswith(".attn") for group in plan.groups if "qkv" in group.key)
+    edges = ("embed", "final_layer", "decoder_pred")
+    assert not any(edge in name for edge in edges for name in [*chosen, *plan.names("w4a16")])

@@ -6,7 +6,6 @@ be any module with the same input and output, a quantized one too: it is wrapped
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,24 +16,10 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.core.modules import find_modules, set_module
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
+from fewer.generate.lora_file import LowRank, read_pairs
 
-_PREFIXES = ("base_model.model.", "transformer.")
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 DEFAULT_TARGETS = ("to_q", "to_k", "to_v")
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """One layer's adapter. `alpha / rank` is its published strength."""
-
-    down: Float[Tensor, "rank inputs"]
-    up: Float[Tensor, "outputs rank"]
-    alpha: float
-
-    @property
-    def strength(self) -> float:
-        """Factor of `up @ down` at scale 1."""
-        return self.alpha / self.down.shape[0]
 
 
 class AdaptedLayer(nn.Module):
@@ -55,14 +40,31 @@ class AdaptedLayer(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
+    def put(self, name: str, low_rank: LowRank, scale: float) -> None:
+        """Adds an adapter under `name`, its factors on the layer's device."""
+        device = self.weight.device
+        self.downs[name] = nn.Parameter(low_rank.down.to(device))
+        self.ups[name] = nn.Parameter(low_rank.up.to(device))
+        self.strengths[name], self.scales[name] = low_rank.strength, scale
+
+    def take_off(self, name: str) -> None:
+        """Removes the adapter called `name` if it is here."""
+        if name in self.scales:
+            del self.downs[name], self.ups[name], self.strengths[name], self.scales[name]
+
+    def low_rank(self, name: str) -> LowRank:
+        """The adapter called `name` as it is now."""
+        down = self.downs[name]
+        return LowRank(down, self.ups[name], self.strengths[name] * down.shape[0])
+
     def forward(self, inputs: Float[Tensor, "*shape"]) -> Float[Tensor, "*result"]:
         result = self.layer(inputs)
-        image = inputs.ndim == 4  # a 1x1 convolution is a linear layer on axis 1
+        # a 1x1 convolution is a linear layer on axis 1
+        image = inputs.ndim == 4 and getattr(self.layer, "channels_first", type(self.layer) is not nn.Linear)
         rows = inputs.movedim(1, -1) if image else inputs
-        for name, down in self.downs.items():
-            factor = self.scales[name] * self.strengths[name]
-            if factor:
-                added = (rows @ down.to(rows.dtype).T) @ self.ups[name].to(rows.dtype).T * factor
+        for name, scale in self.scales.items():
+            if scale:
+                added = self.low_rank(name).product(rows, scale)
                 result = result + (added.movedim(-1, 1) if image else added)
         return result
 
@@ -91,10 +93,7 @@ def attach(model: nn.Module, adapter: Mapping[str, LowRank], *, name: str, scale
         raise FileError(f"adapter {name!r} does not fit this model: {'; '.join(problems[:20])}")
     for path, module in layers.items():
         adapted = module if isinstance(module, AdaptedLayer) else AdaptedLayer(module)
-        low_rank, weight = adapter[path], adapted.weight
-        adapted.downs[name] = nn.Parameter(low_rank.down.to(weight.device))
-        adapted.ups[name] = nn.Parameter(low_rank.up.to(weight.device))
-        adapted.strengths[name], adapted.scales[name] = low_rank.strength, scale
+        adapted.put(name, adapter[path], scale)
         if adapted is not module:
             set_module(model, path, adapted)
     return model
@@ -125,8 +124,8 @@ def collect(model: nn.Module, name: str) -> dict[str, LowRank]:
     for path, module in find_modules(model, lambda _, module: isinstance(module, AdaptedLayer)):
         assert isinstance(module, AdaptedLayer)
         if name in module.downs:
-            down = module.downs[name].detach()
-            found[path] = LowRank(down, module.ups[name].detach(), module.strengths[name] * down.shape[0])
+            now = module.low_rank(name)
+            found[path] = LowRank(now.down.detach(), now.up.detach(), now.alpha)
     return found
 
 
@@ -166,23 +165,12 @@ def read_lora(path: str | Path) -> dict[str, LowRank]:
     if path.is_dir():
         path = next((path / name for name in _FILES if (path / name).exists()), path / _FILES[0])
     _, metadata = tensor_header(path)
-    tensors = read_tensors(path)
-    downs, ups, alphas, unknown = {}, {}, {}, []
-    for key, tensor in tensors.items():
-        layer, kind = _layer_of(key)
-        table = {"lora_A": downs, "lora_B": ups, "alpha": alphas}.get(kind)
-        if table is None or (kind != "alpha" and tensor.flatten(1).shape[1] != tensor.shape[1]):
-            unknown.append(key)
-            continue
-        table[layer] = tensor if kind == "alpha" else tensor.flatten(1)
-    if unknown or downs.keys() != ups.keys() or not downs:
-        odd = sorted(unknown) or sorted(downs.keys() ^ ups.keys()) or ["it is empty"]
-        raise FileError(f"{path.name!r} is no PEFT adapter of linear layers: {', '.join(odd[:10])}")
     general = _general_alpha(metadata, path.parent / "adapter_config.json")
-    return {
-        layer: LowRank(down, ups[layer], float(alphas.get(layer, general or down.shape[0])))
-        for layer, down in downs.items()
-    }
+    try:
+        pairs = read_pairs(read_tensors(path), general)
+    except FileError as error:
+        raise FileError(f"{path.name!r} is no adapter of linear layers: {error}") from error
+    return {_own_name(layer): low_rank for layer, low_rank in pairs.items()}
 
 
 def write_lora(path: str | Path, adapter: Mapping[str, LowRank]) -> Path:
@@ -213,19 +201,9 @@ def parse_lora(text: str) -> tuple[Path, float]:
     return Path(file), value
 
 
-def _layer_of(key: str) -> tuple[str, str]:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    if key.endswith(".alpha"):
-        return key.removesuffix(".alpha"), "alpha"
-    layer, _, rest = key.partition(".lora_")
-    kind = {
-        "A.weight": "lora_A",
-        "B.weight": "lora_B",
-        "A.default.weight": "lora_A",
-        "B.default.weight": "lora_B",
-    }
-    return layer, kind.get(rest, "")
+def _own_name(layer: str) -> str:
+    """A layer's name without what PEFT and diffusers put before it."""
+    return layer.removeprefix("base_model.model.").removeprefix("transformer.")
 
 
 def _general_alpha(metadata: Mapping[str, str], config: Path) -> float | None:

@@ -8,66 +8,19 @@ bytes that were there.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from fewer.core.errors import ConfigError, FileError
+from fewer.core.errors import ConfigError
 from fewer.core.modules import set_module
 from fewer.core.tensors import read_tensors
+from fewer.generate.lora import AdaptedLayer
+from fewer.generate.lora_file import PREFIXES, LowRank, finite, read_pairs
 from fewer.quantize.linear import Adapter, QuantizedLinear
 from fewer.quantize.roles import eligible
 
-PREFIXES = ("base_model.model.", "transformer.", "unet.", "diffusion_model.", "model.")
-_PAIRS = {  # suffix of a key -> which factor it holds
-    "lora_A": "down", "lora_B": "up", "lora_down": "down", "lora_up": "up", "lora.down": "down",
-    "lora.up": "up",    "lora_linear_layer.down": "down", "lora_linear_layer.up": "up",
-}  # fmt: skip
-_FACTOR = re.compile(rf"(.+)\.({'|'.join(map(re.escape, _PAIRS))})(\.default)?\.weight")
-_UNSUPPORTED = re.compile(r"(lokr_|hada_|lora_mid|dora_scale|lora_magnitude_vector|oft_|\.diff$)")
-
-
-@dataclass(slots=True)
-class LowRankUpdate:
-    """One layer's part of a LoRA file."""
-
-    down: Tensor | None = None
-    up: Tensor | None = None
-    alpha: float | None = None
-
-    def scale(self) -> float:
-        """alpha / r'; 1 where the file gives no alpha."""
-        assert self.down is not None
-        return 1.0 if self.alpha is None else self.alpha / self.down.shape[0]
-
-
-class AdaptedLinear(nn.Module):
-    """A 16-bit layer with adapters: base(x) + sum of strength * up(down(x)). The base is the untouched
-    original.
-    """
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-        self.channels_first = isinstance(base, nn.Conv2d)
-        self.adapters: dict[str, Adapter] = {}
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight, for models that look at its dtype."""
-        return self.base.weight  # pyright: ignore
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        moved = (inputs.movedim(1, -1) if self.channels_first else inputs).float()
-        extra = sum(
-            adapter.strength * (moved @ adapter.down.float().mT) @ adapter.up.float().mT
-            for adapter in self.adapters.values()
-        )
-        assert isinstance(extra, Tensor)
-        outputs = self.base(inputs)
-        return outputs + (extra.movedim(-1, 1) if self.channels_first else extra).to(outputs.dtype)
+Carrier = QuantizedLinear | AdaptedLayer
 
 
 def attach(
@@ -75,15 +28,18 @@ def attach(
 ) -> int:
     """Adds a LoRA (PEFT, diffusers or kohya names) under `name`; returns the number of layers it reaches.
 
-    Raises `ConfigError` (name taken, LoKr/LoHa/DoRA, a width that does not fit, no layer of that name) or
-    `FileError` (incomplete pairs), each naming the layer; the model is then unchanged.
+    Raises `ConfigError` (name taken or no identifier, LoKr/LoHa/DoRA, a width that does not fit, no layer of
+    that name) or `FileError` (incomplete pairs, other tensors), each naming the layer; the model is then
+    unchanged.
     """
+    if not name.isidentifier():
+        raise ConfigError(f"adapter name {name!r} must be letters, digits and underscores")
     if name in adapters_of(module):
         raise ConfigError(
             f"an adapter named {name!r} is attached already; detach it first or choose another name"
         )
     tensors = source if isinstance(source, Mapping) else read_tensors(source)
-    updates = read_updates(tensors)
+    updates = read_pairs(tensors)
     targets = _targets(module)
     chosen = {key: _find(key, targets) for key in updates}
     for key, update in updates.items():
@@ -95,59 +51,43 @@ def attach(
 
 def set_strength(module: nn.Module, name: str, strength: float) -> None:
     """Changes an adapter's strength at once; nothing is loaded or computed again."""
-    for adapter in _named(module, name):
-        adapter.strength = strength * adapter.unit
+    for layer in _carriers(module, name):
+        if isinstance(layer, AdaptedLayer):
+            layer.scales[name] = strength
+        else:
+            layer.adapters[name].strength = strength * layer.adapters[name].unit
 
 
 def detach(module: nn.Module, name: str) -> None:
     """Removes an adapter. Every stored tensor is what it was before `attach`, byte for byte."""
-    _named(module, name)
+    _carriers(module, name)
     for path, child in list(module.named_modules()):
-        if isinstance(child, (QuantizedLinear, AdaptedLinear)):
+        if isinstance(child, QuantizedLinear):
             child.adapters.pop(name, None)
-            if isinstance(child, AdaptedLinear) and not child.adapters:
-                set_module(module, path, child.base)
+        elif isinstance(child, AdaptedLayer):
+            child.take_off(name)
+            if not child.scales:
+                set_module(module, path, child.layer)
 
 
 def adapters_of(module: nn.Module) -> list[str]:
     """Names of all attached adapters."""
     found: dict[str, None] = {}
     for child in module.modules():
-        if isinstance(child, (QuantizedLinear, AdaptedLinear)):
+        if isinstance(child, QuantizedLinear):
             found |= dict.fromkeys(child.adapters)
+        elif isinstance(child, AdaptedLayer):
+            found |= dict.fromkeys(child.scales)
     return list(found)
-
-
-def read_updates(tensors: Mapping[str, Tensor]) -> dict[str, LowRankUpdate]:
-    """The pairs of a LoRA file by layer. Raises `ConfigError` for other kinds of adapters, `FileError` for
-    halves.
-    """
-    updates: dict[str, LowRankUpdate] = {}
-    for key, tensor in tensors.items():
-        if _UNSUPPORTED.search(key):
-            raise ConfigError(f"{key!r} is not a plain LoRA (LoKr, LoHa, DoRA and others are not supported)")
-        if key.endswith(".alpha"):
-            updates.setdefault(key.removesuffix(".alpha"), LowRankUpdate()).alpha = float(tensor)
-            continue
-        found = _FACTOR.fullmatch(key)
-        if found is None:
-            raise ConfigError(
-                f"{key!r} is no LoRA tensor; expected names ending in lora_A.weight and lora_B.weight"
-            )
-        setattr(updates.setdefault(found[1], LowRankUpdate()), _PAIRS[found[2]], tensor.flatten(1))
-    for key, update in updates.items():
-        if update.down is None or update.up is None:
-            raise FileError(f"the LoRA has only one of the two factors of layer {key!r}")
-    return updates
 
 
 def _targets(module: nn.Module) -> dict[str, nn.Module]:
     """Layers a LoRA can act on, by name; wrapped ones under the wrapper's name."""
-    wrapped = {f"{name}.base" for name, child in module.named_modules() if isinstance(child, AdaptedLinear)}
+    wrapped = {f"{name}.layer" for name, child in module.named_modules() if isinstance(child, AdaptedLayer)}
     return {
         name: child
         for name, child in module.named_modules()
-        if name not in wrapped and (isinstance(child, (QuantizedLinear, AdaptedLinear)) or eligible(child))
+        if name not in wrapped and (isinstance(child, (QuantizedLinear, AdaptedLayer)) or eligible(child))
     }
 
 
@@ -168,8 +108,7 @@ def _find(key: str, targets: Mapping[str, nn.Module]) -> list[str]:
     raise ConfigError(f"the LoRA changes {key!r}, a layer that this model does not have")
 
 
-def _check(key: str, update: LowRankUpdate, names: list[str], targets: Mapping[str, nn.Module]) -> None:
-    assert update.down is not None and update.up is not None
+def _check(key: str, update: LowRank, names: list[str], targets: Mapping[str, nn.Module]) -> None:
     widths = [_shape(targets[name]) for name in names]
     out, dim = widths[0][0], sum(width for _, width in widths)
     rank = update.down.shape[0]
@@ -178,40 +117,41 @@ def _check(key: str, update: LowRankUpdate, names: list[str], targets: Mapping[s
             f"the LoRA of layer {key!r} is {tuple(update.up.shape)} x {tuple(update.down.shape)}, "
             f"but the layer is {out} x {dim}: it was made for another model"
         )
-    if not (torch.isfinite(update.up).all() and torch.isfinite(update.down).all()):
+    if not finite(update):
         raise ConfigError(f"the LoRA of layer {key!r} has NaN or Inf")
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
     if isinstance(layer, QuantizedLinear):
         return layer.out_features, layer.in_features
-    out, dim = (layer.base if isinstance(layer, AdaptedLinear) else layer).weight.shape[:2]  # pyright: ignore
+    out, dim = (layer.layer if isinstance(layer, AdaptedLayer) else layer).weight.shape[:2]  # pyright: ignore
     return int(out), int(dim)
 
 
-def _place(module: nn.Module, names: list[str], update: LowRankUpdate, adapter: str, strength: float) -> None:
-    assert update.down is not None and update.up is not None
+def _place(module: nn.Module, names: list[str], update: LowRank, adapter: str, strength: float) -> None:
     column = 0
     for name in names:
         layer = module.get_submodule(name)
-        if not isinstance(layer, (QuantizedLinear, AdaptedLinear)):
-            layer = AdaptedLinear(layer)
+        if not isinstance(layer, Carrier):
+            layer = AdaptedLayer(layer).requires_grad_(False)
             set_module(module, name, layer)
         dim = _shape(layer)[1]
-        device = next(iter([*layer.buffers(), *layer.parameters()])).device
-        down = update.down[:, column : column + dim].to(
-            device
-        )  # a split layer's halves read their own columns
+        down = update.down[:, column : column + dim]  # a split layer's halves read their own columns
         column += dim
-        unit = update.scale()
-        layer.adapters[adapter] = Adapter(down, update.up.to(device), strength * unit, unit)
+        if isinstance(layer, AdaptedLayer):
+            layer.put(adapter, LowRank(down, update.up, update.alpha), strength)
+            continue
+        device, unit = layer.codes.device, update.strength
+        layer.adapters[adapter] = Adapter(down.to(device), update.up.to(device), strength * unit, unit)
 
 
-def _named(module: nn.Module, name: str) -> list[Adapter]:
-    found = [
-        child.adapters[name]
+def _carriers(module: nn.Module, name: str) -> list[Carrier]:
+    """The layers that carry the adapter called `name`; raises `ConfigError` if there are none."""
+    found: list[Carrier] = [
+        child
         for child in module.modules()
-        if isinstance(child, (QuantizedLinear, AdaptedLinear)) and name in child.adapters
+        if (isinstance(child, QuantizedLinear) and name in child.adapters)
+        or (isinstance(child, AdaptedLayer) and name in child.scales)
     ]
     if not found:
         raise ConfigError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json, write_bytes
 from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.lora import AdaptedLayer
 from fewer.quantize.layer import TENSOR_NAMES, QuantizedLayer, layer_from_tensors
 from fewer.quantize.linear import QuantizedLinear
 from fewer.quantize.roles import SPLIT_NAMES
@@ -61,7 +62,12 @@ class QuantizedCheckpoint:
 
 
 def checkpoint_of(module: nn.Module, config: dict[str, object] | None = None) -> QuantizedCheckpoint:
-    """What a quantized module holds. Adapters are not part of it."""
+    """What a quantized module holds. Adapters are not part of it.
+
+    Raises `ConfigError` while a layer that stayed in 16 bits carries one: its name is not its own then.
+    """
+    if any(isinstance(child, AdaptedLayer) for child in module.modules()):
+        raise ConfigError("the model carries adapters; detach them before saving, they have their own file")
     layers = {
         name: child.layer for name, child in module.named_modules() if isinstance(child, QuantizedLinear)
     }
@@ -166,8 +172,14 @@ def _compare(own: dict[str, Tensor], given: dict[str, Tensor], whole: bool) -> N
         for name in sorted(set(own) & set(given))
         if own[name].shape != given[name].shape
     ]
+    shapes += [
+        f"{name}: {given[name].dtype} instead of {own[name].dtype}"
+        for name in sorted(set(own) & set(given))
+        if given[name].is_floating_point() != own[name].is_floating_point()
+    ]
     if missing or unexpected or shapes:
         raise FileError(
             f"the checkpoint does not fit the model: missing {missing[:5]} ({len(missing)}), "
-            f"unexpected {unexpected[:5]} ({len(unexpected)}), misshapen {shapes[:5]} ({len(shapes)})"
+            f"unexpected {unexpected[:5]} ({len(unexpected)}), "
+            f"misshapen or mistyped {shapes[:5]} ({len(shapes)})"
         )

@@ -30,7 +30,7 @@ class QuantizeRequest:
     __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore
 
     model: tyro.conf.Positional[str]
-    """ "default", or the folder of a pipeline, a diffusers model or a language model."""
+    """ "default", or the folder of a pipeline, a class-conditional, diffusers or language model."""
     output: Path | None = None
     """New folder for the 4-bit model (not needed with --dry-run)."""
     format: Literal["int4", "nvfp4", "h8", "w4a16"] = "int4"
@@ -40,7 +40,9 @@ class QuantizeRequest:
     rank: Annotated[int, Field(ge=0, le=1024)] = 32
     """Rank of the 16-bit branch that carries the outliers."""
     calibration: Path | None = None
-    """Text file with one prompt a line; without it there is no smoothing."""
+    """Text file with one prompt a line; without it there is no smoothing (class-conditional models draw their
+    classes instead).
+    """
     prompts: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Most prompts that are used."""
     preset: Literal["standard", "fast"] = "standard"
@@ -56,7 +58,7 @@ class QuantizeRequest:
     report: bool = False
     """Write report.html: error, size and time layer by layer, and pictures where the model draws."""
     report_prompts: tuple[str, ...] = ()
-    """Prompts of the report's pictures; the first of the calibration file otherwise."""
+    """Prompts (or classes) of the report's pictures; the first of the calibration file otherwise."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of sampling and of the randomised SVD."""
     device: DeviceName = "auto"
@@ -112,17 +114,20 @@ def _check_output(request: QuantizeRequest) -> None:
 
 
 def _pictures(opened: OpenModel, request: QuantizeRequest) -> list[tuple[str, object]]:
-    """(prompt, picture) at the same seeds, before and after; none for models that draw nothing."""
-    if opened.pipeline is None:
-        return []
+    """(prompt or class, picture) at the same seeds, before and after; none for models that draw nothing."""
     prompts = list(request.report_prompts)
-    if not prompts and request.calibration is not None:
+    if not prompts and opened.pipeline is not None and request.calibration is not None:
         lines = request.calibration.read_text(encoding="utf-8", errors="replace").splitlines()
         prompts = [line.strip() for line in lines if line.strip()][:4]
-    return [
-        (prompt, opened.pipeline(prompt, seed=request.seed + index).images[0])  # pyright: ignore
-        for index, prompt in enumerate(prompts[:8])
-    ]
+    if opened.class_names:
+        if odd := [name for name in prompts if name not in opened.class_names]:
+            raise ConfigError(
+                f"class {odd[0]!r} is not known; allowed: {', '.join(opened.class_names)[:300]}"
+            )
+        prompts = prompts or list(opened.class_names[:4])
+    elif opened.pipeline is None:
+        return []
+    return [(prompt, opened.draw(prompt, request.seed + i)) for i, prompt in enumerate(prompts[:8])]
 
 
 def _figures(

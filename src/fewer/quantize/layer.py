@@ -117,6 +117,7 @@ def layer_from_tensors(tensors: dict[str, Tensor], facts: dict[str, object], nam
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if found != expected:
         raise FileError(f"layer {name!r} should have tensors {expected}, the file has {found}")
+    _check_values(tensors, form, name)
     return QuantizedLayer(
         format=form.name,
         shape=(out, dim),
@@ -129,6 +130,28 @@ def layer_from_tensors(tensors: dict[str, Tensor], facts: dict[str, object], nam
         unsigned=bool(facts.get("unsigned", False)),
         convolution=bool(facts.get("convolution", False)),
     )
+
+
+_SIXTEEN = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPES = {"codes": (torch.uint8,), "channel_scale": (torch.float32,)}
+_SCALES = {"int4": _SIXTEEN, "nvfp4": (torch.float8_e4m3fn,), "h8": (torch.uint8,)}
+
+
+def _check_values(tensors: dict[str, Tensor], form: Format, name: str) -> None:
+    """Number formats, and scales that a layer can be computed with."""
+    for part, tensor in tensors.items():
+        allowed = _SCALES[form.weight] if part == "group_scale" else _DTYPES.get(part, _SIXTEEN)
+        if tensor.dtype not in allowed:
+            raise FileError(
+                f"layer {name!r}: {part} is {tensor.dtype}, format {form.name} keeps "
+                f"{' or '.join(str(dtype) for dtype in allowed)}"
+            )
+        if tensor.dtype in _SIXTEEN and not torch.isfinite(tensor).all():
+            raise FileError(f"layer {name!r}: {part} has NaN or Inf; the file is damaged, copy it again")
+    if form.weight == "h8" and tensors["group_scale"].numel():
+        low, high = (int(value) for value in tensors["group_scale"].aminmax())
+        if low < 1 or high > 18:
+            raise FileError(f"layer {name!r}: group multipliers are {low} .. {high}, allowed are 1 .. 18")
 
 
 def pack_halves(codes: Int8[Tensor, "out padded"], form: Format) -> UInt8[Tensor, "out half"]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_bytes, read_json
+from fewer.generate.class_pictures import CLASS_NAME
 from fewer.generate.transformer import SanaTransformer
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,21 @@ class OpenModel:
     config: dict[str, object]
     folder: Path | None
     pipeline: object | None = None
+    class_names: tuple[str, ...] = ()
+    """What a class-conditional model can draw."""
+
+    def draw(self, what: str, seed: int) -> object:
+        """A Pillow picture of a prompt or a class; raises `ConfigError` if the model draws nothing."""
+        if self.pipeline is not None:
+            return self.pipeline(what, seed=seed).images[0]  # pyright: ignore
+        if not self.class_names:
+            raise ConfigError("this model draws no pictures")
+        from fewer.generate.conditional.draw import draw_class, to_pictures
+
+        latents = torch.empty(0)
+        for step in draw_class(self.module, self.class_names.index(what), [seed]):
+            latents = step.latents
+        return to_pictures(latents[:, :3])[0]  # of a model on latents, the first three channels
 
 
 def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenModel:
@@ -52,6 +68,11 @@ def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenMode
     config = read_json(folder / "config.json")
     if "quantization_config" in config:
         raise ConfigError(f"{folder.name!r} is quantized already; start from its 16-bit original")
+    if config.get("_class_name") == CLASS_NAME:
+        from fewer.generate.conditional.formats import load_folder
+
+        module, names = load_folder(folder)
+        return OpenModel(module.to(device, dtype), config, folder, class_names=names)
     if config.get("_class_name") in SANA:
         module = SanaTransformer.load(folder, dtype, device)
         return OpenModel(module, _sana_config(module), folder)
@@ -77,6 +98,10 @@ def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
         if "fewer_params" in config:
             return SanaTransformer(validate(SanaParams, config["fewer_params"]))
         raise ConfigError("the Sana checkpoint has no parameters in its configuration")
+    if config.get("_class_name") == CLASS_NAME:
+        from fewer.generate.conditional.formats import build_from_config
+
+        return build_from_config(config)
     if "_class_name" in config:
         return _diffusers_class(config).from_config(config)
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -94,9 +119,12 @@ def calibration(
 ) -> Callable[[], object] | None:
     """A function that runs the model on the prompts of a text file, one a line; None without a file.
 
-    A pipeline draws each prompt in a few steps; a language model reads each line. Raises `DataError` for an
-    empty file and `ConfigError` where there is nothing to run prompts through.
+    A pipeline draws each prompt in a few steps; a language model reads each line; a class-conditional model
+    needs no file, it draws its classes in turn. Raises `DataError` for an empty file and `ConfigError` where
+    there is nothing to run prompts through.
     """
+    if opened.class_names and prompts is None:
+        return class_calibration(opened.module, len(opened.class_names), limit, seed)
     if prompts is None:
         return None
     lines = [line.strip() for line in read_bytes(prompts, 16 * 2**20).decode("utf-8", "replace").splitlines()]
@@ -113,6 +141,19 @@ def calibration(
         "with its tokenizer; "
         "calibrate other models from Python: fewer.quantize.quantize(module, calibrate=...)"
     )
+
+
+def class_calibration(module: nn.Module, classes: int, limit: int, seed: int) -> Callable[[], object]:
+    """Draws `limit` pictures in a few steps each, the classes in turn, eight of a class at once."""
+    from fewer.generate.conditional.draw import draw_class
+
+    def run() -> None:
+        for index, start in enumerate(range(0, limit, 8)):
+            seeds = [seed + start + offset for offset in range(min(8, limit - start))]
+            for _ in draw_class(module, index % classes, seeds, STEPS):
+                pass
+
+    return run
 
 
 def language_calibration(module: nn.Module, folder: Path, lines: list[str]) -> Callable[[], object]:

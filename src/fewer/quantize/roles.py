@@ -112,9 +112,36 @@ _AUTOENCODER = (
     Rule(r".*\.conv_(inverted|point)"),
 )
 
+# Class-conditional transformers of ours, bare or inside a condition-aware model. Layers that get generated
+# weights (they end in .static there) stay in 16 bits: merging adds to their weight at every step.
+_IN = r"(?:base\.)?"
+_DIT = (
+    Rule(rf"({_IN}blocks\.\d+)\.attn\.qkv", block="{1}.attn"),
+    Rule(rf"{_IN}blocks\.\d+\.attn\.proj"),
+    Rule(rf"{_IN}blocks\.\d+\.mlp\.fc1"),
+    Rule(rf"{_IN}blocks\.\d+\.mlp\.fc2", unsigned=True),
+    Rule(rf"{_IN}blocks\.\d+\.adaLN_modulation\.1", "w4a16"),
+)
+_UVIT_BLOCK = rf"{_IN}(?:in_blocks\.\d+|mid_block|out_blocks\.\d+)"
+_UVIT = (
+    Rule(rf"({_UVIT_BLOCK})\.attn\.qkv", block="{1}.attn"),
+    Rule(rf"{_UVIT_BLOCK}\.(attn\.proj|mlp\.fc1|skip_linear)"),
+    Rule(rf"{_UVIT_BLOCK}\.mlp\.fc2", unsigned=True),
+)
+_CAT = (
+    Rule(rf"({_IN}blocks\.\d+)\.attn\.to_[qkv]", group="{1}.qkv", part="qkv", block="{1}.attn"),
+    Rule(rf"{_IN}blocks\.\d+\.attn\.to_out\.0"),
+    Rule(rf"{_IN}blocks\.\d+\.ffn\.conv_(inverted|point)"),
+    Rule(rf"{_IN}blocks\.\d+\.adaLN_modulation\.1", "w4a16"),
+)
+
 KNOWN: dict[str, tuple[Rule, ...]] = {
     "SanaTransformer2DModel": _SANA,
     "SanaTransformer": _SANA,
+    "DiT": _DIT,
+    "UViT": _UVIT,
+    "CaT": _CAT,
+    "ConditionAware": (*_DIT, *_UVIT, *_CAT),
     "PixArtTransformer2DModel": _transformer_rules(r"transformer_blocks\.\d+", gelu=True),
     "UNet2DConditionModel": _transformer_rules(r".*\.transformer_blocks\.\d+", gelu=False),
     "FluxTransformer2DModel": _FLUX,

@@ -47,15 +47,21 @@ def load_folder(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
     config = read_json(Path(folder) / "config.json")
     if config.get("_class_name") != CLASS_NAME:
         raise FileError(f"{Path(folder).name!r} holds no class-conditional network of ours")
-    params = validate(ClassConditionalParams, config.get("params")).check()
-    plan = None if config.get("plan") is None else validate(ConditionPlan, _tupled(config["plan"]))
     names = config.get("class_names")
-    if not isinstance(names, list) or len(names) != params.classes:
-        raise FileError(f"config.json names {len(names or [])} classes, the network has {params.classes}")
+    model = build_from_config(config)
+    classes = params_of(model).classes
+    if not isinstance(names, list) or len(names) != classes:
+        raise FileError(f"config.json names {len(names or [])} classes, the network has {classes}")
     tensors = read_tensors(Path(folder) / WEIGHTS)
-    model = build(params, plan, seed=0)
     _fill(model, tensors, WEIGHTS)
     return model.eval(), tuple(str(name) for name in names)
+
+
+def build_from_config(config: Mapping[str, object]) -> nn.Module:
+    """The network that a folder's config.json describes, with new weights. Raises `ConfigError`."""
+    params = validate(ClassConditionalParams, config.get("params")).check()
+    plan = None if config.get("plan") is None else validate(ConditionPlan, _tupled(config["plan"]))
+    return build(params, plan, seed=0)
 
 
 def _tupled(plan: object) -> object:
