@@ -3,8 +3,8 @@
 Leave-last-out, full ranking, same length, dim and optimizer; every method is trained to early stopping on
 validation NDCG@10 at each of --rates with the first seed, keeps the rate with the best validation figure, and
 repeats it with the other seeds. ml-100k: your copy (--path). Finished runs are kept in the result file and
-unfinished ones as checkpoints, so a stopped benchmark goes on. Parts run on several machines: give each its own
---part, then --join PART... .
+unfinished ones as checkpoints, so a stopped benchmark goes on. Parts run on several machines: give each
+its own --part, then --join PART... .
 """
 
 import argparse
@@ -51,19 +51,20 @@ def main() -> None:
     split = leave_last_out(data)
     runs: dict[str, dict] = recorded(name + given.part, given.results).get("runs", {})
     settings = {k: str(v) for k, v in vars(given).items() if k not in ("path", "checkpoints", "results")}
+    counted = counting(split) if given.counting else {}
 
     def save() -> None:
-        table = {"runs": runs, "counting": counting(split), "settings": settings, **verdict(runs)}
+        table = {"runs": runs, "counting": counted, "settings": settings, **verdict(runs)}
         record(name + given.part, table, given.results)
 
-    for method in given.methods:
-        for rate in given.rates:
+    for rate in given.rates:
+        for method in given.methods:
             complete(Run(method, rate, given.seeds[0]), split, given, runs)
             save()
-        if len(given.seeds) > 1:
-            for seed in given.seeds[1:]:
-                complete(Run(method, best_rate(runs, method), seed), split, given, runs)
-                save()
+    for seed in given.seeds[1:]:
+        for method in given.methods:
+            complete(Run(method, best_rate(runs, method), seed), split, given, runs)
+            save()
 
 
 def arguments() -> argparse.Namespace:
@@ -77,10 +78,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--automlp-layers", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--patience", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=1024, help="pairs a step (AutoMLP)")
+    parser.add_argument("--sequence-batch-size", type=int, default=128, help="windows a step (the others)")
+    parser.add_argument("--counting", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--wall-seconds", type=float, help="per training; it goes on with the next call")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoints", type=Path, default=Path("outputs/recommend_quality"))
+    parser.add_argument(
+        "--save", action=argparse.BooleanOptionalAction, default=True, help="write checkpoints"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--part", default="")
     parser.add_argument("--join", nargs="+")
@@ -94,14 +101,16 @@ def complete(run: Run, split: Split, given: argparse.Namespace, runs: dict[str, 
     layers = given.automlp_layers if run.method == "automlp" else 2
     sizes = Sizes(length=50, dim=64, layers=layers, dropout=given.dropout, candidates=(given.short,))
     plan = TrainingPlan(
-        learning_rate=run.rate, patience=given.patience, wall_seconds=given.wall_seconds, seed=run.seed,
-        loss=own_loss(run.method, "cross-entropy"),
+        learning_rate=run.rate, patience=given.patience, batch_size=given.batch_size,
+        sequence_batch_size=given.sequence_batch_size, wall_seconds=given.wall_seconds,
+        seed=run.seed, loss=own_loss(run.method, "cross-entropy"),
     )  # fmt: skip
     items = split.interactions.item_count
     with isolated_randomness(run.seed):
         network = build_network(run.method, sizes, items).to(given.device)
     folder = given.checkpoints / given.data / run.label.replace(", ", "-").replace(" ", "-")
-    result = train_network(network, split, plan, length=50, folder=folder, resume=True)
+    saved = {"folder": folder, "resume": True} if given.save else {}
+    result = train_network(network, split, plan, length=50, **saved)
     runs[run.label] = {
         "method": run.method,
         "rate": run.rate,

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from fewer import cli
-from fewer.recommend.command import DataOptions
 from fewer.recommend.data.interactions import Interactions
+from fewer.recommend.options import LearningOptions
 
 SMALL = ["--length", "6", "--dim", "8", "--layers", "1", "--batch-size", "64", "--device", "cpu"]
 
@@ -133,4 +133,4 @@ def test_wrong_input_has_its_exit_code(
 
 
 def test_data_options_filter(log: Path) -> None:
-    assert DataOptions(data=log, user_minimum=2, item_minimum=2).read().user_count == 80
+    assert LearningOptions(data=log, user_minimum=2, item_minimum=2).read().user_count == 80

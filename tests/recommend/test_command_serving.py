@@ -46,6 +46,19 @@ def test_export_and_its_index_serve(model: str, tmp_path: Path, capsys: pytest.C
     assert plain["items"] == indexed["items"]
 
 
+def test_items_without_interactions_are_added_from_a_table(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, output = tmp_path / "new.csv", str(tmp_path / "grown")
+    table.write_text("item,colour\nfresh,red\n3,blue\n")
+    words = ["update", "--model", model, "--output", output]
+    code, result, _ = run([*words, "--new-items", str(table)], capsys)
+    assert code == 0 and (result["new_items"], result["new_interactions"]) == (1, 0)
+    assert Recommender.load(output).suggest([["fresh"]])[0].unknown == 0
+    code, _, said = run(words, capsys)
+    assert code == 2 and "--new-items" in said
+
+
 def test_evaluate_prints_the_protocol_and_the_baselines(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

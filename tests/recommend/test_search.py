@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -7,7 +8,7 @@ from fewer.recommend.automlp import AutoMLPShape
 from fewer.recommend.data.interactions import Interactions
 from fewer.recommend.data.planted import planted_lag
 from fewer.recommend.data.splits import Split, leave_last_out
-from fewer.recommend.search import SearchPlan, most_likely, search_length, verify_by_grid
+from fewer.recommend.search import Relaxation, SearchPlan, most_likely, search_length, verify_by_grid
 from fewer.recommend.training.loop import TrainingPlan
 
 SHAPE = AutoMLPShape(
@@ -32,6 +33,17 @@ def test_the_search_finds_the_planted_length(lag_two: Split) -> None:
 def test_the_same_seed_gives_the_same_path(lag_two: Split) -> None:
     plan = replace(PLAN, epochs=4)
     assert search_length(SHAPE, lag_two, plan).path == search_length(SHAPE, lag_two, plan).path
+
+
+@pytest.mark.parametrize("relaxation", ["expectation", "mixture"])
+def test_a_resumed_search_takes_the_path_of_an_uninterrupted_one(
+    lag_two: Split, tmp_path: Path, relaxation: Relaxation
+) -> None:
+    plan = replace(PLAN, epochs=4, relaxation=relaxation, validation_batch_size=40)
+    whole = search_length(SHAPE, lag_two, plan)
+    search_length(SHAPE, lag_two, replace(plan, epochs=3), folder=tmp_path)
+    resumed = search_length(SHAPE, lag_two, plan, folder=tmp_path, resume=True)
+    assert resumed.path == whole.path and resumed.losses == whole.losses
 
 
 def test_test_items_never_touch_the_search(lag_two: Split) -> None:

@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from fewer.core.device import DeviceName
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_bytes
 from fewer.core.progress import Progress
 from fewer.recommend.data.interactions import Interactions
-from fewer.recommend.data.reading import column_names, read_interactions
 from fewer.recommend.fitting import compare, make_split
+from fewer.recommend.options import LogOptions, RunOptions
 from fewer.recommend.recommender import Recommender
 from fewer.recommend.serving.index import GraphIndex, GraphPlan
 
@@ -21,33 +20,25 @@ MAX_HISTORIES_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateRequest:
-    """What `fewer recommend evaluate` is asked."""
+class EvaluateRequest(LogOptions):
+    """What `fewer recommend evaluate` is asked: every user's last known item is the question."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: Path
     """Folder of a trained model."""
-    data: Path
-    """Interactions; every user's last item (known to the model) is the question."""
-    user_column: str | None = None
-    item_column: str | None = None
-    time_column: str | None = None
     split: Literal["leave-last-out", "temporal"] = "leave-last-out"
     k: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = (5, 10, 20)
     exclude_seen: bool = False
     """Take items of the history out of the competition."""
     sampled: Annotated[int, Field(ge=1)] | None = None
     """Rank among so many random items instead of all (misleading; prints a warning)."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: DeviceName = "auto"
 
 
 def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, object]:
     """HR, NDCG and MRR at every k, full ranking, beside popularity, the last item again and Markov."""
-    columns = column_names(request.user_column, request.item_column, request.time_column)
     recommender = Recommender.load(request.model, request.device)
-    interactions = in_vocabulary(read_interactions(request.data, columns), recommender, progress)
+    interactions = in_vocabulary(request.read(), recommender, progress)
     split = make_split(interactions, request.split)
     if request.sampled is not None:
         progress.say(
@@ -90,7 +81,7 @@ def in_vocabulary(interactions: Interactions, recommender: Recommender, progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SuggestRequest:
+class SuggestRequest(RunOptions):
     """What `fewer recommend suggest` is asked."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -107,8 +98,6 @@ class SuggestRequest:
     """May a suggestion repeat the history? `auto` follows the training data."""
     index: Path | None = None
     """Graph index that `fewer recommend export --index` wrote; default: exact."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: DeviceName = "auto"
 
 
 def suggest_command(request: SuggestRequest, progress: Progress) -> dict[str, object]:

@@ -4,6 +4,7 @@
 trains, and measures on the test targets beside the counting baselines that often win.
 """
 
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from fewer.recommend.methods import (
 from fewer.recommend.recommender import Recommender
 from fewer.recommend.search import SearchPlan, SearchResult, search_length, verify_by_grid
 from fewer.recommend.training.loop import TrainingPlan, train_network
+
+SEARCH_OPTIONS = ("penalty", "relaxation", "search_epochs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +130,15 @@ def compare(recommender: Recommender, split: Split, **options: object) -> dict[s
 def settings_from(method: MethodName = "automlp", **options: object) -> FitSettings:
     """`FitSettings` from flat names: fields of `FitSettings`, `Sizes` and `TrainingPlan`.
 
-    `seed`, `batch_size` and `learning_rate` reach the search too; `penalty` and `search_epochs` are its own.
+    `seed`, `batch_size` and `learning_rate` reach the search too; `penalty`, `relaxation` and `search_epochs`
+    are its own.
     Raises `ConfigError` for a name that none of them has.
     """
     groups: dict[str, dict[str, object]] = {"sizes": {}, "training": {}, "search": {}, "": {}}
     homes = {"sizes": Sizes, "training": TrainingPlan}
     for name, value in options.items():
         found = [group for group, cls in homes.items() if name in cls.__dataclass_fields__]
-        if name in ("penalty", "search_epochs"):
+        if name in SEARCH_OPTIONS:
             groups["search"][name.removeprefix("search_")] = value
         elif found:
             groups[found[0]][name] = value
@@ -142,7 +146,7 @@ def settings_from(method: MethodName = "automlp", **options: object) -> FitSetti
             groups[""][name] = value
         else:
             allowed = sorted(
-                {*Sizes.__dataclass_fields__, *TrainingPlan.__dataclass_fields__, "penalty", "search_epochs"}
+                {*Sizes.__dataclass_fields__, *TrainingPlan.__dataclass_fields__, *SEARCH_OPTIONS}
             )
             raise ConfigError(f"{name!r} is not a setting; allowed: {', '.join(allowed)}")
     shared = ("seed", "batch_size", "learning_rate")
@@ -166,13 +170,22 @@ def _search(
         saved = read_json(done)
         return SearchResult(**{**saved, "candidates": tuple(saved["candidates"])})
     shape = automlp_shape(sizes, split.interactions.item_count)
+    checkpoints = None if settings.folder is None else settings.folder / "search"
     search = search_length(
-        shape, split, settings.search, features=settings.features, device=device, progress=progress
+        shape,
+        split,
+        settings.search,
+        features=settings.features,
+        device=device,
+        progress=progress,
+        folder=checkpoints,
+        resume=settings.resume,
     )
     if settings.verify_search:
         search.grid = verify_by_grid(
             shape, split, settings.training, features=settings.features, device=device, progress=progress
         )
-    if done is not None:
+    if done is not None and checkpoints is not None:
         write_json(done, asdict(search))
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return search

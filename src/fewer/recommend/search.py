@@ -17,13 +17,21 @@ Test targets are never read here.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from fewer.core.checkpoint import (
+    copy_into,
+    flatten_state,
+    latest_checkpoint,
+    save_checkpoint,
+    unflatten_state,
+)
 from fewer.core.device import isolated_randomness, seeded
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress, SilentProgress
@@ -35,12 +43,14 @@ from fewer.recommend.training.encoders import item_table
 from fewer.recommend.training.loop import FULL_SOFTMAX_LIMIT, TrainingPlan, train_network
 from fewer.recommend.training.losses import next_item_loss
 
+Relaxation = Literal["expectation", "mixture"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
     """How the search runs."""
 
-    relaxation: Literal["expectation", "mixture"] = "expectation"
+    relaxation: Relaxation = "expectation"
     """What the probabilities weigh: losses of single lengths, or readouts."""
     epochs: Annotated[int, Field(ge=1)] = 30
     """At most this many."""
@@ -71,7 +81,7 @@ class SearchResult:
     probabilities: list[float]
     path: list[list[float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    """Validation loss after every epoch (of the most likely length, or of the mixture), without the penalty."""
+    """Validation loss after every epoch without the penalty (of the most likely length or the mixture)."""
     cpu_seconds: float = 0.0
     seconds: float = 0.0
     grid: list[dict[str, float | int]] = field(default_factory=list)
@@ -86,9 +96,12 @@ def search_length(
     features: ItemFeatures | None = None,
     device: torch.device | None = None,
     progress: Progress | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
 ) -> SearchResult:
     """The most likely candidate after the search. The searched weights are thrown away.
 
+    With `folder` every epoch is a checkpoint; a resumed search takes the path of an uninterrupted one.
     Raises `ConfigError` without a short branch, `DataError` when there are no training or validation targets.
     """
     progress = progress or SilentProgress()
@@ -102,37 +115,25 @@ def search_length(
         network = AutoMLPNetwork(shape, features).to(device or torch.device("cpu"))
     if len(network.candidates) == 1:
         return SearchResult(length=network.candidates[0], candidates=network.candidates, probabilities=[1.0])
-    began, cpu = time.monotonic(), time.process_time()
-    path: list[list[float]] = []
-    losses: list[float] = []
     search = _Search(network, split, plan)
+    if resume and folder is not None:
+        search.restore(folder)
+    found = search.found
     progress.start("searching the short-term length", plan.epochs)
+    progress.advance(len(found.path))
     try:
-        for number in range(plan.epochs):
-            loss = search.epoch(number)
-            path.append(network.probabilities().tolist())
-            leader = most_likely(path[-1])
-            losses.append(search.validation_loss(leader))
-            progress.advance(
-                1, loss=loss, length=float(network.candidates[leader]), probability=path[-1][leader]
-            )
-            if _settled(path, losses, plan):
-                break
+        while len(found.path) < plan.epochs and not _settled(found.path, found.losses, plan):
+            loss = search.epoch()
+            progress.advance(1, loss=loss, length=float(found.length), probability=max(found.probabilities))
+            if folder is not None:
+                search.save(folder)
     finally:
         progress.stop()
-    return SearchResult(
-        length=network.candidates[most_likely(path[-1])],
-        candidates=network.candidates,
-        probabilities=path[-1],
-        path=path,
-        losses=losses,
-        cpu_seconds=time.process_time() - cpu,
-        seconds=time.monotonic() - began,
-    )
+    return found
 
 
 class _Search:
-    """Both optimizers and the data of one search."""
+    """One search between epochs: both optimizers, the data, and what was found so far."""
 
     def __init__(self, network: AutoMLPNetwork, split: Split, plan: SearchPlan) -> None:
         self.network, self.split, self.plan = network, split, plan
@@ -143,11 +144,52 @@ class _Search:
         self.architecture_optimizer = torch.optim.Adam([network.architecture], lr=plan.architecture_rate)
         lengths = torch.tensor(network.candidates, dtype=torch.float32)
         self.costs = (lengths / lengths.max()).to(network.architecture.device)
+        self.found = SearchResult(
+            length=network.candidates[0],
+            candidates=network.candidates,
+            probabilities=network.probabilities().tolist(),
+        )
         self._validation: list[torch.Tensor] = []
-        self._validation_epoch = 0
+        self._validation_steps = 0
 
-    def epoch(self, number: int) -> float:
-        """One pass over the training targets; returns the mean training loss."""
+    def epoch(self) -> float:
+        """One pass over the training targets; notes what was found and returns the mean training loss."""
+        found, began, cpu = self.found, time.monotonic(), time.process_time()
+        loss = self._learn(len(found.path))
+        found.probabilities = self.network.probabilities().tolist()
+        found.path.append(found.probabilities)
+        leader = most_likely(found.probabilities)
+        found.length = found.candidates[leader]
+        found.losses.append(self._validation_loss(leader))
+        found.seconds += time.monotonic() - began
+        found.cpu_seconds += time.process_time() - cpu
+        return loss
+
+    def save(self, folder: Path) -> None:
+        """The state after an epoch."""
+        tensors, rest = flatten_state(self.network.state_dict(), "model")
+        for name, optimizer in self._optimizers().items():
+            more, facts = flatten_state(optimizer.state_dict(), name)
+            tensors, rest = tensors | more, rest | facts
+        found = {**asdict(self.found), "validation_steps": self._validation_steps}
+        save_checkpoint(folder, len(self.found.path), tensors, {"rest": rest, "found": found})
+
+    def restore(self, folder: Path) -> None:
+        """Continues from the newest checkpoint of `folder`, if there is one."""
+        saved = latest_checkpoint(folder)
+        if saved is None:
+            return
+        copy_into(self.network, saved.tensors, "model")
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(unflatten_state(saved.tensors, saved.facts["rest"], name))
+        found = dict(saved.facts["found"])
+        self._validation_steps = found.pop("validation_steps")
+        self.found = SearchResult(**{**found, "candidates": tuple(found["candidates"])})
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"weights": self.weight_optimizer, "architecture": self.architecture_optimizer}
+
+    def _learn(self, number: int) -> float:
         network, plan = self.network, self.plan
         moving = number >= plan.warmup
         network.temperature = plan.final_temperature ** (number / max(plan.epochs - 1, 1))
@@ -187,12 +229,15 @@ class _Search:
 
     @torch.no_grad()
     def _each_loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """Every candidate's own loss on the same targets."""
+        """Every candidate's own loss on the same targets (and the same negatives, where there are any)."""
+        seed = int(torch.randint(2**31, (1,), generator=generator))
         each = self.network.encode_each(self._histories(batch))
-        return torch.stack([self._loss(encoded, batch, generator) for encoded in each])
+        return torch.stack(
+            [self._loss(encoded, batch, torch.Generator().manual_seed(seed)) for encoded in each]
+        )
 
     @torch.no_grad()
-    def validation_loss(self, leader: int) -> float:
+    def _validation_loss(self, leader: int) -> float:
         """Mean loss over (at most) one large batch of validation targets, for the stopping rule."""
         positions = self.split.validation[: self.plan.validation_batch_size]
         batch, generator = self.prefixes.gather(torch.from_numpy(positions)), seeded(self.plan.seed, 8)
@@ -210,15 +255,13 @@ class _Search:
         return next_item_loss(name, encoded, table, batch.targets.to(table.device), generator)
 
     def _next_validation(self) -> torch.Tensor:
-        if not self._validation:
-            self._validation = self.prefixes.epoch(
-                self.split.validation,
-                self.plan.validation_batch_size,
-                self.plan.seed + 1,
-                self._validation_epoch,
-            )
-            self._validation_epoch += 1
-        return self._validation.pop()
+        """Batch after batch, epoch after epoch: a pure function of how many were taken."""
+        size, positions = self.plan.validation_batch_size, self.split.validation
+        epoch, place = divmod(self._validation_steps, -(-len(positions) // size))
+        if place == 0 or not self._validation:
+            self._validation = self.prefixes.epoch(positions, size, self.plan.seed + 1, epoch)
+        self._validation_steps += 1
+        return self._validation[place]
 
 
 def most_likely(probabilities: Sequence[float]) -> int:

@@ -3,8 +3,12 @@ import pytest
 import torch
 
 from fewer.core.errors import DataError
+from fewer.recommend.data.features import ItemFeatures
 from fewer.recommend.data.interactions import Interactions
+from fewer.recommend.fitting import FitSettings, fit
+from fewer.recommend.methods import Sizes
 from fewer.recommend.recommender import Recommender
+from fewer.recommend.serving.cold import add_items, described_items
 from fewer.recommend.serving.update import UpdatePlan, join_logs, update
 from fewer.recommend.training.loop import TrainingPlan
 
@@ -36,6 +40,20 @@ def test_only_new_items_move_when_asked(trained: Recommender, planted: Interacti
         assert torch.equal(state[name][: len(tensor)], tensor), name
     assert changed.after["new"]["ndcg_at_10"] >= changed.before["new"]["ndcg_at_10"]
     assert all(p.requires_grad for p in changed.recommender.network.parameters())
+
+
+def test_described_items_begin_where_their_features_say(planted: Interactions) -> None:
+    colours = {name: [str(int(name) % 2)] for name in planted.item_ids}
+    features = ItemFeatures.build(planted.item_ids, {"colour": colours})
+    sizes = Sizes(length=5, dim=8, layers=1, candidates=(2,), hidden_channel=8)
+    training = TrainingPlan(epochs=1, batch_size=128)
+    made = fit(planted, FitSettings(sizes=sizes, training=training, features=features))
+    described = described_items({"colour": {"new-a": ["1"], "later": ["0"]}})
+    still = UpdatePlan(training=TrainingPlan(epochs=0))
+    changed = update(made, news(), planted, still, described=described)
+    assert changed.new_items == 3 and set(changed.recommender.item_ids[-3:]) == {"new-a", "new-b", "later"}
+    expected = add_items(made, {"new-a": {"colour": ["1"]}, "new-b": {}, "later": {"colour": ["0"]}})
+    torch.testing.assert_close(changed.recommender.vectors(), expected.vectors())
 
 
 def test_returning_users_keep_their_history() -> None:

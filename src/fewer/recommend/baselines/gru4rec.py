@@ -25,8 +25,8 @@ class GRUShape:
 
 
 class GRU4Rec(nn.Module):
-    """Padding never reaches the recurrent state: torch's unit gets histories moved to the left edge, and the one
-    that trains on a CPU begins each history at its own first item."""
+    """Padding never reaches the recurrent state: torch's unit gets histories moved to the left edge, and
+    the one that trains on a CPU begins each history at its own first item."""
 
     learns_from: Literal["positions"] = "positions"
 

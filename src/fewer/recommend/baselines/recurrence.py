@@ -6,9 +6,10 @@ The same equations and parameters as `torch.nn.GRU` (one layer):
     n    = tanh(W_in x + b_in + r * (W_hn h + b_hn))
     h'   = (1 - z) * n + z * h
 
-Histories end at the right edge. Sorted by length, the ones that have begun at a column are the first rows, so
-every step is a product over exactly those; rows are taken 256 at a time. Its gradient is written out, because one
-node per step for every little operation costs more than the products. [measured: benchmarks/recommend_recbole.py]
+Histories end at the right edge. Sorted by length, the ones that have begun at a column are the first rows,
+so every step is a product over exactly those; rows are taken 256 at a time. The gradient is written out,
+because a node per step for every little operation costs more than the products.
+[measured: benchmarks/recommend_recbole.py]
 """
 
 from dataclasses import dataclass

@@ -70,6 +70,17 @@ def add_items(
     return grow(recommender, list(described), new, features)
 
 
+def described_items(
+    features: Mapping[str, Mapping[str, Sequence[str]]],
+) -> dict[str, dict[str, Sequence[str]]]:
+    """A table read feature by feature (feature -> id -> words) as items (id -> feature -> words)."""
+    items: dict[str, dict[str, Sequence[str]]] = {}
+    for name, by_item in features.items():
+        for item, words in by_item.items():
+            items.setdefault(item, {})[name] = words
+    return items
+
+
 def grow(
     recommender: Recommender,
     ids: list[str],

@@ -4,6 +4,7 @@ New items get rows (from their features, or as average items), users who come ba
 figures before and after are measured on new targets as well as on old ones, so that forgetting shows.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated
 
@@ -56,14 +57,18 @@ def update(
     old: Interactions | None = None,
     plan: UpdatePlan | None = None,
     progress: Progress | None = None,
+    described: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> Update:
     """Learns `new` on top. `old` (the earlier log) gives returning users their history and is replayed.
+    `described` (id -> feature -> words) gives unknown items a vector from their features to begin with.
 
     Raises `DataError` when no user of `new` has two items in all.
     """
     plan, progress = plan or UpdatePlan(), progress or SilentProgress()
     known = set(recommender.item_ids)
-    fresh = [one for one in new.item_ids if one not in known]
+    described = described or {}
+    unknown = dict.fromkeys(one for one in (*new.item_ids, *described) if one not in known)
+    fresh = {one: described.get(one, {}) for one in unknown}
     grown = add_items(recommender, fresh)
     joined, is_new = join_logs(grown.item_ids, old, new)
     split, old_targets = _split(joined, is_new, plan)

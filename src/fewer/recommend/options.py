@@ -1,0 +1,101 @@
+"""Options that several verbs share: the log, and the model. A request inherits what it needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from fewer.core.device import DeviceName
+from fewer.recommend.automlp import CANDIDATES
+from fewer.recommend.data.features import ItemFeatures, read_features
+from fewer.recommend.data.interactions import Interactions
+from fewer.recommend.data.reading import column_names, read_interactions
+from fewer.recommend.methods import Sizes
+from fewer.recommend.search import Relaxation, SearchPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What every verb that computes has."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions(RunOptions):
+    """Where the interactions are and what their columns are called."""
+
+    data: Path
+    """Interactions: .csv .tsv .parquet .jsonl .inter .txt (and .gz of them)."""
+    user_column: str | None = None
+    item_column: str | None = None
+    time_column: str | None = None
+
+    def read(self) -> Interactions:
+        """Raises `FileError`, `DataError`, and `ConfigError` for a column named twice."""
+        return read_interactions(
+            self.data, column_names(self.user_column, self.item_column, self.time_column)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningOptions(LogOptions):
+    """The log of a training, which may be cleaned, and the sizes of the network."""
+
+    dedup: bool = False
+    """Drop rows that repeat user, item and time."""
+    user_minimum: Annotated[int, Field(ge=1)] = 1
+    """Drop users with fewer interactions (with --item-minimum, repeated until nothing changes)."""
+    item_minimum: Annotated[int, Field(ge=1)] = 1
+    """Drop items with fewer interactions."""
+    features: Path | None = None
+    """Table of item features: an item column, every other column a feature."""
+    length: Annotated[int, Field(ge=1, le=10_000)] = 50
+    """How much of a history is read."""
+    dim: Annotated[int, Field(ge=1, le=4096)] = 64
+    layers: Annotated[int, Field(ge=1, le=64)] = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    candidates: tuple[int, ...] = CANDIDATES
+    """Short-term lengths to search (AutoMLP); one length means no search."""
+    penalty: Annotated[float, Field(ge=0)] = 0.1
+    """Cost of a longer short-term length, in nats for the longest; 0 is the paper."""
+    relaxation: Relaxation = "expectation"
+    """Lengths judged one by one, or mixed in training too (DARTS)."""
+    verify_search: bool = False
+    """Also train every fixed length and show where the found one stands."""
+    batch_size: Annotated[int, Field(ge=1)] = 1024
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+
+    def read(self) -> Interactions:
+        columns = column_names(self.user_column, self.item_column, self.time_column)
+        interactions = read_interactions(self.data, columns, deduplicate=self.dedup)
+        if self.user_minimum > 1 or self.item_minimum > 1:
+            interactions = interactions.core(self.user_minimum, self.item_minimum)
+        return interactions
+
+    def item_features(self, interactions: Interactions) -> ItemFeatures | None:
+        """The features of the log's items, if a table was given. Raises `FileError`."""
+        if self.features is None:
+            return None
+        return ItemFeatures.build(interactions.item_ids, read_features(self.features))
+
+    def sizes(self) -> Sizes:
+        return Sizes(
+            length=self.length,
+            dim=self.dim,
+            layers=self.layers,
+            dropout=self.dropout,
+            candidates=self.candidates,
+        )
+
+    def search_plan(self, epochs: int) -> SearchPlan:
+        return SearchPlan(
+            epochs=epochs,
+            relaxation=self.relaxation,
+            penalty=self.penalty,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+        )
