@@ -1,8 +1,8 @@
 """The benchmark "tube": our map, OpenCV's Stitcher and a plain SIFT + RANSAC chain against exact ground
 truth.
 
-    python benchmarks/stitch_tube.py --variants A B C D E F --seeds 3 --output
-    benchmarks/results/stitch_tube.json
+    python benchmarks/stitch_tube.py --variants A B C D E F --seeds 0 1 2
+        --output benchmarks/results/stitch_tube.json
 
 M1 is in pixels of a strip of 1000 columns, M2 and M5 in millimetres. `--cache DIR` keeps rendered frames.
 """
@@ -27,6 +27,7 @@ from fewer.stitch.tube.metrics import (
     map_error,
     pair_errors,
     pair_truth,
+    source_similarity,
     source_truth,
     strip_error,
     texture_similarity,
@@ -45,7 +46,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=480)
     parser.add_argument("--cache", type=Path)
     parser.add_argument(
-        "--only", choices=["ours", "peers"], help="half of a run; the file keeps the other half"
+        "--only",
+        nargs="+",
+        choices=["ours", "chain", "scans"],
+        default=["ours", "chain", "scans"],
+        help="parts of a run; the file keeps the others",
     )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -57,15 +62,17 @@ def main() -> None:
             frames = rendered(tube, arguments.cache)
             run = next((old for old in runs if (old["variant"], old["seed"]) == (variant, seed)), {})
             run = {**run, "variant": variant, "seed": seed}
-            if arguments.only != "peers":
+            if "ours" in arguments.only:
                 run["ours"] = ours(tube, frames)
-            if arguments.only != "ours":
+            if "chain" in arguments.only:
                 run["sift_ransac_chain"] = plain_chain(tube, frames)
+            if "scans" in arguments.only:
                 run["opencv_scans"] = opencv_scans(tube, frames)
             runs = [old for old in runs if (old["variant"], old["seed"]) != (variant, seed)] + [run]
             runs.sort(key=lambda each: (each["variant"], each["seed"]))
             print(json.dumps(run))
             save(arguments, runs)
+    print(json.dumps(medians(runs), indent=1))
 
 
 def save(arguments: argparse.Namespace, runs: list[dict]) -> None:
@@ -78,7 +85,42 @@ def save(arguments: argparse.Namespace, runs: list[dict]) -> None:
         "size": arguments.size,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({**facts, "runs": runs}, indent=1))
+    text = json.dumps({**facts, "medians": medians(runs), "runs": runs}, indent=1)
+    arguments.output.write_text(text)
+
+
+def medians(runs: list[dict]) -> dict[str, dict]:
+    """Median over the seeds of each figure of a variant; that of a run's segments is their worst."""
+    out: dict[str, dict] = {}
+    for variant in sorted({run["variant"] for run in runs}):
+        mine = [run for run in runs if run["variant"] == variant]
+        rows = [_flat(run) for run in mine]
+        names = sorted({name for row in rows for name in row})
+        values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+        out[variant] = {name: float(np.median(found)) for name, found in values.items() if found}
+        out[variant]["seeds"] = len(mine)
+    return out
+
+
+def _flat(run: dict) -> dict[str, float]:
+    """One row of numbers for a run."""
+    row: dict[str, float] = {}
+    ours = run.get("ours")
+    if ours is not None:
+        pieces = ours["segments"]
+        row["segments"] = len(pieces)
+        for name in ("m1", "m1_ransac_same_matches", "m2", "m2_p95", "m5_drift"):
+            row[name] = max(piece[name] for piece in pieces)
+        for name in ("m3_ssim", "ssim_at_true_places", "m4_coverage"):
+            row[name] = min(piece[name] for piece in pieces)
+        row["gain_over_ransac"] = 1 - max(piece["m1"] / piece["m1_ransac_same_matches"] for piece in pieces)
+        for name in ("frames_used", "spoiled_frames_used", "pairs_kept", "out_and_back_mm", "cpu_seconds"):
+            row[name] = ours[name]
+    for peer in ("sift_ransac_chain", "opencv_scans"):
+        for name in ("m1", "m2", "kept", "given"):
+            if peer in run and run[peer].get(name) is not None:
+                row[f"{peer}_{name}"] = run[peer][name]
+    return row
 
 
 def rendered(tube: Tube, cache: Path | None) -> np.ndarray:
@@ -122,6 +164,7 @@ def segment_figures(tube: Tube, segment: SegmentMap) -> dict:
         "m2": error.rmse,
         "m2_p95": error.p95,
         "m3_ssim": texture_similarity(tube, segment, error),
+        "ssim_at_true_places": source_similarity(tube, segment),
         "m4_coverage": coverage(tube, segment, error),
         "m5_drift": drift(pixels, truth, frames, segment.image.shape[1]),
     }

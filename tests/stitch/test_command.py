@@ -20,10 +20,11 @@ def test_a_folder_of_frames_becomes_a_map(
     for index, picture in enumerate(small_frames[:4]):
         cv2.imwrite(str(folder / f"{index}.png"), picture)
     words = ["stitch", str(folder), "--output", str(tmp_path / "out"), "--json", "--matchers", "sift"]
-    assert main([*words, "--unfold.strip-width", "300", "--unfold.width", "300"]) == 0
+    assert main([*words, "--unfold.strip-width", "300", "--unfold.width", "300", "--resume"]) == 0
     out = json.loads(capsys.readouterr().out)
     assert out["frames_used"] == 4
     assert Path(out["page"]).exists()
+    assert not (tmp_path / "out" / "unfinished").exists()
     assert 0 < out["held_out_rmse"] < 4
 
 

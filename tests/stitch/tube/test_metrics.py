@@ -9,6 +9,7 @@ from fewer.stitch.tube.metrics import (
     drift,
     map_error,
     pair_errors,
+    source_similarity,
     source_truth,
     ssim_map,
     strip_error,
@@ -76,3 +77,10 @@ def test_a_small_map_meets_the_truth(small_tube: Tube, small_map: Panorama) -> N
     )  # a 400-column strip: its pixels are 2.5 times larger
     assert texture_similarity(small_tube, segment, error) > 0.5
     assert coverage(small_tube, segment, error) > 0.85
+
+
+def test_the_map_shows_the_wall_of_its_source_pixels(small_tube: Tube, small_map: Panorama) -> None:
+    right = source_similarity(small_tube, small_map.segments[0], columns=64)
+    wrong = source_similarity(Tube("B", seed=2, frames=10, size=240), small_map.segments[0], columns=64)
+    assert right > 0.5
+    assert right > wrong + 0.3

@@ -1,7 +1,7 @@
 """SIFT and ORB points of a strip, found once per frame, and their mutual nearest neighbours."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -27,11 +27,15 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class StripView:
-    """What matchers see of a frame: the equalised grey strip, where it may be trusted, and its points."""
+    """What matchers see of a frame: the equalised grey strip, where it may be trusted, and its points.
+
+    `learned` is where learned matchers put what they made of the strip, so that it is made once a frame.
+    """
 
     grey: UInt8[np.ndarray, "height width"]
     mask: Bool[np.ndarray, "height width"]
     features: dict[str, Features]
+    learned: dict[str, object] = field(default_factory=dict, compare=False)
 
 
 def equalise(strip: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:

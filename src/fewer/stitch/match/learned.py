@@ -68,10 +68,15 @@ def coarse_matches(
     first: UInt8[np.ndarray, "height width"],
     second: UInt8[np.ndarray, "height width"],
     threshold: float,
+    described: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Float[np.ndarray, "matches 2"], Float[np.ndarray, "matches 2"], Float[np.ndarray, "matches"]]:
-    """Mutual best cells (centres, pixels) above the threshold and their confidence."""
+    """Mutual best cells (centres, pixels) above the threshold and their confidence. `described` saves the
+    convolutions if both pictures went through them before.
+    """
     with torch.inference_mode():
-        confidence = model(_as_input(first), _as_input(second))[0]
+        if described is None:
+            described = model.describe(_as_input(first)), model.describe(_as_input(second))
+        confidence = model.compare(*described)[0]
     best = confidence.max(dim=1)
     mutual = confidence.max(dim=0).indices[best.indices] == torch.arange(len(confidence))
     rows = torch.nonzero(mutual & (best.values > threshold))[:, 0]
@@ -147,10 +152,11 @@ def windows(width: int, height: int) -> Iterator[tuple[int, int]]:
 def _tiny(model: CoarseLoFTR, threshold: float) -> PairMatcher:
     def match(new: StripView, old: StripView) -> Matches:
         first, second = _padded(new.grey), _padded(old.grey)
+        described = zip(_described(model, new, first), _described(model, old, second), strict=True)
         found = []
-        for start, stop in windows(first.shape[1], first.shape[0]):
+        for (start, stop), both in zip(windows(first.shape[1], first.shape[0]), described, strict=True):
             part = slice(start, stop)
-            p, q, confidence = coarse_matches(model, first[:, part], second[:, part], threshold)
+            p, q, confidence = coarse_matches(model, first[:, part], second[:, part], threshold, both)
             if not len(p):
                 continue
             q, good = refine_by_tracking(first[:, part], second[:, part], p, q)
@@ -159,6 +165,19 @@ def _tiny(model: CoarseLoFTR, threshold: float) -> PairMatcher:
         return _unpadded(found, new, old, "loftr")
 
     return match
+
+
+def _described(model: CoarseLoFTR, view: StripView, padded: np.ndarray) -> list[Tensor]:
+    """The network's tokens of each window of a strip, made when first needed."""
+    held = view.learned.get("loftr")
+    if not isinstance(held, list):
+        with torch.inference_mode():
+            held = [
+                model.describe(_as_input(padded[:, start:stop]))
+                for start, stop in windows(padded.shape[1], padded.shape[0])
+            ]
+        view.learned["loftr"] = held
+    return held
 
 
 def _full(model: torch.nn.Module, threshold: float) -> PairMatcher:

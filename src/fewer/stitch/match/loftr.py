@@ -61,11 +61,21 @@ class CoarseLoFTR(nn.Module):
     ) -> Float[Tensor, "batch tokens tokens2"]:
         """Row i, column j: how sure cell i of the first shows what cell j of the second does."""
         if first.shape == second.shape:
-            maps = self.backbone(torch.cat([first, second])).chunk(2)
+            cells = self.describe(torch.cat([first, second])).chunk(2)
         else:
-            maps = self.backbone(first), self.backbone(second)
-        cells = [(each + position_table(*each.shape[1:]).to(each)).flatten(2).mT for each in maps]
-        left, right = self.loftr_coarse(*cells)
+            cells = self.describe(first), self.describe(second)
+        return self.compare(*cells)
+
+    def describe(self, image: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch tokens dim"]:
+        """What the convolutions make of a picture alone: four fifths of the work, needed once a picture."""
+        maps = self.backbone(image)
+        return (maps + position_table(*maps.shape[1:]).to(maps)).flatten(2).mT
+
+    def compare(
+        self, first: Float[Tensor, "batch tokens dim"], second: Float[Tensor, "batch tokens2 dim"]
+    ) -> Float[Tensor, "batch tokens tokens2"]:
+        """Confidence of every pair of cells of two described pictures."""
+        left, right = self.loftr_coarse(first, second)
         scale = math.sqrt(left.shape[-1])
         similarity = (left / scale) @ (right / scale).mT / _TEMPERATURE
         return similarity.softmax(1) * similarity.softmax(2)

@@ -8,6 +8,7 @@ text.
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import numpy as np
 from fewer.stitch.output.marks import DepthScale
 from fewer.stitch.panorama import Panorama, SegmentMap
 
-_CELL = 4  # provenance is kept for one map pixel in 4 x 4
+_CELL = 4  # provenance is kept for one map pixel in 4 x 4, of long maps for fewer
+_MOST_CELLS = 1_500_000
 _MAX_SIDE = 8192
 _FOLDER = Path(__file__).parent
 
@@ -76,13 +78,14 @@ def _segment(piece: SegmentMap, scale: DepthScale | None) -> dict[str, object]:
         image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     picture = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
     provenance = piece.provenance
-    frame = provenance.frame[::_CELL, ::_CELL].astype("<i4")
-    place = np.stack([provenance.x[::_CELL, ::_CELL], provenance.y[::_CELL, ::_CELL]], axis=-1)
+    cell = max(_CELL, math.ceil(math.sqrt(piece.image.shape[0] * piece.image.shape[1] / _MOST_CELLS)))
+    frame = provenance.frame[::cell, ::cell].astype("<i4")
+    place = np.stack([provenance.x[::cell, ::cell], provenance.y[::cell, ::cell]], axis=-1)
     return {
         "picture": base64.b64encode(picture).decode("ascii"),
         "width": piece.image.shape[1],
         "height": piece.image.shape[0],
-        "cell": _CELL,
+        "cell": cell,
         "columns": frame.shape[1],
         "frame": base64.b64encode(frame.tobytes()).decode("ascii"),
         "place": base64.b64encode(np.clip(np.round(place), -1, 32767).astype("<i2").tobytes()).decode(

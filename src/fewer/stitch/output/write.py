@@ -2,16 +2,15 @@
 them.
 """
 
-import io
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from fewer.core.errors import FileError
 from fewer.core.files import write_bytes, write_json
+from fewer.stitch.mosaic.canvas import Provenance
 from fewer.stitch.output.marks import DepthScale, depth_scale
 from fewer.stitch.output.page import render_page
 from fewer.stitch.panorama import Panorama, SegmentMap
@@ -38,7 +37,7 @@ def write_panorama(
     for number, segment in enumerate(panorama.segments):
         name = f"pano_{number}.{'png' if picture_format == 'png' else 'tiff'}"
         write_bytes(folder / name, encode_picture(segment.image, picture_format))
-        write_bytes(folder / f"prov_{number}.npz", _provenance_bytes(segment))
+        write_provenance(folder / f"prov_{number}.npz", segment.provenance)
         pictures.append(str(folder / name))
         entries.append(_entry(number, name, segment, scales[number]))
     write_json(folder / "segments.json", {"segments": entries})
@@ -58,21 +57,21 @@ def write_panorama(
 
 
 def encode_picture(image: np.ndarray, picture_format: PictureFormat) -> bytes:
-    """PNG or deflated TIFF without any metadata."""
-    picture = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-    data = io.BytesIO()
-    if picture_format == "png":
-        picture.save(data, "PNG", optimize=False, compress_level=4)
-    else:
-        picture.save(data, "TIFF", compression="tiff_adobe_deflate")
-    return data.getvalue()
+    """PNG or deflated TIFF without any metadata. The picture is not copied: a long map is large."""
+    settings = (
+        [cv2.IMWRITE_PNG_COMPRESSION, 4]
+        if picture_format == "png"
+        else [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_ADOBE_DEFLATE]
+    )
+    return cv2.imencode(f".{picture_format}", image, settings)[1].tobytes()
 
 
-def _provenance_bytes(segment: SegmentMap) -> bytes:
-    data = io.BytesIO()
-    provenance = segment.provenance
-    np.savez_compressed(data, frame=provenance.frame, x=provenance.x, y=provenance.y)
-    return data.getvalue()
+def write_provenance(path: Path, provenance: Provenance) -> None:
+    """Compressed piece by piece into a file beside it, which then takes its name."""
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, frame=provenance.frame, x=provenance.x, y=provenance.y)
+    unfinished.replace(path)
 
 
 def _entry(number: int, name: str, segment: SegmentMap, scale: DepthScale | None) -> dict[str, object]:

@@ -135,8 +135,31 @@ def texture_similarity(tube: Tube, segment: SegmentMap, error: MapError) -> floa
     place = design @ error.affine
     truth = tube.texture.sample(place[:, 0] / tube.shape.radius, place[:, 1]).reshape(*rows.shape, 3)
     seen = segment.provenance.frame >= 0
-    ours = cv2.cvtColor(segment.image, cv2.COLOR_BGR2GRAY).astype(np.float64)
     true = cv2.cvtColor(truth.astype(np.uint8), cv2.COLOR_BGR2GRAY).astype(np.float64)
+    return _matched_similarity(segment.image, true, seen)
+
+
+def source_similarity(tube: Tube, segment: SegmentMap, columns: int = 256) -> float:
+    """SSIM of the map's first columns against the texture at the true places of their source pixels.
+
+    Where M3 also pays for a millimetre's shift of the whole, this asks only whether what was painted is what
+    the wall looks like there: it falls with double vessels, blur and wrong light, not with placement.
+    """
+    provenance, image = segment.provenance, segment.image[:, :columns]
+    rows, across = np.nonzero(provenance.frame[:, :columns] >= 0)
+    frames = provenance.frame[rows, across]
+    xy = np.stack([provenance.x[rows, across], provenance.y[rows, across]], axis=1).astype(np.float64)
+    true = np.zeros(image.shape[:2])
+    for frame in np.unique(frames):
+        chosen = frames == frame
+        colour = tube.texture.sample(*tube.locate(int(frame), xy[chosen])).astype(np.float32)
+        true[rows[chosen], across[chosen]] = cv2.cvtColor(colour[None], cv2.COLOR_BGR2GRAY)[0]
+    return _matched_similarity(image, true, provenance.frame[:, :columns] >= 0)
+
+
+def _matched_similarity(image: np.ndarray, true: np.ndarray, seen: np.ndarray) -> float:
+    """Mean SSIM where seen, with mean and spread of the picture matched to those of the truth."""
+    ours = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY).astype(np.float64)
     mean, spread = ours[seen].mean(), max(ours[seen].std(), 1e-9)
     ours = np.where(seen, (ours - mean) / spread * true[seen].std() + true[seen].mean(), 0)
     similar = ssim_map(ours, np.where(seen, true, 0))

@@ -1,0 +1,72 @@
+"""Frames a second, end to end, on 60 frames of 480 pixels of the rendered tube (variant B).
+
+    python benchmarks/stitch_speed.py --output benchmarks/results/stitch_speed.json
+
+Wall time depends on what else the machine does, so processor time (user + system, all threads) stands
+beside it: two free cores cannot be quicker than half of it, and one core cannot be slower than all of it. The
+first four frames are stitched once before, so that imports are not counted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from stitch_tube import rendered
+
+from fewer.stitch.options import MatchOptions, StitchOptions
+from fewer.stitch.panorama import stitch
+from fewer.stitch.tube.render import Tube
+
+SETS = {"sift,orb": 5.0, "loftr": 2.0, "sift,orb,loftr": None}
+
+
+def measured(frames: list[np.ndarray], matchers: str) -> dict[str, float | int]:
+    options = StitchOptions(match=MatchOptions(matchers=tuple(matchers.split(","))))  # pyright: ignore
+    stitch(frames[:4], options)
+    load, before, began = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    panorama = stitch(frames, options)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    count = len(frames)
+    return {
+        "frames_used": panorama.report["frames_used"],  # pyright: ignore
+        "wall_seconds": wall,
+        "cpu_seconds": cpu,
+        "frames_per_second": count / wall,
+        "frames_per_second_of_one_core": count / cpu,
+        "cores_got": cpu / wall,
+        "load_before": load,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--matchers", nargs="+", default=list(SETS))
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    frames = list(rendered(Tube("B", seed=0, frames=60), arguments.cache))
+    rows = {}
+    for matchers in arguments.matchers:
+        runs = [measured(frames, matchers) for _ in range(arguments.repeats)]
+        best = max(runs, key=lambda run: run["frames_per_second"])
+        rows[matchers] = {"bar": SETS[matchers], "best": best, "runs": runs}
+        print(matchers, json.dumps(best), flush=True)
+    facts = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores",
+        "opencv": cv2.__version__,
+        "opencv_threads": cv2.getNumThreads(),
+        "rows": rows,
+    }
+    arguments.output.write_text(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
