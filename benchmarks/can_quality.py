@@ -35,14 +35,13 @@ from fewer.core.tensors import write_tensors
 from fewer.generate.autoencoder.report import frechet_distance
 from fewer.generate.conditional import ClassConditionalParams, ConditionPlan
 from fewer.generate.conditional.accounting import profile
-from fewer.generate.conditional.build import build
+from fewer.generate.conditional.build import CLASS_SPREAD, build
 from fewer.generate.conditional.params import with_conditioning
 from fewer.generate.conditional.pictures import LabelledPictures, read_labelled
 from fewer.generate.conditional.training import flow_error, parameter_groups, validation_error
 from fewer.generate.sampling.sampler import sample
 
 DATA = Path(__file__).parents[1] / "data"
-RATES = (1e-3, 2e-3, 4e-3)
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 PAPER = ("patch_embed", "dwconv", "attn_out")
 MAIN = ("tokens", "aks", "adaln", "can", "adaln+can")
@@ -103,7 +102,9 @@ def _parted(pictures: LabelledPictures, second: Tensor) -> tuple[LabelledPicture
 SETS = {"mnist": mnist, "emoji": emoji}
 
 
-def network(method: str, pictures: LabelledPictures, seed: int, fused: bool) -> nn.Module:
+def network(
+    method: str, pictures: LabelledPictures, seed: int, fused: bool, class_spread: float = CLASS_SPREAD
+) -> nn.Module:
     kind, plan, width = METHODS[method]
     channels, side = pictures.images.shape[1], pictures.images.shape[-1]
     params = ClassConditionalParams(
@@ -111,7 +112,13 @@ def network(method: str, pictures: LabelledPictures, seed: int, fused: bool) -> 
         depth=4, heads=4, ffn_ratio=2.0, classes=len(pictures.class_names),
     )  # fmt: skip
     plan = replace(plan, form="fused") if plan is not None and fused else plan
-    return build(with_conditioning(params, kind), plan, seed)
+    model = build(with_conditioning(params, kind), plan, seed)
+    if class_spread != CLASS_SPREAD:
+        with isolated_randomness(seed):
+            for module in model.modules():
+                if isinstance(module, nn.Embedding):
+                    nn.init.normal_(module.weight, std=class_spread)
+    return model
 
 
 def trainee(
@@ -123,7 +130,7 @@ def trainee(
     train: LabelledPictures,
     options: argparse.Namespace,
 ) -> Trainee:
-    model = network(method, train, seed, options.device == "cuda").to(options.device)
+    model = network(method, train, seed, options.device == "cuda", options.class_spread).to(options.device)
     classes = len(train.class_names)
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -219,6 +226,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--long-steps", type=int, default=0, help="then the five main methods for this long")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
+    parser.add_argument(
+        "--class-spread",
+        type=float,
+        default=CLASS_SPREAD,
+        help="standard deviation of class vectors at the start",
+    )
     parser.add_argument("--judge-steps", type=int, default=800)
     parser.add_argument("--drawn", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
@@ -281,7 +295,7 @@ class Protocol:
             }
         wanted = [
             (data, method, rate, TUNING_SEED, options.steps)
-            for data in options.data for method in MAIN if method in options.methods for rate in RATES
+            for data in options.data for method in MAIN if method in options.methods for rate in options.rates
         ]  # fmt: skip
         whole = self._waves(wanted)
         main = [method for method in options.methods if method in MAIN]

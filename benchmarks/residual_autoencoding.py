@@ -1,10 +1,10 @@
 """Residual autoencoding against a plain autoencoder: equal parameters, steps and pictures.
 
-python benchmarks/residual_autoencoding.py [--seeds 0 1 2] [--steps 400] [--gpu]
+python benchmarks/residual_autoencoding.py [--seeds 0 1 2] [--steps 400]
 writes benchmarks/results/residual_autoencoding.json. Runs found there are not made again, and a run that was
 stopped goes on from its checkpoint in outputs/ (its `cpu_seconds` are those of the last piece). The plain
 net is the same one with every shortcut around a change of resolution, and around the latents, switched off.
-`--gpu` trains wider nets on 64-px crops at f8, f16, f32 and f64 for the curve over the compression.
+`residual_curve.py` trains wider nets on a GPU, at f8, f16, f32 and f64.
 """
 
 import argparse
@@ -71,14 +71,14 @@ def run(run_name: str, options: argparse.Namespace, pictures: PictureFolder, rat
         "plain, variance kept, lr 1e-3": (False, True, 1e-3),
         "plain, variance kept, lr 3e-4": (False, True, 3e-4),
     }[run_name]
-    widths, crop, batch = ((64, 128, 128, 256, 256, 256, 256), 64, 64) if options.gpu else (WIDTHS, 32, 16)
-    model = build(small_config(ratio, widths, residual), residual, preserve, seed)
-    device = "cuda" if options.gpu else "cpu"
+    crop, batch = 32, 16
+    model = build(small_config(ratio, WIDTHS, residual), residual, preserve, seed)
+    device = "cpu"
     folder = (
         ROOT / "outputs" / "residual_autoencoding" / f"{run_name}-{ratio}-{seed}-{options.steps}-{device}"
     )
     training = TrainingOptions(
-        seed=seed, device=device, dtype=torch.bfloat16 if options.gpu else torch.float32, ema_decay=None,
+        seed=seed, device=device, dtype=torch.float32, ema_decay=None,
         schedule="cosine", warmup=20, checkpoint_every=100, resume=True, checkpoint_folder=folder,
         weights=ReconstructionWeights(gradients=0.5, pyramid=0.0),
     )  # fmt: skip
@@ -106,7 +106,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--ratios", type=int, nargs="+", default=[32])
     parser.add_argument("--runs", nargs="+", default=["residual", "plain"])
-    parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     pictures = PictureFolder(ROOT / "data" / "photos")
@@ -114,7 +113,7 @@ def main() -> None:
     for seed in options.seeds:
         for ratio in options.ratios:
             for name in options.runs:
-                key = (name, ratio, seed, options.steps, "cuda" if options.gpu else "cpu")
+                key = (name, ratio, seed, options.steps, "cpu")
                 if any((r["run"], r["ratio"], r["seed"], r["steps"], r["device"]) == key for r in found):
                     continue
                 found.append(run(name, options, pictures, ratio, seed))

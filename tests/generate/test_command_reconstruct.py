@@ -85,3 +85,27 @@ def test_folders_of_models_and_of_autoencoders(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(FileError, match="no built-in model") as caught:
         autoencoder_folder("default")
     assert caught.value.exit_code == 4
+
+
+def test_a_folder_gives_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "pictures").mkdir()
+    (folder / "in.png").rename(folder / "pictures" / "in.png")
+    words = [
+        "reconstruct",
+        str(folder / "pictures"),
+        "--model",
+        str(folder / "model"),
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    options = ["--output", str(folder / "report.json"), "--crop", "16", "--crops", "4"]
+    assert main([*words, *options]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["images"] == 4 and figures["crop"] == 16 and figures["pictures"] == 1
+    assert figures["frechet"] > 0 and figures["frechet_features"] and len(figures["spectrum"]) >= 3
+    written = json.loads((folder / "report.json").read_text())
+    assert written == figures
+    for wrong in (["--output", str(folder / "x.png")], [*options, "--crop", "15"], [*options, "--tile", "8"]):
+        assert main([*words, *wrong]) == 2
+    assert "15 is no multiple of 4" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""`fewer reconstruct`: a picture through the autoencoder and back, with what it cost in quality."""
+"""`fewer reconstruct`: a picture through the autoencoder and back, with what it cost in quality; or a folder
+of pictures, and a report of what the latents keep of them."""
 
 import time
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ class ReconstructRequest:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     image: tyro.conf.Positional[Path]
-    """PNG, JPEG or WebP picture of any size."""
+    """PNG, JPEG or WebP picture of any size; or a folder of them, for a report."""
     output: Path
-    """PNG file to write."""
+    """PNG file to write; for a folder, the report's JSON file."""
     model: str = "default"
     """Folder of an autoencoder, or of a model with one in `vae/`; "default" is the built-in one."""
     tile: Annotated[int, Field(ge=0, le=65536)] | None = None
@@ -35,8 +36,12 @@ class ReconstructRequest:
     """`exact` equals the untiled result; `blended` mixes overlapping tiles, as other tools do."""
     channels: Annotated[int, Field(ge=1)] | None = None
     """Structured latents: decode from this many leading channels."""
+    crops: Annotated[int, Field(ge=2, le=100_000)] = 256
+    """For a folder: how many random crops the report is about."""
+    crop: Annotated[int, Field(ge=0, le=8192)] = 0
+    """For a folder: side of the crops in pixels; 0 takes 4 latents each way, at least 128."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Nothing here is random; accepted so that every verb takes it."""
+    """Of the crops of a folder; nothing else here is random."""
     device: DeviceName = "auto"
     """Where to run."""
     dtype: DtypeName = "auto"
@@ -44,7 +49,11 @@ class ReconstructRequest:
 
 
 def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict[str, object]:
-    """Encodes, decodes, writes the PNG and compares it with the input: `psnr` in dB, `ssim`, `seconds`."""
+    """Encodes, decodes, writes the PNG and compares it with the input: `psnr` in dB, `ssim`, `seconds`.
+
+    For a folder: the figures of `reconstruction_report`, printed and written. Raises `ConfigError` for an
+    output of the wrong kind, `DataError` for a folder without pictures.
+    """
     import io
 
     from fewer.core.device import pick_device, pick_dtype
@@ -57,6 +66,8 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
     autoencoder = DCAutoencoder.load(
         autoencoder_folder(request.model), dtype=pick_dtype(request.dtype, device), device=device
     )
+    if request.image.is_dir():
+        return _report(autoencoder, request)
     picture = read_image(request.image)
     grey = autoencoder.config.in_channels == 1
     original = to_tensor(picture.convert("L") if grey else picture)[None]
@@ -78,6 +89,39 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
         "numbers_kept": latents[0].numel() / original[0].numel(),
         "seconds": round(seconds, 3),
     }
+
+
+def _report(autoencoder: "DCAutoencoder", request: ReconstructRequest) -> dict[str, object]:
+    import torch
+
+    from fewer.core.errors import ConfigError
+    from fewer.core.files import write_json
+    from fewer.generate.autoencoder.crops import PictureFolder
+    from fewer.generate.autoencoder.report import reconstruction_report
+
+    if request.output.suffix != ".json" or request.channels or request.tile or request.tiling != "exact":
+        raise ConfigError(
+            f"a folder gives a report: --output must be a .json file, not {request.output.name!r}, and "
+            "--tile, --tiling and --channels are for single pictures"
+        )
+    began = time.monotonic()
+    ratio = autoencoder.config.spatial_compression_ratio
+    side = request.crop or max(4 * ratio, 128)
+    if side % ratio:
+        raise ConfigError(f"crop {side} is no multiple of {ratio}; try {ratio * max(1, side // ratio)}")
+    pictures = PictureFolder(request.image, autoencoder.config.in_channels)
+    generator = torch.Generator().manual_seed(request.seed)
+    crops = pictures.crops(request.crops, side, generator, held_out=bool(pictures.held_out))
+    dtype = next(autoencoder.parameters()).dtype
+    figures = {
+        "output": str(request.output),
+        "pictures": len(pictures.held_out or pictures.train),
+        "crop": side,
+        **reconstruction_report(autoencoder, crops.to(dtype)),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    write_json(request.output, figures)
+    return figures
 
 
 def _there_and_back(

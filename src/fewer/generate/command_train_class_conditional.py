@@ -139,6 +139,7 @@ def train_class_conditional_command(
 
 
 def _start(request: TrainClassConditionalRequest, train: "LabelledPictures") -> "nn.Module":
+    from fewer.core.device import pick_device
     from fewer.generate.conditional.build import build
     from fewer.generate.conditional.condition import ConditionPlan
     from fewer.generate.conditional.params import named, with_conditioning
@@ -158,6 +159,11 @@ def _start(request: TrainClassConditionalRequest, train: "LabelledPictures") -> 
         kind = "aks" if request.conditioning == "aks" else "can"
         # Base kernels that start equal would be slow to part.
         plan = ConditionPlan(
-            kind=kind, targets=request.targets, rank=request.rank or None, zero_init=kind == "can"
+            kind=kind,
+            targets=request.targets,
+            rank=request.rank or None,
+            zero_init=kind == "can",
+            # Groups of convolutions are slow on a GPU, and the kernel's reference is no faster on a CPU.
+            form="fused" if pick_device(request.device).type == "cuda" else "split",
         )
     return build(params.check(), plan, request.seed)

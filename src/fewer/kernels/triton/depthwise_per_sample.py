@@ -114,7 +114,7 @@ def _depthwise_per_sample_gradients_kernel(
 
 Tile = tuple[int, int, int, int]
 """Rows, pixels and channels of a program, and its warps."""
-FORWARD_TILE: Tile = (8, 16, 64, 8)
+FORWARD_TILE: Tile = (8, 16, 64, 4)
 GRADIENT_TILE: Tile = (1, 16, 32, 4)
 
 
