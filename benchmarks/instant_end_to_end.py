@@ -6,10 +6,10 @@
     python benchmarks/instant_end_to_end.py --side 28 --steps 300 --batch 32 --output X.json
 
 One (method, seed) after the other; what is already in the JSON file is not run again, so it can be stopped.
-The result of a run is the averaged model at the last step. `instant:NAME` is InstanT with that estimator of
-the transition matrix. Purity: the share of accepted pseudo-labels that is right, and that of a constant
-threshold which accepts as many; at the end, and over all batches after the warm-up (`during`). How well the
-score tells right from wrong on frozen classifiers is in instant_selection.py.
+The result of a run is the averaged model at the last step. `instant:NAME[:POSTERIOR]` is InstanT with that
+estimator of the transition matrix (and that posterior). Purity: the share of accepted pseudo-labels that is
+right, and that of a constant threshold which accepts as many; at the end, and over all batches after the
+warm-up (`during`). How well a score tells right from wrong on frozen classifiers: instant_selection.py.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[st
     splits = read(data, given.side or settings["side"])
     train = splits.train
     rows = pick_labels(train.labels, settings["labels_per_class"], train.classes, seed)
-    name, _, estimation = method.partition(":")
+    name, estimation, posterior = (*method.split(":"), "", "")[:3]
     plan = SemiSupervisedPlan(
         method=name,  # pyright: ignore
         steps=given.steps or settings["steps"],
@@ -51,6 +51,7 @@ def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[st
         seed=seed,
         device=given.device,
         **({"estimation": estimation} if estimation else {}),  # pyright: ignore
+        **({"posterior": posterior} if posterior else {}),  # pyright: ignore
     )
     began = time.process_time(), time.perf_counter()
     result = semi_supervised(train, rows, plan=plan, test=splits.test)

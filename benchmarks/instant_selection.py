@@ -29,7 +29,7 @@ from fewer.learn.evaluate import binary_area_under_curve
 from fewer.learn.few_labels.augment import strong_pool, strong_view, weak_view
 from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.networks import NetworkPlan, build_network
-from fewer.learn.thresholds.instance import InstanceThreshold
+from fewer.learn.thresholds.instance import InstanceThreshold, image_part
 from fewer.learn.thresholds.instant import InstantState
 from fewer.learn.thresholds.transition import ClassTransition, CountedTransition
 
@@ -108,6 +108,15 @@ def scores_at(
         for posterior in ("flattened", "plain"):
             decide = InstanceThreshold(classes=train.classes, posterior=posterior)  # pyright: ignore
             scores[f"{name}, {posterior}"] = confidence - decide(aligned, matrix).tau
+    first, second = (view_of(model, state, train, plan.seed, number) for number in range(2))
+    others = {
+        "1 other view": first,
+        "2 other views": (first + second) / 2,
+        "own and 1 other": (first + aligned) / 2,
+    }
+    for name in ("class", "weak"):
+        for views, answer in others.items():
+            scores[f"{name}, {views}"] = confidence - image_part(answer, matrices[name], pseudo)
     return {
         "pseudo_label_accuracy": float(right.double().mean()),
         "utilisation": taken / len(train),
@@ -131,6 +140,14 @@ def counted(
             made = strong_view(made, generator, pool)
         transition.update(labelled.labels, state.alignment(model.predict(made.permute(0, 2, 3, 1))))
     return transition()
+
+
+def view_of(
+    model: TrainedClassifier, state: InstantState, train: LabelledImages, seed: int, number: int
+) -> torch.Tensor:
+    """The aligned answer for another weak view of each picture."""
+    made = weak_view(train.images.permute(0, 3, 1, 2), seeded(seed, 6, number), flip=False)
+    return state.alignment(model.predict(made.permute(0, 2, 3, 1)))
 
 
 def summary(runs: list[dict]) -> dict[str, object]:

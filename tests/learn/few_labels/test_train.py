@@ -58,7 +58,8 @@ class _StopAt:
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     estimation: str, train: LabelledImages, tmp_path: Path
 ) -> None:
-    plan = replace(PLAN, estimation=estimation, recount=3)  # pyright: ignore
+    posterior = "views" if estimation == "recounted" else "flattened"
+    plan = replace(PLAN, estimation=estimation, recount=3, posterior=posterior)  # pyright: ignore
     rows = pick_labels(train.labels, 2, 3, seed=0)
     whole = semi_supervised(train, rows, plan=plan)
     with pytest.raises(_Stop):

@@ -61,6 +61,11 @@ def test_a_published_run_file_becomes_a_plan(tmp_path: Path) -> None:
     assert (run.labels, run.image_size, run.unknown) == (40, 32, ())
 
 
+def test_the_released_code_trains_one_matrix_where_the_file_says_nothing(tmp_path: Path) -> None:
+    run = read_usb_config(written(tmp_path, "algorithm: instant\n"))
+    assert run.values["estimation"] == "class"
+
+
 def test_keys_without_a_meaning_here_are_named(tmp_path: Path) -> None:
     run = read_usb_config(written(tmp_path, "algorithm: flexmatch\nsurprise: 1\nanother: x\n"))
     assert run.unknown == ("another", "surprise")

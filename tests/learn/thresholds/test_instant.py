@@ -10,6 +10,7 @@ from fewer.learn.thresholds.batch import Batch
 from fewer.learn.thresholds.instance import InstanceThreshold
 from fewer.learn.thresholds.instant import InstantState, decide, instant, recount
 from fewer.learn.thresholds.transition import labelled_row_loss
+from tests.learn.thresholds.conftest import pictures
 
 PLAN = SemiSupervisedPlan(running=0.9, warm_up=0.1)
 
@@ -35,8 +36,10 @@ def test_later_the_threshold_is_that_of_the_module(network: nn.Module, batch: Ba
 
 
 def test_gradient_reaches_network_and_transition(network: nn.Module, batch: Batch) -> None:
-    state = InstantState(PLAN, 1, 3, 8)
-    instant(network, batch, state, PLAN).loss.backward()
+    plan = replace(PLAN, estimation="class")
+    state = InstantState(plan, 1, 3, 8)
+    instant(network, batch, state, plan).loss.backward()
+    assert list(state.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in state.parameters())
     assert all(p.grad is not None for p in network.parameters())
 
@@ -93,6 +96,22 @@ def test_a_recount_minimises_the_loss_of_the_labelled_rows(network: nn.Module, b
     for seed in range(20):
         other = (mean + 0.1 * torch.rand(3, 3, generator=torch.Generator().manual_seed(seed))).clamp(min=1e-6)
         assert labelled_row_loss(other / other.sum(1, keepdim=True), labels, answers) >= least - 1e-6
+
+
+def test_other_views_that_disagree_raise_the_threshold(network: nn.Module, batch: Batch) -> None:
+    plan = replace(PLAN, posterior="views", estimation="recounted")
+    p = torch.tensor([[0.999, 0.0005, 0.0005], [0.9, 0.05, 0.05], [0.1, 0.05, 0.85], [0.5, 0.3, 0.2]])
+    agreeing = torch.cat([batch.weak, batch.weak])
+    doubting = torch.cat([batch.weak, pictures(p.log())])  # the second picture looks like class 0 there
+    found = []
+    for again in (agreeing, doubting):
+        state = InstantState(plan, 1, 3, 8)
+        found.append(instant(network, replace(batch, again=again), state, plan))
+    one, other = found
+    same = torch.tensor([True, False, True, True])
+    torch.testing.assert_close(one.threshold[same], other.threshold[same])
+    assert other.threshold[1] > one.threshold[1] + 0.2
+    assert one.weights[1] == 1 and other.weights[1] == 0
 
 
 def test_decisions_outside_the_loop_do_not_move_the_means(network: nn.Module, batch: Batch) -> None:

@@ -60,7 +60,7 @@ class SemiSupervisedPlan:
     """Threshold or factor of the base threshold; default as each method's paper (InstanT 0.9)."""
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.1
     """InstanT: share of the run with the base threshold alone."""
-    estimation: Literal["class", "instance", "labelled-row", "counted", "recounted"] = "class"
+    estimation: Literal["class", "instance", "labelled-row", "counted", "recounted"] = "recounted"
     """InstanT: one transition matrix, one for each image, one for each image taught by the labelled ones, or
     one counted on the labelled batches along the run or, again and again, with the network as it is."""
     recount: Annotated[int, Field(ge=1)] = 10
@@ -71,8 +71,9 @@ class SemiSupervisedPlan:
     """InstanT: network of the instance estimator."""
     threshold_temperature: Annotated[float, Field(gt=0, le=100)] = 0.5
     """InstanT: of the flattened posterior."""
-    posterior: Literal["flattened", "plain"] = "flattened"
-    """InstanT: `plain` is the form that the guarantee needs."""
+    posterior: Literal["flattened", "plain", "views"] = "flattened"
+    """InstanT: `plain` is the form that the guarantee needs; `views` (ours) is its estimate from two other
+    weak views of the picture, which tells right pseudo-labels better and costs a third more a step."""
     compare: Literal["posterior", "noisy"] = "posterior"
     """InstanT: `noisy` is the form that the guarantee needs."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
@@ -81,6 +82,10 @@ class SemiSupervisedPlan:
     """Where to compute."""
     dtype: DtypeName = "auto"
     """bf16 runs under autocast; auto is fp32 on a CPU."""
+
+    def other_views(self) -> int:
+        """Further weak views that InstanT looks at."""
+        return 2 if self.method == "instant" and self.posterior == "views" else 0
 
     def ema_decay(self) -> float:
         """Short runs need a shorter memory than 0.999, or their first weights never fade."""

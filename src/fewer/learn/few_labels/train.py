@@ -143,7 +143,7 @@ class _Run:
             plan.flip,
             strong_pool(plan.strong, train.channels),
             self.method.strong,
-            self.method.again,
+            max(self.method.again, plan.other_views()),
         )
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from fewer.core.device import seeded
 from fewer.learn.data import LabelledImages
+from fewer.learn.few_labels.augment import weak_view
 from fewer.learn.few_labels.diary import Diary
 from fewer.learn.few_labels.plan import SemiSupervisedPlan
 from fewer.learn.model_folder import TrainedClassifier
@@ -87,7 +89,8 @@ def judge(
     probabilities = state.alignment(probabilities.to(device)).cpu()
     top = probabilities.topk(2, dim=1)
     transition = _transitions(state, model, train).cpu()
-    decision = state.threshold(probabilities, transition)
+    others = _other_views(state, model, train, plan) if plan.other_views() else None
+    decision = state.threshold(probabilities, transition, others)
     into = column(transition, decision.pseudo)
     own = into.gather(1, decision.pseudo[:, None])[:, 0]
     return Verdicts(
@@ -101,6 +104,18 @@ def judge(
         into.sum(1) - own,
         certificate(probabilities, transition, decision.pseudo),
     )
+
+
+def _other_views(
+    state: InstantState, model: TrainedClassifier, train: LabelledImages, plan: SemiSupervisedPlan
+) -> Tensor:
+    """The mean aligned answer for further weak views, as in training."""
+    device, answers = next(model.network.parameters()).device, []
+    for number in range(plan.other_views()):
+        generator = seeded(plan.seed, 4, number)
+        views = weak_view(train.images.permute(0, 3, 1, 2), generator, flip=plan.flip)
+        answers.append(state.alignment(model.predict(views.permute(0, 2, 3, 1)).to(device)).cpu())
+    return torch.stack(answers).mean(0)
 
 
 def _transitions(state: InstantState, model: TrainedClassifier, train: LabelledImages) -> Tensor:

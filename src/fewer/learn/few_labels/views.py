@@ -29,7 +29,8 @@ class StepViews(NamedTuple):
     labelled: Float[Tensor, "labelled channels height width"]
     weak: Float[Tensor, "unlabelled channels height width"]
     strong: Float[Tensor, "unlabelled channels height width"]
-    again: Float[Tensor, "unlabelled channels height width"] | None
+    again: Float[Tensor, "others channels height width"] | None
+    """Further weak views of the unlabelled pictures, one whole round after the other."""
 
 
 @dataclass(slots=True)
@@ -45,8 +46,8 @@ class Views:
     """RandAugment's operations."""
     strong: bool = True
     """Whether the method looks at strong views; they are the weak ones otherwise."""
-    again: bool = False
-    """Whether it looks at a second weak view."""
+    again: int = 0
+    """At how many further weak views it looks."""
     graphed: GraphedFunction = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,10 +67,10 @@ class Views:
         if self.strong:
             # The strong view starts from a weak view of its own, as in the field's code.
             strong = strong_view(weak_view(images, generator, flip=flip), generator, self.pool)
-        again = weak_view(images, generator, flip=flip) if self.again else None
+        again = [weak_view(images, generator, flip=flip) for _ in range(self.again)]
         known = weak_view(self.images[labelled], generator, flip=flip)
-        made = (None if view is None else self.normalise(view) for view in (known, weak, strong, again))
-        return StepViews(*made)  # pyright: ignore
+        made = [self.normalise(view) for view in (known, weak, strong)]
+        return StepViews(*made, self.normalise(torch.cat(again)) if again else None)
 
     def tables(
         self, labelled: Int64[Tensor, " b"], unlabelled: Int64[Tensor, " u"], generator: torch.Generator
@@ -84,7 +85,7 @@ class Views:
                 places = picked_places(pick, share, self.pool, size)
                 columns += [pick[:, None], share[:, None], places]
             columns.append(draw_boxes(count, *size, generator))
-        if self.again:
+        for _ in range(self.again):
             columns.append(draw_shifts(count, *size, generator, flip=self.flip))
         known = draw_shifts(len(labelled), *size, generator, flip=self.flip)
         rows = torch.cat([labelled[:, None], known], 1).double()
@@ -109,10 +110,9 @@ class Views:
             at = 7 + 8 * ROUNDS
             strong = self.normalise(cut(views, unlabelled[:, at : at + 3].float()))
             at += 3
-        again = None
-        if self.again:
-            again = self.normalise(shifted(images, unlabelled[:, at : at + 3].long()))
-        return known, weak, strong, again
+        starts = range(at, at + 3 * self.again, 3)
+        again = [shifted(images, unlabelled[:, start : start + 3].long()) for start in starts]
+        return known, weak, strong, self.normalise(torch.cat(again)) if again else None
 
     def normalise(self, images: Pictures) -> Float[Tensor, "n channels height width"]:
         """Pixels as the network sees them, channels last on a GPU."""

@@ -27,8 +27,8 @@ class Batch:
     labels: Int64[Tensor, " labelled"]
     weak: Float[Tensor, "unlabelled channels height width"]
     strong: Float[Tensor, "unlabelled channels height width"]
-    again: Float[Tensor, "unlabelled channels height width"] | None
-    """A second weak view, for methods that ask for it."""
+    again: Float[Tensor, "others channels height width"] | None
+    """Further weak views, for methods that ask for them, one whole round after the other."""
     rows: Int64[Tensor, " unlabelled"]
     """Row numbers of the unlabelled images."""
     progress: float

@@ -45,8 +45,9 @@ class InstanceThreshold:
     temperature: float = 0.5
     """Of the softmax over *probabilities* that gives q when posterior is "flattened"."""
     clip: float = 0.99
-    posterior: Literal["flattened", "plain"] = "flattened"
-    """`flattened`: q = softmax(p / temperature), as the authors' code; `plain`: q = p, as the theorem."""
+    posterior: Literal["flattened", "plain", "views"] = "flattened"
+    """`flattened`: q = softmax(p / temperature), as the authors' code; `plain`: q = p, as the theorem;
+    `views` (ours): q is what the caller estimated from other views, p where it gives nothing."""
     compare: Literal["posterior", "noisy"] = "posterior"
     """What is held against the threshold: p_s (the authors' code) or (p T)_s (the theorem)."""
     check: bool = True
@@ -61,8 +62,14 @@ class InstanceThreshold:
             raise ConfigError("clip must be in (0, 1] and temperature above 0")
 
     @torch.no_grad()
-    def __call__(self, probabilities: Float[Tensor, "batch classes"], transition: Transition) -> Decision:
-        """Raises `DataError` naming the first row that is no distribution."""
+    def __call__(
+        self,
+        probabilities: Float[Tensor, "batch classes"],
+        transition: Transition,
+        others: Float[Tensor, "batch classes"] | None = None,
+    ) -> Decision:
+        """`others`: aligned probabilities from other views (`posterior="views"`). Raises `DataError` naming
+        the first row that is no distribution."""
         if probabilities.shape[1] != self.classes or transition.shape[-2:] != (self.classes, self.classes):
             raise ConfigError(
                 f"probabilities {tuple(probabilities.shape)} and transition {tuple(transition.shape)} "
@@ -72,7 +79,7 @@ class InstanceThreshold:
             require_distributions(probabilities, "probabilities")
             require_distributions(transition, "transition")
         confidence, pseudo = probabilities.max(1)
-        tau = image_part(self.flatten(probabilities), transition, pseudo)
+        tau = image_part(self.flatten(probabilities) if others is None else others, transition, pseudo)
         threshold = (base_threshold(probabilities, self.cutoff) + tau).clamp(0, self.clip)
         held = confidence
         if self.compare == "noisy":
@@ -81,7 +88,7 @@ class InstanceThreshold:
 
     def flatten(self, probabilities: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
         """q, from which the image part is computed."""
-        if self.posterior == "plain":
+        if self.posterior != "flattened":
             return probabilities
         return (probabilities / self.temperature).softmax(1)
 
@@ -97,7 +104,9 @@ def image_part(
     """tau(x) = T_ss q_(2) + sum_{i != s} T_is q_i: ambiguity plus expected error mass."""
     into = column(transition, pseudo)
     own = into.gather(1, pseudo[:, None])[:, 0]
-    runner_up = posterior.topk(2, dim=1).values[:, 1]
+    # The runner-up is the best of the other classes: where the posterior is of another view than the
+    # pseudo-label, that may be the best of all.
+    runner_up = posterior.scatter(1, pseudo[:, None], -1.0).max(1).values
     return own * runner_up + (into * posterior).sum(1) - own * posterior.gather(1, pseudo[:, None])[:, 0]
 
 

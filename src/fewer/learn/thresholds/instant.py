@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fewer.learn.few_labels.plan import SemiSupervisedPlan
 from fewer.learn.thresholds.alignment import DistributionAlignment
-from fewer.learn.thresholds.batch import Batch, Outcome, forward_together, outcome
+from fewer.learn.thresholds.batch import Batch, Outcome, forward_together, frozen_statistics, outcome
 from fewer.learn.thresholds.instance import Decision, InstanceThreshold, Transition, base_threshold
 from fewer.learn.thresholds.transition import (
     ClassTransition,
@@ -66,7 +66,10 @@ def instant(network: nn.Module, batch: Batch, state: InstantState, plan: SemiSup
             supervised, unsupervised, plan.unlabelled_weight, weights, threshold, confidence, pseudo
         )
     transition = state.transition(batch.weak)
-    decision = state.threshold(probabilities, transition.detach())
+    others = None
+    if plan.other_views() and batch.again is not None:
+        others = _from_views(network, batch.again, state, len(probabilities))
+    decision = state.threshold(probabilities, transition.detach(), others)
     weights = decision.mask.float()
     # Estimated from labelled rows, T is not also pulled by the unlabelled loss.
     used = transition.detach() if plan.estimation == "labelled-row" else transition
@@ -83,6 +86,14 @@ def instant(network: nn.Module, batch: Batch, state: InstantState, plan: SemiSup
         confidence,
         decision.pseudo,
     )
+
+
+@torch.no_grad()
+def _from_views(network: nn.Module, images: Tensor, state: InstantState, count: int) -> Tensor:
+    """The mean aligned answer over whole rounds of views of the same `count` pictures."""
+    with frozen_statistics(network):
+        answers = state.alignment(network(images).float().softmax(1))
+    return answers.unflatten(0, (-1, count)).mean(0)
 
 
 @torch.no_grad()

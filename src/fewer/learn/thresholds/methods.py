@@ -18,14 +18,15 @@ class Method:
     step: Callable[..., Outcome]
     state: Callable[..., nn.Module] = fixed.no_state
     strong: bool = True
-    again: bool = False
+    again: int = 0
+    """Further weak views."""
     unlabelled: bool = True
 
 
 METHODS: dict[str, Method] = {
     "labels-only": Method(fixed.labels_only, strong=False, unlabelled=False),
     "pseudo-label": Method(fixed.pseudo_label, strong=False),
-    "mixmatch": Method(mixmatch.mixmatch, strong=False, again=True),
+    "mixmatch": Method(mixmatch.mixmatch, strong=False, again=1),
     "uda": Method(fixed.uda),
     "fixmatch": Method(fixed.fixmatch),
     "flexmatch": Method(adaptive.flexmatch, adaptive.FlexMatchState),
