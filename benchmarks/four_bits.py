@@ -6,7 +6,8 @@ Queries, keys and values share smoothing and down projection, as `fewer quantize
 import re
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fewer.core.modules import replace_modules
 from fewer.quantize.formats import FORMATS, encode_weight
@@ -59,3 +60,36 @@ def sana_in_h8(model: nn.Module) -> nn.Module:
 
     replace_modules(model, build)
     return model
+
+
+# The 16 levels of NormalFloat (arXiv 2305.14314, appendix E).
+NF4 = (
+    -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
+    0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
+)  # fmt: skip
+
+
+class DequantizedNF4(nn.Module):
+    """NF4 in blocks of 64 as bitsandbytes multiplies many rows: the weight is decoded, then cuBLAS."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float().view(-1, 64)
+        self.register_buffer("largest", weight.abs().amax(1, keepdim=True))
+        levels = torch.tensor(NF4, device=weight.device)
+        borders = (levels[1:] + levels[:-1]) / 2
+        codes = torch.bucketize(weight / self.largest, borders).to(torch.uint8).view(-1, 2)
+        self.register_buffer("codes", codes[:, 0] | (codes[:, 1] << 4))
+        self.register_buffer("levels", levels.to(linear.weight.dtype))
+        self.shape, self.bias = linear.weight.shape, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(
+            x, decode_nf4(self.codes, self.largest, self.levels).view(self.shape), self.bias
+        )
+
+
+def decode_nf4(codes: Tensor, largest: Tensor, levels: Tensor) -> Tensor:
+    """Both nibbles of a byte, times their block's largest value."""
+    pairs = torch.stack([codes & 15, codes >> 4], dim=1).int()
+    return levels[pairs].view(-1, 64) * largest.to(levels.dtype)

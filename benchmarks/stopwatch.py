@@ -39,11 +39,16 @@ def options(name: str) -> argparse.Namespace:
 def measure(function: Callable[[], object], device: str, runs: int) -> Figures:
     """Median and raw milliseconds, and the memory that a call adds to what rests there, in GiB."""
     gpu = device.startswith("cuda")
-    for _ in range(1 if runs < 20 else 5):
-        function()
+    function()
     if not gpu:
         times = [_wall(function) for _ in range(runs)]
         return {"median_ms": statistics.median(times), "raw_ms": times}
+    torch.cuda.synchronize()
+    once = _wall(lambda: (function(), torch.cuda.synchronize()))
+    # What takes long varies little: no more than about 6 s each, but never fewer than five runs.
+    runs = max(min(runs, 5), min(runs, int(6000 / max(once, 1e-3))))
+    for _ in range(3 if once < 300 else 0):
+        function()
     torch.cuda.synchronize()
     resting = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

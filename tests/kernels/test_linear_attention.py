@@ -50,6 +50,7 @@ def test_gradients_are_those_of_the_formula(draw) -> None:
 def test_operators_are_registered_properly(draw) -> None:
     q, k, v = (draw(1, 5, 2, 8) for _ in range(3))
     torch.library.opcheck(torch.ops.fewer.linear_attention_state, (k, v))
+    torch.library.opcheck(torch.ops.fewer.linear_attention, (q, k, v, 1e-15))
     state = linear_attention_state(k, v)
     torch.library.opcheck(torch.ops.fewer.linear_attention_apply, (q, state, 1e-15))
     assert linear_attention_apply(q, state).shape == q.shape

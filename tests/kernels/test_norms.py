@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fewer.kernels.norms import modulated_norm, rms_norm_add
+from fewer.kernels.norms import gated_add, gated_add_norm, modulated_norm, rms_norm_add
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 123)])
@@ -25,7 +25,20 @@ def test_rms_norm_add_is_its_formula(activation: str, with_residual: bool, draw)
     assert torch.allclose(rms_norm_add(x, weight, bias, residual, activation), expected, atol=1e-5)
 
 
+def test_a_gate_belongs_to_its_batch_and_the_norm_reads_the_sum(draw) -> None:
+    rows, update, gate, shift, scale = draw(6, 5), draw(6, 5), draw(2, 5), draw(2, 5), draw(2, 5)
+    expected = rows + gate.repeat_interleave(3, 0) * update
+    assert torch.allclose(gated_add(rows, update, gate), expected, atol=1e-6)
+    assert torch.allclose(gated_add(rows, update), rows + update, atol=1e-6)
+    total, normed = gated_add_norm(rows, update, gate, shift, scale)
+    assert torch.allclose(total, expected, atol=1e-6)
+    assert torch.allclose(normed, modulated_norm(total.view(2, 3, 5), shift, scale).flatten(0, 1), atol=1e-5)
+
+
 def test_operators_are_registered_properly(draw) -> None:
+    rows, vector = draw(4, 8), draw(2, 8)
+    torch.library.opcheck(torch.ops.fewer.gated_add, (rows, draw(4, 8), vector))
+    torch.library.opcheck(torch.ops.fewer.gated_add_norm, (rows, draw(4, 8), None, vector, draw(2, 8), 1e-6))
     x = draw(1, 3, 8)
     torch.library.opcheck(torch.ops.fewer.modulated_norm, (x, draw(1, 8), draw(1, 8), 1e-6))
     torch.library.opcheck(torch.ops.fewer.rms_norm_add, (x, draw(8), draw(8), None, "silu", 1e-5))

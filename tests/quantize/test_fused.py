@@ -31,14 +31,31 @@ def test_it_is_the_layer_with_everything_around_it(dim: int, keep: bool) -> None
     linear = layer(37, dim, smooth=torch.rand(dim) + 0.5)
     batch, tokens = 2, 5
     rows, shift, scale = torch.randn(batch * tokens, dim), torch.randn(batch, dim), torch.randn(batch, dim)
-    gate, residual = torch.randn(batch, 37), torch.randn(batch * tokens, 37)
-    normed = modulated_norm(rows.view(batch, tokens, dim), shift, scale)
-    inner = torch.nn.functional.silu(linear(normed))
-    expected = (residual.view(batch, tokens, 37) + gate[:, None] * inner).flatten(0, 1)
+    gate, update = torch.randn(batch, dim), torch.randn(batch * tokens, dim)
+    wanted = (rows.view(batch, tokens, dim) + gate[:, None] * update.view(batch, tokens, dim)).flatten(0, 1)
+    normed = modulated_norm(wanted.view(batch, tokens, dim), shift, scale)
+    expected = torch.nn.functional.silu(linear(normed)).flatten(0, 1)
     fused = product([linear], keep)
-    found = fused(rows, shift=shift, scale=scale, silu=True, gate=gate, residual=residual)
-    assert (found - expected).norm() < 2e-3 * expected.norm()
-    assert (fused(rows) - linear(rows)).norm() < 1e-5 * linear(rows).norm()
+    found, total = fused(rows, shift=shift, scale=scale, silu=True, gate=gate, update=update)
+    assert (found - expected).norm() < 2e-3 * expected.norm() and (total - wanted).abs().max() < 1e-6
+    alone, same = fused(rows)
+    assert (alone - linear(rows)).norm() < 1e-5 * linear(rows).norm() and torch.equal(same, rows)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("dim", [64, 123])
+def test_decoded_to_sixteen_bits_it_is_the_layer_without_quantized_rows(dim: int, keep: bool) -> None:
+    torch.manual_seed(0)
+    linear = layer(37, dim, smooth=torch.rand(dim) + 0.5)
+    rows, update, gate = torch.randn(10, dim), torch.randn(10, dim), torch.randn(2, dim)
+    wanted = rows + gate.repeat_interleave(5, 0) * update
+    expected = torch.nn.functional.silu(linear(wanted))
+    fused = FusedH8([linear], WeightScratch(), torch.float32, keep=keep, int8=False)
+    found, total = fused(rows, update=update, gate=gate, silu=True)
+    assert (total - wanted).abs().max() < 1e-6
+    assert (found - expected).norm() < 2e-2 * expected.norm()  # the rounding of rows that `linear` does
+    weight = linear.codes.new_empty(0).float() if fused.kept is None else fused.kept
+    assert weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -49,8 +66,12 @@ def test_layers_joined_give_what_they_gave_alone(shared: bool) -> None:
     rows = torch.randn(7, 128)
     alone = torch.cat([one(rows) for one in layers], dim=1)
     fused = product(layers)
-    assert fused.down is not None and fused.down.shape[0] == (4 if shared else 12)
-    assert (fused(rows) - alone).norm() < 1e-5 * alone.norm()
+    assert (
+        fused.down is not None
+        and fused.down.shape[0] == 16
+        and int(fused.down.any(1).sum()) == (4 if shared else 12)
+    )
+    assert (fused(rows)[0] - alone).norm() < 1e-5 * alone.norm()
     assert torch.equal(torch.cat([one(rows) for one in layers], dim=1), alone)
     assert len({one.codes.untyped_storage().data_ptr() for one in layers}) == 1
 
@@ -60,7 +81,7 @@ def test_one_layer_without_a_branch_beside_one_with() -> None:
     layers = [layer(5), layer(6, down=None, up=None), layer(7)]
     rows = torch.randn(3, 128)
     alone = torch.cat([one(rows) for one in layers], dim=1)
-    assert (product(layers)(rows) - alone).norm() < 1e-5 * alone.norm()
+    assert (product(layers)(rows)[0] - alone).norm() < 1e-5 * alone.norm()
     assert joined_branch([layers[1]]) == (None, None)
 
 
@@ -84,4 +105,22 @@ def test_the_key_changes_with_an_adapters_strength() -> None:
 
 
 def test_no_rows() -> None:
-    assert product([layer(5)])(torch.zeros(0, 128)).shape == (0, 5)
+    assert product([layer(5)])(torch.zeros(0, 128))[0].shape == (0, 5)
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_layers_that_know_their_order_give_what_they_gave_alone(int8: bool) -> None:
+    torch.manual_seed(0)
+    scratch, linears = WeightScratch(), [layer(128), layer(128), layer(37)]
+    rows, alone = torch.randn(5, 128), []
+    products = [FusedH8([one], scratch, torch.float32, keep=False, int8=int8) for one in linears]
+    hidden = rows
+    for product_ in products:
+        hidden, _ = product_(hidden)
+        alone.append(hidden)
+    products[0].following, products[1].following = products[1], products[2]
+    for _ in range(2):
+        hidden = rows
+        for product_, expected in zip(products, alone, strict=True):
+            hidden, _ = product_(hidden)
+            assert torch.equal(hidden, expected)

@@ -104,6 +104,7 @@ def generate_command(
         "pictures": drawn,
         "model": wanted.model,
         "seconds_to_load": round(loaded - began, 3),
+        "seconds_to_warm_up": round(pipe.warm_up_seconds, 3),
         "seconds": round(time.perf_counter() - began, 3),
     }
 

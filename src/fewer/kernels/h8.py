@@ -5,10 +5,10 @@ product runs as int8 × int8 → int32, exactly. Codes are stored as q + 8, two 
 byte i holds code i in its low and code i + 32 in its high nibble ("fewer-h8-v1").
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int8, Shaped, UInt8
 from torch import Tensor
 
 GROUP = 64
@@ -45,6 +45,20 @@ def expand_h8(
     return out
 
 
+def decode_h8(
+    packed: UInt8[Tensor, "rows half_dim"],
+    group_scale: UInt8[Tensor, "rows groups"],
+    channel_scale: Float[Tensor, " rows"],
+    smooth: Float[Tensor, " dim"] | None,
+    down: Float[Tensor, "rank dim"] | None,
+    up: Float[Tensor, "rows rank"] | None,
+    out: Shaped[Tensor, "rows dim"],
+) -> Shaped[Tensor, "rows dim"]:
+    """The 16-bit weight that the whole layer stands for, S · t · q / λ + up down, into `out`."""
+    torch.ops.fewer.decode_h8(packed, group_scale, channel_scale, smooth, down, up, out)
+    return out
+
+
 def int8_linear(
     codes: Int8[Tensor, "rows dim"],
     row_scale: Float[Tensor, " rows"],
@@ -68,30 +82,30 @@ def int8_linear(
     )
 
 
-@torch.library.custom_op("fewer::expand_h8", mutates_args=("out",), device_types="cpu")
-def _expand_h8(packed: Tensor, group_scale: Tensor, out: Tensor) -> None:
+def reference_expand_h8(packed: Tensor, group_scale: Tensor, out: Tensor) -> None:
+    """Plain torch: the oracle."""
     rows, half = packed.shape
     codes = unpack_h8(packed).view(rows, half // 32, GROUP)
     out.copy_((codes.int() * group_scale[:, :, None].int()).to(torch.int8).view(rows, half * 2))
 
 
-@torch.library.custom_op("fewer::int8_linear", mutates_args=(), device_types="cpu")
-def _int8_linear(
-    codes: Tensor,
-    row_scale: Tensor,
-    weight: Tensor,
-    column_scale: Tensor,
-    bias: Tensor | None,
-    projected: Tensor | None,
+def reference_decode_h8(
+    packed: Tensor,
+    group_scale: Tensor,
+    channel_scale: Tensor,
+    smooth: Tensor | None,
+    down: Tensor | None,
     up: Tensor | None,
-    activation: str,
-    gate: Tensor | None,
-    residual: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    return reference_int8_linear(
-        codes, row_scale, weight, column_scale, bias, projected, up, activation, gate, residual, dtype
-    )
+    out: Tensor,
+) -> None:
+    """Plain torch: the oracle."""
+    rows, half = packed.shape
+    codes = unpack_h8(packed).view(rows, half // 32, GROUP).float() * group_scale[:, :, None].float()
+    weight = codes.view(rows, half * 2) * channel_scale.float()[:, None]
+    weight = weight if smooth is None else weight / smooth.float()
+    if down is not None and up is not None:
+        weight = weight + up.float() @ down.float()
+    out.copy_(weight.to(out.dtype))
 
 
 def accumulate_int8(codes: Tensor, weight: Tensor) -> Tensor:
@@ -134,53 +148,48 @@ _ACTIVATIONS = {
     "silu": torch.nn.functional.silu,
     "gelu": lambda y: torch.nn.functional.gelu(y, approximate="tanh"),
 }
+_expand = torch.library.custom_op(
+    "fewer::expand_h8", reference_expand_h8, mutates_args=("out",), device_types="cpu"
+)
+_decode = torch.library.custom_op(
+    "fewer::decode_h8", reference_decode_h8, mutates_args=("out",), device_types="cpu"
+)
+_product = torch.library.custom_op(
+    "fewer::int8_linear", reference_int8_linear, mutates_args=(), device_types="cpu"
+)
 
 
-@_expand_h8.register_fake
-def _(packed: Tensor, group_scale: Tensor, out: Tensor) -> None:
+@_expand.register_fake
+def _(*tensors: Tensor) -> None:
     return None
 
 
-@_int8_linear.register_fake
-def _(
-    codes: Tensor,
-    row_scale: Tensor,
-    weight: Tensor,
-    column_scale: Tensor,
-    bias: Tensor | None,
-    projected: Tensor | None,
-    up: Tensor | None,
-    activation: str,
-    gate: Tensor | None,
-    residual: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    return codes.new_empty((codes.shape[0], weight.shape[0]), dtype=dtype)
+@_decode.register_fake
+def _(*tensors: Tensor | None) -> None:
+    return None
 
 
-@_expand_h8.register_kernel("cuda")
-def _(packed: Tensor, group_scale: Tensor, out: Tensor) -> None:
+@_decode.register_kernel("cuda")
+def _(*tensors: Any) -> None:
+    from fewer.kernels.triton.h8 import launch_decode_h8
+
+    launch_decode_h8(*tensors)
+
+
+@_product.register_fake
+def _(codes: Tensor, row_scale: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return codes.new_empty((codes.shape[0], weight.shape[0]), dtype=others[-1])
+
+
+@_expand.register_kernel("cuda")
+def _(*tensors: Tensor) -> None:
     from fewer.kernels.triton.h8 import launch_expand_h8
 
-    launch_expand_h8(packed, group_scale, out)
+    launch_expand_h8(*tensors)
 
 
-@_int8_linear.register_kernel("cuda")
-def _(
-    codes: Tensor,
-    row_scale: Tensor,
-    weight: Tensor,
-    column_scale: Tensor,
-    bias: Tensor | None,
-    projected: Tensor | None,
-    up: Tensor | None,
-    activation: str,
-    gate: Tensor | None,
-    residual: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+@_product.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
     from fewer.kernels.triton.h8 import launch_int8_linear
 
-    return launch_int8_linear(
-        codes, row_scale, weight, column_scale, bias, projected, up, activation, gate, residual, dtype
-    )
+    return launch_int8_linear(*arguments)

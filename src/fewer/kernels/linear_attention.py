@@ -16,8 +16,13 @@ def linear_attention(
     value: Float[Tensor, "batch keys heads head_dim"],
     eps: float = 1e-15,
 ) -> Float[Tensor, "batch tokens heads head_dim"]:
-    """Attention output in the query's dtype; ReLU is applied here. A row of zero queries gives zeros."""
-    return linear_attention_apply(query, linear_attention_state(key, value), eps)
+    """Attention output in the query's dtype; ReLU is applied here. A row of zero queries gives zeros.
+
+    On a GPU in fp32, fp16 or bf16 through kernels; float64 always takes the plain formula.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+        return linear_attention_apply(query, linear_attention_state(key, value), eps)
+    return torch.ops.fewer.linear_attention(query, key, value, eps)
 
 
 def linear_attention_state(
@@ -63,6 +68,30 @@ def reference_apply(query: Tensor, state: Tensor, eps: float) -> Tensor:
     return result.to(query.dtype).contiguous()
 
 
+def reference_linear_attention(query: Tensor, key: Tensor, value: Tensor, eps: float) -> Tensor:
+    """Both passes in plain torch: the oracle."""
+    return reference_apply(query, reference_state(key, value), eps)
+
+
+_both = torch.library.custom_op(
+    "fewer::linear_attention", reference_linear_attention, mutates_args=(), device_types="cpu"
+)
+
+
+@_both.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, eps: float) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@_both.register_kernel("cuda")
+def _(query: Tensor, key: Tensor, value: Tensor, eps: float) -> Tensor:
+    if query.dtype == torch.float64:
+        return reference_linear_attention(query, key, value, eps)
+    from fewer.kernels.triton.linear_attention import launch_linear_attention
+
+    return launch_linear_attention(query, key, value, eps)
+
+
 @_state.register_fake
 def _(key: Tensor, value: Tensor) -> Tensor:
     batch, _, heads, dim = key.shape
@@ -77,6 +106,8 @@ def _(query: Tensor, state: Tensor, eps: float) -> Tensor:
 
 @_state.register_kernel("cuda")
 def _(key: Tensor, value: Tensor) -> Tensor:
+    if key.dtype == torch.float64:
+        return reference_state(key, value)
     from fewer.kernels.triton.linear_attention import launch_state
 
     return launch_state(key, value)
@@ -84,6 +115,8 @@ def _(key: Tensor, value: Tensor) -> Tensor:
 
 @_apply.register_kernel("cuda")
 def _(query: Tensor, state: Tensor, eps: float) -> Tensor:
+    if query.dtype == torch.float64:
+        return reference_apply(query, state, eps)
     from fewer.kernels.triton.linear_attention import launch_apply
 
     return launch_apply(query, state, eps)

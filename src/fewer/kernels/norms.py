@@ -1,6 +1,7 @@
-"""Norms with what follows them: LayerNorm + modulation (Sana), RMSNorm + activation + residual (DC-AE)."""
+"""Norms with what comes before and after: gated sum + LayerNorm + modulation, RMSNorm + activation + sum."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,16 +32,44 @@ def rms_norm_add(
     return torch.ops.fewer.rms_norm_add(features, weight, bias, residual, activation, eps)
 
 
-@torch.library.custom_op("fewer::modulated_norm", mutates_args=(), device_types="cpu")
-def _modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return reference_modulated_norm(tokens, shift, scale, eps)
+def gated_add(
+    rows: Float[Tensor, "rows dim"],
+    update: Float[Tensor, "rows dim"],
+    gate: Float[Tensor, "batch dim"] | None = None,
+) -> Float[Tensor, "rows dim"]:
+    """rows + gate · update, in fp32, rounded once; each row of `gate` serves rows / batch rows."""
+    return torch.ops.fewer.gated_add(rows, update, gate)
 
 
-@torch.library.custom_op("fewer::rms_norm_add", mutates_args=(), device_types="cpu")
-def _rms_norm_add(
-    features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, activation: str, eps: float
-) -> Tensor:
-    return reference_rms_norm_add(features, weight, bias, residual, activation, eps)
+def gated_add_norm(
+    rows: Float[Tensor, "rows dim"],
+    update: Float[Tensor, "rows dim"],
+    gate: Float[Tensor, "batch dim"] | None,
+    shift: Float[Tensor, "batch dim"],
+    scale: Float[Tensor, "batch dim"],
+    eps: float = 1e-6,
+) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows dim"]]:
+    """(sum, modulated_norm(sum)) for the sum of `gated_add`, in one pass."""
+    return torch.ops.fewer.gated_add_norm(rows, update, gate, shift, scale, eps)
+
+
+def summed_and_modulated(
+    rows: Float[Tensor, "rows dim"],
+    update: Float[Tensor, "rows dim"] | None,
+    gate: Float[Tensor, "batch dim"] | None,
+    shift: Float[Tensor, "batch dim"] | None,
+    scale: Float[Tensor, "batch dim"] | None,
+    eps: float = 1e-6,
+) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows dim"]]:
+    """(total, read): rows + gate · update where there is an update, and its modulated norm where asked."""
+    normed = shift is not None and scale is not None
+    if update is not None and normed:
+        return gated_add_norm(rows, update, gate, shift, scale, eps)
+    total = rows if update is None else gated_add(rows, update, gate)
+    if not normed:
+        return total, total
+    batched = total.reshape(shift.shape[0], -1, total.shape[1])
+    return total, modulated_norm(batched, shift, scale, eps).flatten(0, 1)
 
 
 def reference_modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -48,6 +77,24 @@ def reference_modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: 
     wide = torch.promote_types(tokens.dtype, torch.float32)
     normed = torch.nn.functional.layer_norm(tokens.to(wide), tokens.shape[-1:], eps=eps)
     return (normed * (1 + scale.to(wide))[:, None] + shift.to(wide)[:, None]).to(tokens.dtype)
+
+
+def reference_gated_add(rows: Tensor, update: Tensor, gate: Tensor | None) -> Tensor:
+    """Plain torch: the oracle."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    other = update.to(wide)
+    if gate is not None:
+        other = other * gate.to(wide).repeat_interleave(rows.shape[0] // max(gate.shape[0], 1), 0)
+    return (rows.to(wide) + other).to(rows.dtype)
+
+
+def reference_gated_add_norm(
+    rows: Tensor, update: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Plain torch: the oracle. The norm reads the rounded sum, as two passes would."""
+    total = reference_gated_add(rows, update, gate)
+    tokens = total.reshape(shift.shape[0], -1, total.shape[1])
+    return total, reference_modulated_norm(tokens, shift, scale, eps).reshape(total.shape)
 
 
 def reference_rms_norm_add(
@@ -61,29 +108,34 @@ def reference_rms_norm_add(
     return (x if residual is None else x + residual.to(wide)).to(features.dtype)
 
 
-@_modulated_norm.register_fake
-def _(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+def _register(name: str, reference: Callable[..., Any]) -> torch.library.CustomOpDef:
+    """The operator `fewer::name`: the reference on a CPU, the launcher of the same name on a GPU."""
+    operator = torch.library.custom_op(f"fewer::{name}", reference, mutates_args=(), device_types="cpu")
+
+    @operator.register_kernel("cuda")
+    def _(*arguments: Any) -> Any:
+        from fewer.kernels.triton import norms
+
+        return getattr(norms, f"launch_{name}")(*arguments)
+
+    return operator
+
+
+@_register("modulated_norm", reference_modulated_norm).register_fake
+def _(tokens: Tensor, *others: Any) -> Tensor:
     return tokens.new_empty(tokens.shape)
 
 
-@_rms_norm_add.register_fake
-def _(
-    features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, activation: str, eps: float
-) -> Tensor:
+@_register("gated_add", reference_gated_add).register_fake
+def _(rows: Tensor, *others: Any) -> Tensor:
+    return rows.new_empty(rows.shape)
+
+
+@_register("gated_add_norm", reference_gated_add_norm).register_fake
+def _(rows: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(rows.shape), rows.new_empty(rows.shape)
+
+
+@_register("rms_norm_add", reference_rms_norm_add).register_fake
+def _(features: Tensor, *others: Any) -> Tensor:
     return features.new_empty(features.shape)
-
-
-@_modulated_norm.register_kernel("cuda")
-def _(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    from fewer.kernels.triton.norms import launch_modulated_norm
-
-    return launch_modulated_norm(tokens, shift, scale, eps)
-
-
-@_rms_norm_add.register_kernel("cuda")
-def _(
-    features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, activation: str, eps: float
-) -> Tensor:
-    from fewer.kernels.triton.norms import launch_rms_norm_add
-
-    return launch_rms_norm_add(features, weight, bias, residual, activation, eps)

@@ -14,12 +14,12 @@ from fewer.core.errors import ConfigError
 from fewer.core.modules import replace_modules
 from fewer.generate.autoencoder.blocks import LinearAttention
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
-from fewer.generate.engine.autoencoder import FusedEfficientViTBlock
+from fewer.generate.engine.autoencoder import FusedDecoder
 from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import ParallelAutoencoderAttention
 from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d
-from fewer.parallel.fused_autoencoder import BandEfficientViTBlock
+from fewer.parallel.fused_autoencoder import BandBlock, BandDecoder, band_of_block
 from fewer.parallel.group import Group
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
@@ -45,9 +45,8 @@ class ParallelAutoencoder(DCAutoencoder):
         )
 
         def build(name: str, module: nn.Module) -> nn.Module | None:
-            if isinstance(module, FusedEfficientViTBlock):
-                block = BandEfficientViTBlock.of_band(module, session, name)
-                replace_modules(block, build)
+            block = band_of_block(name, module, session, build)
+            if block is not None:
                 return block
             if isinstance(module, LinearAttention):
                 replace_modules(module, build)  # its multi-scale convolutions look beyond the band too
@@ -57,6 +56,8 @@ class ParallelAutoencoder(DCAutoencoder):
             return None
 
         replace_modules(model, build)
+        if isinstance(model.decoder, FusedDecoder):
+            model.decoder.__class__ = BandDecoder
         return model
 
     @torch.no_grad()
@@ -109,4 +110,8 @@ class ParallelAutoencoder(DCAutoencoder):
     def _reach(self) -> int:
         """Rows of latents that the widest convolution at the deepest stage looks into."""
         scales = [*self.config.encoder_qkv_multiscales[-1], *self.config.decoder_qkv_multiscales[-1]]
-        return max([scale // 2 for scale in scales], default=1)
+        deepest = [self.encoder.down_blocks[-1], self.decoder.up_blocks[-1]]
+        blocks = [
+            block.reach for stage in deepest for block in stage.children() if isinstance(block, BandBlock)
+        ]
+        return max([*(scale // 2 for scale in scales), *blocks], default=1)

@@ -84,7 +84,7 @@ class ParallelMixFFN(nn.Module):
 def depthwise_band(
     session: Session,
     layer: str,
-    band: Float[Tensor, "batch height width dim"],
+    band: Float[Tensor, "batch height width dim"] | tuple[Tensor, Tensor],
     widen: Callable[[Tensor], Tensor],
     weight: Float[Tensor, "wide 3 3"],
     bias: Float[Tensor, " wide"],
@@ -93,11 +93,12 @@ def depthwise_band(
 
     The band is convolved as if it were alone while the rows travel; then its border rows are done anew, in
     place. No copy of the band is made. What travels is `session.plan.border`: rows as they are (few bytes,
-    and the receiver widens them, which costs another reading of the weights) or widened ones.
+    and the receiver widens them, which costs another reading of the weights) or widened ones. A band of two
+    tensors is their sum, which `widen` makes itself: it is called with the first of them.
     """
-    axis, early = session.axis - 1, session.plan.border == "tokens"
-    rows = session.start_rows(layer, band, 1, axis) if early else None
-    hidden = widen(band).contiguous()
+    axis, early = session.axis - 1, session.plan.border != "hidden"
+    rows = session.start_rows(layer, _borders(band, axis), 1, axis) if early else None
+    hidden = widen(band if isinstance(band, Tensor) else band[0]).contiguous()
     if rows is None:
         rows = session.start_rows(layer, hidden, 1, axis)
     mixed = depthwise_gated(hidden, weight, bias)
@@ -117,6 +118,17 @@ def depthwise_band(
             around = (row(place - 1), row(place), row(place + 1))
             depthwise_row(*around, weight, bias, mixed.select(axis, place))
     return mixed
+
+
+def _borders(band: Tensor | tuple[Tensor, Tensor], axis: int) -> Tensor:
+    """First and last row of the band, or of a sum, which is made for these rows alone."""
+    if isinstance(band, Tensor):
+        return band
+    first, last = (
+        band[0].narrow(axis, place, 1) + band[1].narrow(axis, place, 1)
+        for place in (0, band[0].shape[axis] - 1)
+    )
+    return torch.cat([first, last], dim=axis)
 
 
 def extend(

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from fewer.generate.engine.sana import FusedSana, FusedSanaBlock, Six, _Plan
+from fewer.generate.engine.sana import FusedSana, FusedSanaBlock, Heads, _Plan
 from fewer.generate.engine.shell import shell
 from fewer.generate.transformer.prepared_text import PreparedText
+from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
 from fewer.parallel.convolution import depthwise_band
 from fewer.parallel.graphs import BandGraphs
 from fewer.parallel.group import Group
@@ -37,24 +38,37 @@ class BandSanaBlock(FusedSanaBlock):
         replace_layers(block, session, f"{layer}.")  # for the path without products
         return block
 
-    def whole_state(
-        self, state: Float[Tensor, "batch heads head_dim_and_one head_dim"]
-    ) -> Float[Tensor, "batch heads head_dim_and_one head_dim"]:
-        return self.session.start_state(f"{self.layer}.attn1", state, ones=-2).wait()
+    def read_tokens(self, query: Heads, key: Heads, value: Heads) -> Heads:
+        state = linear_attention_state(key, value)
+        whole = self.session.start_state(f"{self.layer}.attn1", state, ones=-2).wait()
+        return linear_attention_apply(query, whole)
 
     def mix(
-        self, plan: _Plan, rows: Float[Tensor, "rows dim"], six: Six, grid: tuple[int, int]
-    ) -> Float[Tensor, "batch height width hidden"]:
-        depth = self.ff.conv_depth
+        self,
+        plan: _Plan,
+        rows: Float[Tensor, "rows dim"],
+        update: Float[Tensor, "rows dim"],
+        modulation: tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
+        grid: tuple[int, int],
+    ) -> tuple[Float[Tensor, "batch height width hidden"], Float[Tensor, "rows dim"]]:
+        (shift, scale), depth = modulation, self.ff.conv_depth
         assert depth.bias is not None
+        totals: list[Tensor] = []
 
         def widen(part: Tensor) -> Tensor:
             flat = part.reshape(-1, part.shape[3])
-            wide = plan.inverted(flat, shift=six[3], scale=six[4], eps=self.norm2.eps, silu=True)
+            # The band's own sum is made in the product; rows that come from a neighbour are sums already.
+            more = None if totals else update
+            wide, total = plan.inverted(
+                flat, update=more, shift=shift, scale=scale, eps=self.norm2.eps, silu=True
+            )
+            totals.append(total)
             return wide.view(*part.shape[:3], -1)
 
-        tokens = rows.view(six.shape[1], *grid, -1)
-        return depthwise_band(self.session, f"{self.layer}.ff", tokens, widen, depth.weight[:, 0], depth.bias)
+        shape = (len(shift), *grid, -1)
+        band = (rows.view(shape), update.view(shape))
+        mixed = depthwise_band(self.session, f"{self.layer}.ff", band, widen, depth.weight[:, 0], depth.bias)
+        return mixed, totals[0]
 
 
 class ParallelFusedSana(FusedSana):

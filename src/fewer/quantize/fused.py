@@ -1,33 +1,45 @@
 """H8 layers as the engine runs them: a pass that quantizes, an expansion, a product with all that follows.
 
-K1 (`quantize_rows`): LayerNorm and modulation where there is one, down projection, smoothing, int8 codes.
-Expansion (`expand_h8`): 4-bit codes into the scratch buffer that all layers share.
-K2 (`int8_linear`): the product, scales, up projection, bias, activation, gate and residual (svdquant §2.9).
-Layers that read the same rows (queries, keys, values) become one product.
+K1 (`quantize_rows`): gated sum, LayerNorm and modulation where asked, down projection, smoothing, int8 codes.
+Expansion (`expand_h8`): 4-bit codes into the scratch buffer that all layers share, on a stream beside K1.
+K2 (`int8_linear`): the product, scales, up projection, bias and activation (svdquant §2.9).
+Layers that read the same rows (queries, keys, values) become one product. In layers too small to gain from
+8-bit activations the weight is decoded to 16 bits instead, branch included, and multiplied by cuBLAS.
 """
 
 from collections.abc import Hashable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from fewer.kernels.h8 import expand_h8, int8_linear
+from fewer.kernels.dense import activated_linear
+from fewer.kernels.h8 import Activation, decode_h8, expand_h8, int8_linear
+from fewer.kernels.norms import summed_and_modulated
 from fewer.kernels.quantize import quantize_rows
 from fewer.kernels.scratch import WeightScratch
 from fewer.quantize.formats import pad_to
 from fewer.quantize.linear import QuantizedLinear
 
 _JOINED = ("codes", "group_scale", "channel_scale")
+LEAST_WEIGHTS_IN_INT8 = 3_500_000
+"""Measured on one H100 with 2,048 rows: below, quantizing the rows costs what the faster product saves."""
 
 
 class FusedH8:
     """Rows to rows, for one or several h8 layers with the same input and the same smoothing."""
 
     def __init__(
-        self, layers: Sequence[QuantizedLinear], scratch: WeightScratch, dtype: torch.dtype, *, keep: bool
+        self,
+        layers: Sequence[QuantizedLinear],
+        scratch: WeightScratch,
+        dtype: torch.dtype,
+        *,
+        keep: bool,
+        int8: bool | None = None,
     ) -> None:
+        """`int8` says whether rows are quantized; None lets the layer's size decide, on a GPU."""
         first = layers[0]
         self.scratch, self.group = scratch, first.form.group
         self.inputs = first.in_features
@@ -40,50 +52,86 @@ class FusedH8:
         smooth = first.smooth
         self.smooth = None if smooth is None else functional.pad(smooth, (0, padding), value=1.0)
         down, up = joined_branch(layers)
+        if down is not None and up is not None:
+            # Kernels take whole tiles of ranks; what is added is zero.
+            more = _whole_rank(down.shape[0]) - down.shape[0]
+            down, up = functional.pad(down, (0, 0, 0, more)), functional.pad(up, (0, more))
         self.down = None if down is None else pad_to(down.to(dtype), self.group)
         self.up = None if up is None else up.to(dtype).contiguous()
         self.shape = (self.codes.shape[0], 2 * self.codes.shape[1])
-        self.kept = expand_h8(self.codes, self.group_scale) if keep else None
-        scratch.reserve(0 if keep else self.shape[0] * self.shape[1], self.codes.device)
+        small = self.codes.is_cuda and self.shape[0] * self.shape[1] < LEAST_WEIGHTS_IN_INT8
+        self.int8 = not small if int8 is None else int8
+        self.dtype = torch.int8 if self.int8 else dtype
+        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        scratch.reserve(0 if keep else size, self.codes.device)
+        self.following: FusedH8 | None = None
+        """Whose weight to expand beside this layer's product; set by whoever runs layers in a known order."""
+        self.kept = None
+        if keep:
+            self.kept = self._expanded(torch.empty(self.shape, dtype=self.dtype, device=self.codes.device))
 
     def __call__(
         self,
         rows: Float[Tensor, "rows dim"],
         *,
+        update: Float[Tensor, "rows dim"] | None = None,
+        gate: Float[Tensor, "batch dim"] | None = None,
         shift: Float[Tensor, "batch dim"] | None = None,
         scale: Float[Tensor, "batch dim"] | None = None,
         eps: float = 1e-6,
         silu: bool = False,
-        gate: Float[Tensor, "batch outputs"] | None = None,
-        residual: Float[Tensor, "rows outputs"] | None = None,
-    ) -> Float[Tensor, "rows outputs"]:
-        """residual + gate · silu?(layer(modulate(rows))). Norm statistics need an unpadded width."""
-        dtype = rows.dtype
-        if self.inputs % self.group:
-            if shift is not None and scale is not None:
-                from fewer.kernels.norms import modulated_norm
-
-                batched = rows.reshape(shift.shape[0], -1, self.inputs)
-                rows, shift, scale = modulated_norm(batched, shift, scale, eps).flatten(0, 1), None, None
-            rows = pad_to(rows, self.group)
-        quantized = quantize_rows(rows, self.smooth, self.down, shift, scale, eps)
-        weight = self.kept
-        if weight is None:
-            out = self.scratch.view(*self.shape, self.codes.device)
-            weight = expand_h8(self.codes, self.group_scale, out)
-        return int8_linear(
+        activation: Activation = "none",
+    ) -> tuple[Float[Tensor, "rows outputs"], Float[Tensor, "rows dim"]]:
+        """(silu?(layer(modulate?(total))), total) with total = rows + gate · update."""
+        dtype, total, activation = rows.dtype, rows, "silu" if silu else activation
+        weight = self.scratch.take(self) if self.kept is None else self.kept
+        with self.scratch.beside(self.codes.device):
+            weight = self._expanded(self._room()) if weight is None else weight
+            # Rows that nothing changes before can be projected while they are quantized.
+            early = self.int8 and rows.is_cuda and self.down is not None and update is None and shift is None
+            padded = pad_to(rows, self.group) if early else rows
+            projected = functional.linear(padded, self.down) if early and self.down is not None else None
+        if not self.int8 or self.inputs % self.group:
+            # The padding would count in the kernel's norms, so these are a pass of their own.
+            total, rows = summed_and_modulated(rows, update, gate, shift, scale, eps)
+            rows, update, gate, shift, scale = pad_to(rows, self.group), None, None, None, None
+        if not self.int8:
+            self._prepare_following()
+            return activated_linear(rows, weight, self.bias, activation), total
+        down = None if early else self.down
+        quantized = quantize_rows(rows, self.smooth, down, shift, scale, eps, update, gate)
+        self._prepare_following()
+        result = int8_linear(
             quantized.codes,
             quantized.scale,
             weight,
             self.channel_scale,
             bias=self.bias,
-            projected=quantized.projected,
+            projected=projected if early else quantized.projected,
             up=self.up,
-            activation="silu" if silu else "none",
-            gate=gate,
-            residual=residual,
+            activation=activation,
             dtype=dtype,
         )
+        return result, quantized.total if update is not None else total
+
+    def _prepare_following(self) -> None:
+        """Waits for what this layer needs, and starts on what the next one will."""
+        self.scratch.join(self.codes.device)
+        following = self.following
+        if following is not None and following.kept is None and following.scratch is self.scratch:
+            with self.scratch.beside(self.codes.device):
+                self.scratch.keep(following, following._expanded(following._room()))
+
+    def _room(self) -> Shaped[Tensor, "outputs dim"]:
+        """This layer's place in the scratch buffer."""
+        outputs, dim = self.shape
+        return self.scratch.view(outputs, dim * self.dtype.itemsize, self.codes.device).view(self.dtype)
+
+    def _expanded(self, out: Shaped[Tensor, "outputs dim"]) -> Shaped[Tensor, "outputs dim"]:
+        if self.int8:
+            return expand_h8(self.codes, self.group_scale, out)
+        scale = self.channel_scale
+        return decode_h8(self.codes, self.group_scale, scale, self.smooth, self.down, self.up, out)
 
 
 def fuse(
@@ -102,6 +150,11 @@ def fuse(
         if layer.smooth is not None and not torch.equal(layer.smooth, first.smooth):
             return None
     return FusedH8(layers, scratch, dtype, keep=keep)
+
+
+def _whole_rank(rank: int) -> int:
+    """The next rank that is a tile's: 16, 32, or a multiple of 64."""
+    return next((size for size in (16, 32) if rank <= size), -(-rank // 64) * 64)
 
 
 def fusion_key(layer: QuantizedLinear) -> Hashable:

@@ -55,6 +55,26 @@ def test_tiles_give_the_same_picture() -> None:
     assert (fast.decode(latents, tile=8) - whole).norm() < 1e-5 * whole.norm()
 
 
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+@pytest.mark.parametrize("lines", [4, 16])
+@torch.no_grad()
+def test_strips_give_the_same_picture(changes: dict, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, latents = accelerate(build(changes)), torch.randn(2, 4, 9, 3)
+    whole = fast.decode(latents, tile=None)
+    monkeypatch.setattr("fewer.generate.engine.autoencoder.LEAST_LATENTS_IN_STRIPS", 1)
+    monkeypatch.setattr("fewer.generate.engine.autoencoder.STRIP", lines)
+    monkeypatch.setattr("fewer.generate.autoencoder.tiling.WHOLE_FROM", 1)
+    assert (fast.decode(latents, tile=None) - whole).norm() < 1e-5 * whole.norm()
+
+
+@torch.no_grad()
+def test_new_weights_are_seen() -> None:
+    fast, latents = accelerate(build(KINDS[1])), torch.randn(1, 4, 3, 3)
+    before = fast.decode(latents, tile=None)
+    fast.decoder.up_blocks[0][0].conv.weight.mul_(2)
+    assert (fast.decode(latents, tile=None) - before).abs().max() > 1e-3
+
+
 def test_training_takes_the_plain_forward() -> None:
     plain, fast = build({}), accelerate(build({}))
     image = torch.randn(1, 3, 8, 8)

@@ -148,3 +148,16 @@ def test_weights_are_shared_and_saved_under_their_names(tiny: Build) -> None:
     assert attention.to_q.weight.untyped_storage().data_ptr() == (
         attention.to_v.weight.untyped_storage().data_ptr()
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.no_grad()
+def test_on_a_gpu_the_same_latents_give_the_same_bytes(tiny: Build) -> None:
+    latents, times, text, mask = (tensor.cuda() for tensor in inputs())
+    results = []
+    for _ in range(2):
+        fast = accelerate(tiny().to("cuda", torch.bfloat16))
+        prepared = fast.prepare(text.bfloat16(), mask)
+        results += [fast.denoise(latents.bfloat16(), times, prepared) for _ in range(2)]
+        assert len(fast.graphs) == 1
+    assert all(torch.equal(results[0], other) for other in results[1:])

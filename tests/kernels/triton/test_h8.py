@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fewer.kernels.h8 import pack_h8, reference_int8_linear
+from fewer.kernels.h8 import pack_h8, reference_decode_h8, reference_int8_linear
 
 
 def integers(device: torch.device, low: int, high: int, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_integer_accumulator_is_exact(rows: int, outputs: int, dim: int, device:
         torch.float32,
         (32, 32, 64),
     )
-    assert torch.equal(out.long(), codes.long() @ weight.long().T)
+    assert torch.equal(out.long().cpu(), codes.cpu().long() @ weight.cpu().long().T)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # exp of a large number is inf, and 1/inf the right 0
@@ -61,5 +61,23 @@ def test_the_whole_epilogue_agrees_with_the_reference(activation: str, dtype: to
     )  # fmt: skip
     out, wanted = launch_int8_linear(*arguments, (32, 32, 64)), reference_int8_linear(*arguments)
     assert out.dtype == dtype
+    error = (out.float() - wanted.float()).norm() / wanted.float().norm()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "dim", "rank"), [(1, 64, 0), (5, 128, 20), (37, 192, 32)])
+def test_decoding(dtype: torch.dtype, rows: int, dim: int, rank: int, draw) -> None:
+    from fewer.kernels.triton.h8 import launch_decode_h8
+
+    device = draw(1).device
+    packed = pack_h8(integers(device, -7, 8, rows, dim).to(torch.int8))
+    scales = integers(device, 1, 19, rows, dim // 64).to(torch.uint8)
+    smooth = None if rank == 20 else draw(dim).abs() + 0.5
+    down, up = (draw(rank, dim, dtype=dtype), draw(rows, rank, dtype=dtype)) if rank else (None, None)
+    arguments = (packed, scales, draw(rows).abs() / 50, smooth, down, up)
+    out, wanted = (torch.full((rows, dim), torch.nan, dtype=dtype, device=device) for _ in range(2))
+    launch_decode_h8(*arguments, out, block=16)
+    reference_decode_h8(*arguments, wanted)
     error = (out.float() - wanted.float()).norm() / wanted.float().norm()
     assert error < (1e-5 if dtype == torch.float32 else 1e-2)

@@ -7,12 +7,16 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 70, 2, 32), (1, 123, 3, 16)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 70, 2, 32), (1, 123, 3, 16), (1, 20, 1, 8)])
 def test_both_passes_agree_with_the_reference(dtype: torch.dtype, shape: tuple, draw) -> None:
-    from fewer.kernels.triton.linear_attention import launch_apply, launch_state
+    from fewer.kernels.triton.linear_attention import (
+        launch_apply,
+        launch_linear_attention,
+        launch_state,
+    )
 
     q, k, v = (draw(*shape, dtype=dtype) for _ in range(3))
-    state = launch_state(k, v, block=16, blocks_each=2)
+    state = launch_state(k, v, block=16, each=32)
     expected = reference_state(k, v)
     assert torch.allclose(state, expected, atol=1e-4 * expected.abs().max().item())
     out = launch_apply(q, expected, 1e-15, block=16)
@@ -20,6 +24,16 @@ def test_both_passes_agree_with_the_reference(dtype: torch.dtype, shape: tuple, 
     assert out.dtype == dtype
     error = (out.float() - wanted.float()).norm() / wanted.float().norm()
     assert error <= TOLERANCE[dtype]
+    both = launch_linear_attention(q, k, v, 1e-15)
+    assert (both.float() - wanted.float()).norm() <= TOLERANCE[dtype] * wanted.float().norm()
+
+
+def test_partial_states_are_added_up(draw) -> None:
+    from fewer.kernels.triton.linear_attention import launch_linear_attention
+
+    q, k, v = (draw(1, 600, 1, 16) for _ in range(3))
+    wanted = reference_apply(q, reference_state(k, v), 1e-15)
+    assert (launch_linear_attention(q, k, v, 1e-15) - wanted).norm() < 1e-5 * wanted.norm()
 
 
 def test_strided_views_need_no_copy(draw) -> None:

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from fewer.kernels.norms import reference_modulated_norm, reference_rms_norm_add
+from fewer.kernels.norms import (
+    reference_gated_add,
+    reference_gated_add_norm,
+    reference_modulated_norm,
+    reference_rms_norm_add,
+)
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
@@ -37,3 +42,24 @@ def test_rms_norm_add(dtype: torch.dtype, activation: str, channels: int, draw) 
         out = launch_rms_norm_add(x, weight, bias, other, activation, 1e-5)
         wanted = reference_rms_norm_add(x, weight, bias, other, activation, 1e-5)
         assert relative(out, wanted) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("rows", "dim"), [(2, 5), (6, 123), (4, 64)])
+@pytest.mark.parametrize("gated", [False, True])
+def test_gated_add_with_and_without_norm(dtype: torch.dtype, rows: int, dim: int, gated: bool, draw) -> None:
+    from fewer.kernels.triton.norms import launch_gated_add, launch_gated_add_norm
+
+    x, update, table = (
+        draw(rows, dim, dtype=dtype),
+        draw(rows, dim, dtype=dtype),
+        draw(2, 3, dim, dtype=dtype),
+    )
+    gate = table[:, 0] if gated else None
+    assert (
+        relative(launch_gated_add(x, update, gate), reference_gated_add(x, update, gate)) <= TOLERANCE[dtype]
+    )
+    total, normed = launch_gated_add_norm(x, update, gate, table[:, 1], table[:, 2], 1e-6)
+    wanted = reference_gated_add_norm(x, update, gate, table[:, 1], table[:, 2], 1e-6)
+    assert relative(total, wanted[0]) <= TOLERANCE[dtype]
+    assert relative(normed, wanted[1]) <= 2 * TOLERANCE[dtype]

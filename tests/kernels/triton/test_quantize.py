@@ -8,7 +8,7 @@ def test_rounding_is_half_to_even(device: torch.device) -> None:
     from fewer.kernels.triton.quantize import launch_quantize_rows
 
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 3.49]], device=device)
-    codes, scale, _ = launch_quantize_rows(x, None, None, None, None, 1e-6)
+    codes, scale, _, _ = launch_quantize_rows(x, None, None, None, None, 1e-6)
     assert scale.item() == 1.0
     assert codes.tolist() == [[127, 0, 2, 2, 0, -2, -2, 3]]
 
@@ -24,14 +24,16 @@ def test_codes_scales_and_projection(
     x, smooth, down = draw(rows, dim, dtype=dtype), draw(dim).abs() + 0.5, draw(rank, dim, dtype=dtype)
     batch = 2 if rows % 2 == 0 else 1
     shift, scale = (draw(batch, dim), draw(batch, dim)) if norm else (None, None)
-    codes, size, projected = launch_quantize_rows(x, smooth, down, shift, scale, 1e-6)
-    wanted_codes, wanted_size, wanted_projected = reference_quantize_rows(x, smooth, down, shift, scale, 1e-6)
-    assert torch.allclose(size, wanted_size, rtol=1e-5)
+    codes, size, projected, _ = launch_quantize_rows(x, smooth, down, shift, scale, 1e-6)
+    wanted_codes, wanted_size, wanted_projected, _ = reference_quantize_rows(
+        x, smooth, down, shift, scale, 1e-6
+    )
+    assert torch.allclose(size, wanted_size, rtol=1e-4)
     # A sum in another order may move a value across a rounding border, by one code and rarely.
     difference = (codes.int() - wanted_codes.int()).abs()
     assert difference.max() <= 1 and difference.float().mean() < 0.01
-    error = (projected - wanted_projected).norm() / wanted_projected.norm()
-    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+    error = (projected - wanted_projected).float().norm() / wanted_projected.float().norm()
+    assert error < (1e-4 if dtype == torch.float32 else 1e-2)
 
 
 def test_without_smoothing_or_projection(draw) -> None:
@@ -44,3 +46,21 @@ def test_without_smoothing_or_projection(draw) -> None:
         strict=True,
     ):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("dim", "resident"), [(64, False), (520, True), (520, False), (1152, True)])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_sum_before_it(dim: int, resident: bool | None, norm: bool, gated: bool, draw) -> None:
+    from fewer.kernels.triton.quantize import launch_quantize_rows
+
+    x, update, down = draw(6, dim), draw(6, dim), draw(5, dim, dtype=torch.bfloat16)
+    shift, scale = (draw(2, dim), draw(2, dim)) if norm else (None, None)
+    arguments = (x, None, down, shift, scale, 1e-6, update, draw(2, dim) if gated else None)
+    found = launch_quantize_rows(*arguments, resident=resident)
+    wanted = reference_quantize_rows(*arguments)
+    assert torch.allclose(found[3], wanted[3], atol=1e-6)
+    assert torch.allclose(found[1], wanted[1], rtol=1e-4)
+    difference = (found[0].int() - wanted[0].int()).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 0.01
+    assert (found[2] - wanted[2]).float().norm() < 1e-2 * wanted[2].float().norm()

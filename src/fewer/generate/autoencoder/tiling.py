@@ -59,10 +59,13 @@ def global_stage(stages: nn.ModuleList) -> int:
     return min(attentive) if attentive else min(SMALL_ENOUGH, len(stages) - 1)
 
 
-def decoder_halo(decoder: Decoder) -> int:
-    """How far, in pixels of the map that enters the tiled stages, an output pixel can see."""
+def decoder_halo(decoder: Decoder, first: int | None = None) -> int:
+    """How far, in pixels of the map that enters the tiled stages, an output pixel can see.
+
+    Tiled are the stages below `first`, by default all that can be.
+    """
     halo = _up_halo(decoder.conv_out, 0) if isinstance(decoder.conv_out, UpBlock) else 1
-    for stage in list(decoder.up_blocks)[: global_stage(decoder.up_blocks)]:
+    for stage in list(decoder.up_blocks)[: global_stage(decoder.up_blocks) if first is None else first]:
         for block in reversed(stage):
             halo = _up_halo(block, halo) if isinstance(block, UpBlock) else halo + 2
     return halo
@@ -90,10 +93,42 @@ def decode_tiled(
     x = decoder.from_latents(latents)
     for index in range(len(decoder.up_blocks) - 1, first - 1, -1):
         x = _run_whole(decoder.up_blocks[index], x, max(side >> index, SMALLEST_STREAM))
+    return _shallow(decoder, x, first, windows(*x.shape[2:], max(side >> first, 1), decoder_halo(decoder)))
+
+
+# At 1/4 the side the maps are as large as a strip of the stages above; cutting there costs the least halo.
+WHOLE_FROM = 2
+
+
+def decode_in_strips(
+    decoder: Decoder, latents: Float[Tensor, "batch latent_channels lat_h lat_w"], lines: int
+) -> Image:
+    """`decoder(latents)`, its shallowest stages in strips of `lines` lines and the picture's whole width.
+
+    Needs more memory than `decode_tiled` and computes almost nothing twice.
+    """
+    first = min(WHOLE_FROM, global_stage(decoder.up_blocks))
+    x = decoder.from_latents(latents)
+    for stage in reversed(list(decoder.up_blocks)[first:]):
+        for block in stage.children():
+            x = block(x)
+    height, width = x.shape[2:]
+    across = slice(0, width)
+    strips = (
+        Window((tile, across), (crop, across), (inner, across))
+        for tile, crop, inner in _spans(height, max(lines >> first, 1), decoder_halo(decoder, first))
+    )
+    return _shallow(decoder, x, first, strips)
+
+
+def _shallow(
+    decoder: Decoder, x: Image, first: int, parts: Iterator[Window]
+) -> Float[Tensor, "batch colours picture_height picture_width"]:
+    """The stages below `first` and the last layer, window by window."""
     factor = 2**first
     channels = decoder.conv_out.out_channels
     image = x.new_empty(x.shape[0], channels, x.shape[2] * factor, x.shape[3] * factor)
-    for window in windows(*x.shape[2:], max(side >> first, 1), decoder_halo(decoder)):
+    for window in parts:
         part = x[(..., *window.crop)]
         for index in range(first - 1, -1, -1):
             for block in decoder.up_blocks[index].children():

@@ -1,12 +1,11 @@
 """DC-AE through the kernels, channels last in memory: a norm is a reduction over one contiguous row.
 
 Every block keeps its interface (batch, channels, height, width) and its layers' names; only strides and
-kernels differ, so tiling and saving work on it unchanged. Norm, activation and residual are one pass, the
-shortcut of an up block is index arithmetic inside its sum, linear attention reads its projection in place.
-Blocks with batch norm keep their own forward.
+kernels differ, so tiling and saving work on it unchanged. Convolutions carry what follows them (activation,
+or norm and sum), a way up is four small convolutions of the small map, linear attention reads its projection
+in place. Small pictures are decoded in one CUDA graph, large ones in strips. Blocks with batch norm keep
+their own forward.
 """
-
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -24,25 +23,40 @@ from fewer.generate.autoencoder.blocks import (
     UpBlock,
 )
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder, Decoder
+from fewer.generate.autoencoder.tiling import decode_in_strips
+from fewer.generate.engine.graphs import StepGraphs
+from fewer.generate.engine.layouts import lay_out
 from fewer.generate.engine.products import is_dense, join_weights
 from fewer.generate.engine.shell import M, shell
+from fewer.kernels.aggregate import aggregate
+from fewer.kernels.convolution import convolution, doubling_convolution, doubling_phases
+from fewer.kernels.dense import activated_linear
 from fewer.kernels.depthwise import depthwise_gated
-from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
+from fewer.kernels.linear_attention import linear_attention
 from fewer.kernels.norms import Activation, rms_norm_add
 from fewer.kernels.resample import upsample_add
 
 Rows = Float[Tensor, "batch height width channels"]
-State = Float[Tensor, "batch heads head_dim_and_one head_dim"]
+Heads = Float[Tensor, "batch tokens heads head_dim"]
+
+# Below, launching the kernels would take as long as running them; above, a graph's memory would be large.
+MOST_LATENTS_IN_A_GRAPH = 2048
+# From this size the whole map of the shallow stages would take more memory than the rest of the model.
+LEAST_LATENTS_IN_STRIPS = 8192
+STRIP = 1024
+"""Lines of the picture in a strip."""
 
 
 class FusedResBlock(ResBlock):
-    """x + norm(conv(act(conv(x)))) with the norm and the sum in one pass."""
+    """x + norm(conv(act(conv(x)))) as two convolutions."""
 
     def forward(self, x: Image) -> Image:
         if torch.is_grad_enabled() or not isinstance(self.norm, ChannelRMSNorm):
             return super().forward(x)
-        hidden = activate(self.conv1(channels_last(x)), self.act)
-        return _to_image(_norm_add(self.norm, _to_rows(self.conv2(hidden)), _to_rows(x)))
+        rows = _to_rows(x)
+        hidden = convolution(rows, self.conv1.weight, self.conv1.bias, _kind(self.act))
+        norm = (self.norm.weight, self.norm.bias)
+        return _to_image(convolution(hidden, self.conv2.weight, norm=norm, residual=rows))
 
 
 class FusedEfficientViTBlock(EfficientViTBlock):
@@ -55,14 +69,15 @@ class FusedEfficientViTBlock(EfficientViTBlock):
         if torch.is_grad_enabled() or not fused:
             return super().forward(x)
         rows = _to_rows(x)
-        rows = _norm_add(attention.norm_out, attend(attention, rows, self.whole_state), rows)
+        rows = _norm_add(attention.norm_out, attend(self, rows), rows)
         mixed = functional.linear(self.mix(rows), _matrix(gated.conv_point))
         return _to_image(_norm_add(gated.norm, mixed, rows))
 
     def widen(self, rows: Rows) -> Float[Tensor, "batch height width wide"]:
         """The 1x1 convolution before the depthwise one, and its SiLU."""
         layer = self.conv_out.conv_inverted
-        return functional.silu(functional.linear(rows, _matrix(layer), layer.bias), inplace=True)
+        hidden = activated_linear(rows.flatten(0, 2), _matrix(layer), layer.bias, "silu")
+        return hidden.view(*rows.shape[:3], -1)
 
     def mix(self, rows: Rows) -> Float[Tensor, "batch height width half_wide"]:
         """The part of the gated convolution that looks at neighbours; patch parallelism overrides it."""
@@ -70,9 +85,14 @@ class FusedEfficientViTBlock(EfficientViTBlock):
         assert depth.bias is not None
         return depthwise_gated(self.widen(rows), depth.weight[:, 0], depth.bias)
 
-    def whole_state(self, state: State, part: int) -> State:
-        """The state of one scale over the whole picture; patch parallelism adds the other bands' here."""
-        return state
+    def aggregated(self, joint: Rows, scale: int) -> Rows:
+        """One scale's neighbourhood aggregation of q, k and v; patch parallelism overrides it."""
+        layer = self.attn.to_qkv_multiscale[scale]
+        return aggregate(joint, layer.proj_in.weight[:, 0], _matrix(layer.proj_out))
+
+    def read_pixels(self, query: Heads, key: Heads, value: Heads, part: int) -> Heads:
+        """Linear attention of one scale; patch parallelism overrides it, to add the states of all bands."""
+        return linear_attention(query, key, value, ATTENTION_EPSILON)
 
 
 class FusedUpBlock(UpBlock):
@@ -83,14 +103,37 @@ class FusedUpBlock(UpBlock):
             return super().forward(x)
         rows = _to_rows(x)
         if self.kind == "interpolate":
-            main = self.conv(functional.interpolate(_to_image(rows), scale_factor=2, mode="nearest"))
-        else:
-            main = self.conv(_to_image(rows))
-        return _to_image(upsample_add(rows, _to_rows(main), self.kind == "pixel_shuffle"))
+            return _to_image(doubling_convolution(rows, self.phases(), self.conv.bias))
+        return _to_image(upsample_add(rows, _to_rows(self.conv(_to_image(rows))), True))
+
+    def phases(self) -> Float[Tensor, "4 channels_out taps"]:
+        """The convolution's weight as `doubling_convolution` takes it, made again when it changes."""
+        weight = self.conv.weight
+        key = (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+        known = self.__dict__.get("_phases")
+        if known is None or known[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                known = self.__dict__["_phases"] = (key, doubling_phases(weight.detach(), True))
+        return known[1]
 
 
 class FusedDecoder(Decoder):
-    """The decoder with its last norm and activation in one pass."""
+    """The decoder with its last norm and activation in one pass, as a graph or in strips by its size."""
+
+    graphs: StepGraphs
+
+    def forward(
+        self, latents: Float[Tensor, "batch channels lat_h lat_w"]
+    ) -> Float[Tensor, "batch colours height width"]:
+        area = latents.shape[0] * latents.shape[2] * latents.shape[3]
+        if torch.is_grad_enabled() or MOST_LATENTS_IN_A_GRAPH < area < LEAST_LATENTS_IN_STRIPS:
+            return super().forward(latents)
+        if area >= LEAST_LATENTS_IN_STRIPS:
+            return decode_in_strips(self, latents, STRIP)
+        if not latents.is_cuda:
+            return super().forward(latents)
+        weight = self.conv_in.weight
+        return self.graphs([latents], [], None, (weight.data_ptr(), weight.dtype))
 
     def to_image(self, x: Float[Tensor, "batch width_0 height width"]) -> Float[Tensor, "batch channels h w"]:
         if torch.is_grad_enabled():
@@ -108,36 +151,25 @@ def fuse_autoencoder(original: DCAutoencoder) -> DCAutoencoder:
     model = shell(DCAutoencoder, original)
     model.encoder = _fuse_tree(original.encoder, original.encoder.__class__)
     model.decoder = _fuse_tree(original.decoder, FusedDecoder)
+    # The plain forward of the fused blocks, without the choice that FusedDecoder makes.
+    model.decoder.graphs = StepGraphs(lambda latents: Decoder.forward(model.decoder, latents), limit=2)
     return model
 
 
-def attend(attention: LinearAttention, rows: Rows, whole_state: Callable[[State, int], State]) -> Rows:
-    """All heads and scales of DC-AE's linear attention, output projection included.
-
-    `whole_state` turns the state of one scale over these rows into that of the whole picture.
-    """
+def attend(block: FusedEfficientViTBlock, rows: Rows) -> Rows:
+    """All heads and scales of DC-AE's linear attention, output projection included."""
+    attention = block.attn
     batch, height, width, _ = rows.shape
     joint = functional.linear(rows, _joint_weight(attention))
-    parts = [joint, *(_to_rows(scale(_to_image(joint))) for scale in attention.to_qkv_multiscale)]
+    parts = [joint, *(block.aggregated(joint, scale) for scale in range(len(attention.to_qkv_multiscale)))]
     attended = []
     for index, part in enumerate(parts):
         # Runs of 3 · head_dim channels hold q, k and v of one head.
         heads = part.reshape(batch, height * width, -1, 3, attention.head_dim)
         query, key, value = heads.unbind(3)
-        state = whole_state(linear_attention_state(key, value), index)
-        attended.append(linear_attention_apply(query, state, ATTENTION_EPSILON).flatten(2))
+        attended.append(block.read_pixels(query, key, value, index).flatten(2))
     merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
     return functional.linear(merged.view(batch, height, width, -1), attention.to_out.weight)
-
-
-def activate(x: Image, act: object) -> Image:
-    """ReLU or SiLU, in place."""
-    return functional.relu(x, inplace=True) if act is functional.relu else functional.silu(x, inplace=True)
-
-
-def channels_last(x: Image) -> Image:
-    """The same tensor with the channels of a pixel side by side in memory."""
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {
@@ -152,8 +184,8 @@ def _fuse_tree(original: nn.Module, cls: type[M]) -> M:
     for name, child in original._modules.items():
         if child is not None:
             module._modules[name] = _fuse_tree(child, _FUSED.get(type(child), type(child)))
-    if type(module) is nn.Conv2d and not module.weight.is_inference():
-        module.weight.data = channels_last(module.weight.data)
+    if type(module) is nn.Conv2d:
+        lay_out(module)
     return module
 
 

@@ -1,4 +1,4 @@
-"""Linear layers as the engine sees them: rows in, rows out, with the norm before and the sum after.
+"""Linear layers as the engine sees them: rows in, rows out, with the sum and the norm before.
 
 A layer of 16 bits is a `DenseProduct`. A quantized layer makes its own product (its method `fuse`): this room
 knows tensors and the protocol, not the formats. What neither covers (an adapter around a layer, say) has no
@@ -11,28 +11,28 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fewer.generate.lora import AdaptedLayer
-from fewer.kernels.norms import modulated_norm
+from fewer.kernels.dense import activated_linear
+from fewer.kernels.norms import summed_and_modulated
 from fewer.kernels.scratch import WeightScratch
 
 
 @runtime_checkable
 class Product(Protocol):
-    """residual + gate · silu?(layer(modulate?(rows)))."""
+    """(silu?(layer(modulate?(total))), total) with total = rows + gate · update."""
 
     def __call__(
         self,
         rows: Tensor,
         *,
+        update: Tensor | None = None,
+        gate: Tensor | None = None,
         shift: Tensor | None = None,
         scale: Tensor | None = None,
         eps: float = 1e-6,
         silu: bool = False,
-        gate: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor: ...
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class DenseProduct:
@@ -51,35 +51,15 @@ class DenseProduct:
         self,
         rows: Float[Tensor, "rows dim"],
         *,
+        update: Float[Tensor, "rows dim"] | None = None,
+        gate: Float[Tensor, "batch dim"] | None = None,
         shift: Float[Tensor, "batch dim"] | None = None,
         scale: Float[Tensor, "batch dim"] | None = None,
         eps: float = 1e-6,
         silu: bool = False,
-        gate: Float[Tensor, "batch outputs"] | None = None,
-        residual: Float[Tensor, "rows outputs"] | None = None,
-    ) -> Float[Tensor, "rows outputs"]:
-        if shift is not None and scale is not None:
-            batched = rows.reshape(shift.shape[0], -1, rows.shape[1])
-            rows = modulated_norm(batched, shift, scale, eps).flatten(0, 1)
-        result = functional.linear(rows, self.weight, self.bias)
-        if silu:
-            result = functional.silu(result, inplace=not result.requires_grad)
-        return gated_sum(result, gate, residual)
-
-
-def gated_sum(
-    result: Float[Tensor, "rows outputs"],
-    gate: Float[Tensor, "batch outputs"] | None,
-    residual: Float[Tensor, "rows outputs"] | None,
-) -> Float[Tensor, "rows outputs"]:
-    """residual + gate · result in one elementwise pass; each row of `gate` serves rows / batch rows."""
-    if residual is None:
-        assert gate is None, "a gate without a residual has no use here"
-        return result
-    if gate is None:
-        return residual + result
-    batched = result.reshape(gate.shape[0], -1, gate.shape[1])
-    return torch.addcmul(residual.reshape(batched.shape), gate[:, None], batched).flatten(0, 1)
+    ) -> tuple[Float[Tensor, "rows outputs"], Float[Tensor, "rows dim"]]:
+        total, read = summed_and_modulated(rows, update, gate, shift, scale, eps)
+        return activated_linear(read, self.weight, self.bias, "silu" if silu else "none"), total
 
 
 def make_product(
@@ -92,6 +72,13 @@ def make_product(
     if all(hasattr(layer, "fuse") for layer in layers):
         return first.fuse(layers[1:], scratch, dtype, keep=keep)  # pyright: ignore
     return None
+
+
+def run_in_order(products: Sequence[Product]) -> None:
+    """Tells products that can prepare for the one after them which one that is."""
+    able = [product for product in products if hasattr(product, "following")]
+    for product, following in zip(able, [*able[1:], None], strict=False):
+        product.following = following  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def layer_key(layer: nn.Module) -> Hashable:

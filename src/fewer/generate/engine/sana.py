@@ -1,38 +1,53 @@
 """Sana through the kernels: what one block reads and writes, without a pass over memory in between.
 
-A block of the plain model launches about 35 kernels; here they are: norm + modulation, one product for
-queries, keys and values, two for linear attention (tokens stay rows, nothing is transposed), output product,
-gate and sum; query product, attention to the text, output product with its sum; norm + modulation, product,
-SiLU, depthwise convolution with its gate, product, gate and sum. The modulations of all blocks are one
-addition per step. With 4-bit weights the norms also quantize, and the sums move into the products.
+A block of the plain model launches about 35 kernels; here they are: one pass for the sum before the block,
+norm and modulation; one product for queries, keys and values; two kernels for linear attention (tokens stay
+rows, nothing is transposed); output product; one pass for gate and sum; query product; attention to the text;
+output product; one pass for sum, norm and modulation; product with SiLU; depthwise convolution with its gate;
+product. Its gate and sum are left to whoever reads the rows next. The modulations of all blocks are one
+addition per step. With 4-bit weights the passes also quantize.
 """
 
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from fewer.generate.engine.graphs import StepGraphs
-from fewer.generate.engine.products import Product, layer_key, make_product
+from fewer.generate.engine.layouts import lay_out
+from fewer.generate.engine.products import Product, layer_key, make_product, run_in_order
 from fewer.generate.engine.shell import shell
 from fewer.generate.transformer.attention import KeysValues
 from fewer.generate.transformer.block import SanaBlock
 from fewer.generate.transformer.embeddings import sincos_positions
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.generate.transformer.sana import SanaTransformer
+from fewer.kernels.cross_attention import cross_attention
 from fewer.kernels.depthwise import depthwise_gated
-from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
-from fewer.kernels.norms import modulated_norm
+from fewer.kernels.linear_attention import linear_attention
+from fewer.kernels.norms import gated_add, gated_add_norm, modulated_norm
 from fewer.kernels.scratch import WeightScratch
 
 # Above this many tokens the GPU is busy whoever launches, and a graph's private memory would be large.
-MOST_TOKENS_IN_A_GRAPH = 8192
+MOST_TOKENS_IN_A_GRAPH = 40_000
 
 Six = Float[Tensor, "6 batch dim"]
+Heads = Float[Tensor, "batch tokens heads head_dim"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Tokens of all pictures as rows, and a sum that the next kernel shall make: rows + gate · update."""
+
+    rows: Float[Tensor, "rows dim"]
+    update: Float[Tensor, "rows dim"] | None = None
+    gate: Float[Tensor, "batch dim"] | None = None
+
+    def summed(self) -> Float[Tensor, "rows dim"]:
+        """The sum, made now."""
+        return self.rows if self.update is None else gated_add(self.rows, self.update, self.gate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,7 @@ class FusedSanaBlock(SanaBlock):
         """Shares the original's tensors. Layers may still be replaced afterwards (adapters)."""
         block = shell(cls, original)
         block.scratch, block.keep, block._tried, block._plan = scratch, keep, None, None
+        lay_out(block.ff.conv_depth)
         return block
 
     def layers(self) -> tuple[tuple[nn.Module, ...], ...]:
@@ -91,43 +107,60 @@ class FusedSanaBlock(SanaBlock):
             self._plan = _Plan(*products) if known else None  # pyright: ignore[reportArgumentType]
         return self._plan
 
+    def products(self, dtype: torch.dtype) -> tuple[Product, ...]:
+        """In the order in which `run` calls them; none if the block runs as it always did."""
+        plan = self.plan(dtype)
+        if plan is None:
+            return ()
+        return (
+            plan.joint, plan.attention_out, plan.cross_query, plan.cross_out, plan.inverted, plan.point
+        )  # fmt: skip
+
     def run(
         self,
-        tokens: Float[Tensor, "batch tokens dim"],
+        rows: Rows,
         six: Six,
         modulation: Float[Tensor, "batch 6 dim"],
         text: KeysValues,
         text_mask: Bool[Tensor, "batch length"] | None,
         grid: tuple[int, int],
-    ) -> Float[Tensor, "batch tokens dim"]:
+    ) -> Rows:
         """The block, given `modulation` and, ready made, its sum with the block's own table."""
-        plan = self.plan(tokens.dtype)
+        plan, batch = self.plan(rows.rows.dtype), len(modulation)
         if plan is None:
-            return super().forward(tokens, modulation, text, text_mask, grid)
-        shape, eps = tokens.shape, self.norm1.eps
-        rows = tokens.reshape(-1, shape[2])
-        joint = plan.joint(rows, shift=six[0], scale=six[1], eps=eps)
-        attended = self._attend(joint.view(shape[0], shape[1], 3, -1))
-        rows = plan.attention_out(attended, gate=six[2], residual=rows)
-        read = self._read_text(plan.cross_query(rows).view(shape[0], shape[1], -1), text, text_mask)
-        rows = plan.cross_out(read, residual=rows)
-        mixed = self.mix(plan, rows, six, grid)
-        return plan.point(mixed.flatten(0, 2), gate=six[5], residual=rows).view(shape)
+            tokens = rows.summed().unflatten(0, (batch, -1))
+            return Rows(super().forward(tokens, modulation, text, text_mask, grid).flatten(0, 1))
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = six.unbind(0)
+        joint, base = plan.joint(
+            rows.rows, update=rows.update, gate=rows.gate, shift=shift_1, scale=scale_1, eps=self.norm1.eps
+        )
+        update, _ = plan.attention_out(self._attend(joint.unflatten(0, (batch, -1)).unflatten(2, (3, -1))))
+        query, base = plan.cross_query(base, update=update, gate=gate_1)
+        update, _ = plan.cross_out(self._read_text(query.unflatten(0, (batch, -1)), text, text_mask))
+        mixed, base = self.mix(plan, base, update, (shift_2, scale_2), grid)
+        update, _ = plan.point(mixed.flatten(0, 2))
+        return Rows(base, update, gate_2)
 
     def mix(
-        self, plan: _Plan, rows: Float[Tensor, "rows dim"], six: Six, grid: tuple[int, int]
-    ) -> Float[Tensor, "batch height width hidden"]:
-        """The part of Mix-FFN that looks at neighbours; patch parallelism overrides it."""
-        hidden = plan.inverted(rows, shift=six[3], scale=six[4], eps=self.norm2.eps, silu=True)
+        self,
+        plan: _Plan,
+        rows: Float[Tensor, "rows dim"],
+        update: Float[Tensor, "rows dim"],
+        modulation: tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
+        grid: tuple[int, int],
+    ) -> tuple[Float[Tensor, "batch height width hidden"], Float[Tensor, "rows dim"]]:
+        """The part of Mix-FFN that looks at neighbours, and rows + update; patch parallelism overrides it."""
+        shift, scale = modulation
+        hidden, total = plan.inverted(
+            rows, update=update, shift=shift, scale=scale, eps=self.norm2.eps, silu=True
+        )
         depth = self.ff.conv_depth
         assert depth.bias is not None
-        return depthwise_gated(hidden.view(six.shape[1], *grid, -1), depth.weight[:, 0], depth.bias)
+        return depthwise_gated(hidden.view(len(shift), *grid, -1), depth.weight[:, 0], depth.bias), total
 
-    def whole_state(
-        self, state: Float[Tensor, "batch heads head_dim_and_one head_dim"]
-    ) -> Float[Tensor, "batch heads head_dim_and_one head_dim"]:
-        """The attention's state over the whole picture; patch parallelism adds the other bands' here."""
-        return state
+    def read_tokens(self, query: Heads, key: Heads, value: Heads) -> Heads:
+        """Linear attention; patch parallelism overrides it, to add the states of all bands."""
+        return linear_attention(query, key, value)
 
     def _attend(self, joint: Float[Tensor, "batch tokens 3 inner"]) -> Float[Tensor, "rows inner"]:
         attention = self.attn1
@@ -136,17 +169,14 @@ class FusedSanaBlock(SanaBlock):
             part.unflatten(2, (attention.heads, -1))
             for part in (attention.norm_q(query), attention.norm_k(key), value)
         )
-        state = self.whole_state(linear_attention_state(key, value))
-        return linear_attention_apply(query, state).flatten(2).flatten(0, 1)
+        return self.read_tokens(query, key, value).flatten(2).flatten(0, 1)
 
     def _read_text(
         self, query: Float[Tensor, "batch tokens inner"], text: KeysValues, mask: Tensor | None
     ) -> Float[Tensor, "rows inner"]:
         attention = self.attn2
-        heads = attention.norm_q(query).unflatten(2, (attention.heads, -1)).transpose(1, 2)
-        visible = None if mask is None else mask[:, None, None, :]
-        read = scaled_dot_product_attention(heads, text.keys, text.values, attn_mask=visible)
-        return read.transpose(1, 2).flatten(2).flatten(0, 1)
+        heads = attention.norm_q(query).unflatten(2, (attention.heads, -1))
+        return cross_attention(heads, text.keys, text.values, mask).flatten(2).flatten(0, 1)
 
 
 class FusedSana(SanaTransformer):
@@ -214,18 +244,23 @@ class FusedSana(SanaTransformer):
     ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
         """One evaluation without a graph: nothing in it waits for the GPU, so it can be captured."""
         grid = self._check_latents(latents, guidance)
-        tokens = self._embed(latents)
-        scaled = None if guidance is None else guidance * self.params.guidance_embeds_scale
-        modulation, embedding = self.time_embed(timestep.float(), scaled)
+        rows = Rows(self._embed(latents).flatten(0, 1))
+        blocks = [block for block in self.transformer_blocks if isinstance(block, FusedSanaBlock)]
+        run_in_order([product for block in blocks for product in block.products(rows.rows.dtype)])
+        modulation, embedding = self._embed_time(timestep, guidance)
         tables = torch.stack([block.scale_shift_table for block in self.transformer_blocks])
         # (depth, 6, batch, dim): every vector that a kernel reads is contiguous.
         sixes = tables[:, :, None] + modulation.transpose(0, 1)
         for block, six, keys_values in zip(self.transformer_blocks, sixes, text.blocks, strict=True):
-            tokens = block.run(tokens, six, modulation, keys_values, text.mask, grid)
+            rows = block.run(rows, six, modulation, keys_values, text.mask, grid)
         shift, scale = (self.scale_shift_table[:, None] + embedding).unbind(0)
-        patches = self.proj_out(modulated_norm(tokens, shift, scale, self.norm_out.eps))
-        p = self.params.patch_size
-        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=p, q=p)
+        eps, batch = self.norm_out.eps, len(latents)
+        if rows.update is None:
+            normed = modulated_norm(rows.rows.unflatten(0, (batch, -1)), shift, scale, eps)
+        else:
+            _, flat = gated_add_norm(rows.rows, rows.update, rows.gate, shift, scale, eps)
+            normed = flat.unflatten(0, (batch, -1))
+        return self._to_latents(normed, grid)
 
     def _embed(self, latents: Tensor) -> Float[Tensor, "batch tokens dim"]:
         """Patches to contiguous rows; positions are computed once per size, not once per step."""

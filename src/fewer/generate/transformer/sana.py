@@ -91,8 +91,7 @@ class SanaTransformer(nn.Module):
         """`forward` with the text's half done beforehand. `guidance` is for Sprint models alone."""
         grid = self._check_latents(latents, guidance)
         tokens = self.patch_embed(latents)
-        scaled = None if guidance is None else guidance * self.params.guidance_embeds_scale
-        modulation, embedding = self.time_embed(timestep.float(), scaled)
+        modulation, embedding = self._embed_time(timestep, guidance)
 
         for block, keys_values in zip(self.transformer_blocks, text.blocks, strict=True):
             if self.recompute_blocks and torch.is_grad_enabled():
@@ -103,8 +102,21 @@ class SanaTransformer(nn.Module):
                 tokens = block(tokens, modulation, keys_values, text.mask, grid)
 
         shift, scale = (self.scale_shift_table + embedding[:, None]).chunk(2, dim=1)
-        patches = self.proj_out(self.norm_out(tokens) * (1 + scale) + shift)
+        return self._to_latents(self.norm_out(tokens) * (1 + scale) + shift, grid)
+
+    def _embed_time(
+        self, timestep: Shaped[Tensor, " batch"], guidance: Float[Tensor, " batch"] | None
+    ) -> tuple[Float[Tensor, "batch 6 dim"], Float[Tensor, "batch dim"]]:
+        """What modulates the blocks, and the embedding that modulates the last norm."""
+        scaled = None if guidance is None else guidance * self.params.guidance_embeds_scale
+        return self.time_embed(timestep.float(), scaled)
+
+    def _to_latents(
+        self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
+        """Projection of the normed tokens and patches back to a picture."""
         p = self.params.patch_size
+        patches = self.proj_out(tokens)
         return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=p, q=p)
 
     def _check_latents(self, latents: Tensor, guidance: Tensor | None) -> tuple[int, int]:

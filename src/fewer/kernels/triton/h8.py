@@ -5,6 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fewer.kernels.triton.hopper import fits_hopper, hopper_product
+from fewer.kernels.triton.norms import launch_gated_add
+
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2}
 
 
@@ -19,6 +22,57 @@ def _expand_h8_kernel(packed, group_scale, out, total, groups, BLOCK: tl.constex
     where = out + group[:, None] * 64 + lane[None, :]
     tl.store(where, (((byte & 15) - 8) * size).to(tl.int8), mask=inside)
     tl.store(where + 32, (((byte >> 4) - 8) * size).to(tl.int8), mask=inside)
+
+
+@triton.jit
+def _decoded(codes, scale, step, smooth, down, up_rows, columns, dim, rank,
+             SMOOTH: tl.constexpr, RANK: tl.constexpr, LOW_RANK: tl.constexpr,
+             WIDE: tl.constexpr):  # fmt: skip
+    """Half a group of some rows in fp32: codes, scales, smoothing, and the product of the low-rank pair."""
+    w = codes.to(tl.float32) * scale * step
+    if SMOOTH:
+        w = w / tl.load(smooth + columns).to(tl.float32)[None, :]
+    if LOW_RANK:
+        r = tl.arange(0, RANK)
+        low = tl.load(down + r[:, None] * dim + columns[None, :], mask=(r < rank)[:, None], other=0.0)
+        if WIDE:
+            low = low.to(tl.float32)
+        w = tl.dot(up_rows, low, acc=w, input_precision="ieee")
+    return w
+
+
+@triton.jit
+def _decode_h8_kernel(
+    packed, group_scale, channel_scale, smooth, down, up, out, rows, dim, rank,
+    ROWS: tl.constexpr, RANK: tl.constexpr, SMOOTH: tl.constexpr, LOW_RANK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    group, groups = tl.program_id(1), dim // 64
+    lane = tl.arange(0, 32)
+    alive = row < rows
+    byte = tl.load(
+        packed + row[:, None] * (dim // 2) + group * 32 + lane[None, :], mask=alive[:, None], other=8
+    )
+    scale = tl.load(group_scale + row * groups + group, mask=alive, other=0).to(tl.float32)[:, None]
+    step = tl.load(channel_scale + row, mask=alive, other=0.0).to(tl.float32)[:, None]
+    up_rows = byte
+    if LOW_RANK:
+        r = tl.arange(0, RANK)
+        up_rows = tl.load(
+            up + row[:, None] * rank + r[None, :], mask=alive[:, None] & (r < rank)[None, :], other=0.0
+        )
+        if WIDE:  # the interpreter cannot multiply bf16
+            up_rows = up_rows.to(tl.float32)
+    columns = group * 64 + lane
+    codes = (byte & 15).to(tl.int32) - 8
+    w = _decoded(codes, scale, step, smooth, down, up_rows, columns, dim, rank, SMOOTH, RANK, LOW_RANK, WIDE)
+    where = out + row[:, None] * dim + columns[None, :]
+    tl.store(where, w.to(out.dtype.element_ty), mask=alive[:, None])
+    codes = (byte >> 4).to(tl.int32) - 8
+    w = _decoded(
+        codes, scale, step, smooth, down, up_rows, columns + 32, dim, rank, SMOOTH, RANK, LOW_RANK, WIDE
+    )
+    tl.store(where + 32, w.to(out.dtype.element_ty), mask=alive[:, None])
 
 
 @triton.jit
@@ -87,12 +141,36 @@ def _int8_linear_kernel(
     tl.store(out + where, y.to(out.dtype.element_ty), mask=inside)
 
 
-def launch_expand_h8(packed: Tensor, group_scale: Tensor, out: Tensor, block: int = 32) -> None:
+def launch_expand_h8(packed: Tensor, group_scale: Tensor, out: Tensor, block: int = 64) -> None:
     """Writes q·t into `out`; all three contiguous."""
     total = group_scale.numel()
     if total:
         grid = (triton.cdiv(total, block),)
         _expand_h8_kernel[grid](packed, group_scale, out, total, group_scale.shape[1], BLOCK=block)
+
+
+def launch_decode_h8(
+    packed: Tensor,
+    group_scale: Tensor,
+    channel_scale: Tensor,
+    smooth: Tensor | None,
+    down: Tensor | None,
+    up: Tensor | None,
+    out: Tensor,
+    block: int = 64,
+) -> None:
+    """As `reference_decode_h8`; all tensors contiguous."""
+    rows, half = packed.shape
+    if not rows:
+        return
+    low_rank = down is not None and up is not None
+    rank = down.shape[0] if down is not None else 0
+    _decode_h8_kernel[(triton.cdiv(rows, block), half // 32)](
+        packed, group_scale, channel_scale, channel_scale if smooth is None else smooth,
+        down if low_rank else channel_scale, up if low_rank else channel_scale, out, rows, half * 2, rank,
+        ROWS=block, RANK=max(16, triton.next_power_of_2(rank)), SMOOTH=smooth is not None, LOW_RANK=low_rank,
+        WIDE=not packed.is_cuda,
+    )  # fmt: skip
 
 
 def launch_int8_linear(
@@ -109,9 +187,13 @@ def launch_int8_linear(
     dtype: torch.dtype,
     tile: tuple[int, int, int] | None = None,
 ) -> Tensor:
-    """As `reference_int8_linear`. `tile` overrides (rows, outputs, depth) of a program's tile."""
+    """As `reference_int8_linear`. `tile` forces the portable kernel and gives its (rows, outputs, depth)."""
     rows, dim = codes.shape
     outputs = weight.shape[0]
+    if tile is None and dtype == torch.bfloat16 and fits_hopper(codes, weight, projected, up):
+        scales = (row_scale.contiguous(), column_scale.contiguous())
+        y = hopper_product(codes, weight, scales, bias, projected, up, activation)
+        return y if residual is None else launch_gated_add(residual, y, gate)
     out = torch.empty((rows, outputs), dtype=dtype, device=codes.device)
     if not rows or not outputs:
         return out

@@ -11,86 +11,128 @@ from torch import Tensor
 
 @triton.jit
 def _state_kernel(
-    key, value, states, tokens, heads,
+    key, value, states, tokens, heads, each,
     key_b, key_n, key_h, value_b, value_n, value_h,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCKS_EACH: tl.constexpr, WIDE: tl.constexpr,
+    HEAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     columns = tl.arange(0, DIM)
+    known = (columns < HEAD)[None, :]
     total = tl.zeros((DIM, DIM), dtype=tl.float32)
     ones = tl.zeros((DIM,), dtype=tl.float32)
-    for index in range(BLOCKS_EACH):
-        rows = (part * BLOCKS_EACH + index) * BLOCK + tl.arange(0, BLOCK)
-        inside = (rows < tokens)[:, None]
-        k = tl.load(
-            key + batch * key_b + head * key_h + rows[:, None] * key_n + columns, mask=inside, other=0.0
-        )
+    for start in range(part * each, tl.minimum((part + 1) * each, tokens), BLOCK):
+        rows = start + tl.arange(0, BLOCK)
+        inside = (rows < tokens)[:, None] & known
+        rows = rows.to(tl.int64)[:, None]
+        k = tl.load(key + batch * key_b + head * key_h + rows * key_n + columns, mask=inside, other=0.0)
         v = tl.load(
-            value + batch * value_b + head * value_h + rows[:, None] * value_n + columns,
-            mask=inside,
-            other=0.0,
+            value + batch * value_b + head * value_h + rows * value_n + columns, mask=inside, other=0.0
         )
         if WIDE:
             k, v = k.to(tl.float32), v.to(tl.float32)
         k = tl.maximum(k.to(tl.float32), 0.0).to(k.dtype)
-        total += tl.dot(tl.trans(v), k, input_precision="ieee")
+        total = tl.dot(tl.trans(v), k, acc=total, input_precision="ieee")
         ones += tl.sum(k.to(tl.float32), axis=0)
-    base = states + ((part * tl.num_programs(2) + batch) * heads + head) * (DIM + 1) * DIM
-    tl.store(base + columns[:, None] * DIM + columns[None, :], total)
-    tl.store(base + DIM * DIM + columns, ones)
+    base = states + ((part * tl.num_programs(2) + batch) * heads + head) * (HEAD + 1) * HEAD
+    inside = (columns < HEAD)[:, None] & known
+    tl.store(base + columns[:, None] * HEAD + columns[None, :], total, mask=inside)
+    tl.store(base + HEAD * HEAD + columns, ones, mask=columns < HEAD)
 
 
 @triton.jit
 def _apply_kernel(
     query, state, output, tokens, heads, eps,
-    query_b, query_n, query_h,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
+    query_b, query_n, query_h, output_b, output_n, output_h, parts, part_stride,
+    HEAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = block * BLOCK + tl.arange(0, BLOCK)
     columns = tl.arange(0, DIM)
-    inside = (rows < tokens)[:, None]
-    q = tl.load(
-        query + batch * query_b + head * query_h + rows[:, None] * query_n + columns, mask=inside, other=0.0
-    )
-    q = tl.maximum(q.to(tl.float32), 0.0)
-    base = state + (batch * heads + head) * (DIM + 1) * DIM
-    matrix = tl.load(base + columns[:, None] * DIM + columns[None, :])
-    ones = tl.load(base + DIM * DIM + columns)
-    top = tl.dot(q, tl.trans(matrix), input_precision="ieee")
-    below = tl.sum(q * ones[None, :], axis=1) + eps
+    known = columns < HEAD
+    inside = (rows < tokens)[:, None] & known[None, :]
+    rows = rows.to(tl.int64)[:, None]
+    q = tl.load(query + batch * query_b + head * query_h + rows * query_n + columns, mask=inside, other=0.0)
+    base = state + (batch * heads + head) * (HEAD + 1) * HEAD
+    square = known[:, None] & known[None, :]
+    matrix = tl.zeros((DIM, DIM), dtype=tl.float32)
+    ones = tl.zeros((DIM,), dtype=tl.float32)
+    # Summed in a fixed order, so the same input gives the same bits on every run.
+    for _ in range(parts):
+        matrix += tl.load(base + columns[:, None] * HEAD + columns[None, :], mask=square, other=0.0)
+        ones += tl.load(base + HEAD * HEAD + columns, mask=known, other=0.0)
+        base += part_stride
+    wide = tl.maximum(q.to(tl.float32), 0.0)
+    if SPLIT:
+        # 16-bit tensor cores with nearly fp32's precision: the state as the sum of two 16-bit numbers.
+        q = wide.to(q.dtype)
+        high = matrix.to(q.dtype)
+        top = tl.dot(q, tl.trans(high))
+        top = tl.dot(q, tl.trans((matrix - high.to(tl.float32)).to(q.dtype)), acc=top)
+    else:
+        top = tl.dot(wide, tl.trans(matrix), input_precision="ieee")
+    below = tl.sum(wide * ones[None, :], axis=1) + eps
     result = top / below[:, None]
     if HALF:
         result = tl.minimum(tl.maximum(result, -65504.0), 65504.0)
-    where = output + ((batch * tokens + rows[:, None]) * heads + head) * DIM + columns
+    where = output + batch * output_b + head * output_h + rows * output_n + columns
     tl.store(where, result.to(output.dtype.element_ty), mask=inside)
 
 
-def launch_state(key: Tensor, value: Tensor, block: int = 64, blocks_each: int = 8) -> Tensor:
-    """Key and value (batch, tokens, heads, dim) with any strides but a contiguous last axis -> fp32 state."""
+def launch_linear_attention(query: Tensor, key: Tensor, value: Tensor, eps: float) -> Tensor:
+    """Both passes; what programs of the first have added up is added by those of the second."""
+    tokens = key.shape[1]
+    return _apply(
+        query, _partial_states(key, value, max(256, triton.cdiv(tokens, 8 * 64) * 64), 64), eps, None, 128
+    )
+
+
+def launch_state(key: Tensor, value: Tensor, block: int = 64, each: int | None = None) -> Tensor:
+    """Key and value (batch, tokens, heads, dim) with any strides but a contiguous last axis -> fp32 state.
+
+    `each` is how many tokens one program adds up.
+    """
+    states = _partial_states(
+        key, value, each or max(256, triton.cdiv(key.shape[1], 8 * block) * block), block
+    )
+    # Summed in a fixed order, so the same input gives the same bits on every run.
+    return states[0] if states.shape[0] == 1 else states.sum(0)
+
+
+def launch_apply(
+    query: Tensor, state: Tensor, eps: float, output: Tensor | None = None, block: int = 128
+) -> Tensor:
+    """Query (batch, tokens, heads, dim) and fp32 state -> output of the query's shape and dtype.
+
+    `output` may have any strides but a contiguous last axis.
+    """
+    return _apply(query, state.contiguous()[None], eps, output, block)
+
+
+def _partial_states(key: Tensor, value: Tensor, each: int, block: int) -> Tensor:
     key, value = _last_contiguous(key), _last_contiguous(value)
     batch, tokens, heads, dim = key.shape
-    parts = max(1, triton.cdiv(tokens, block * blocks_each))
+    parts = max(1, triton.cdiv(tokens, each))
     states = torch.empty((parts, batch, heads, dim + 1, dim), dtype=torch.float32, device=key.device)
     _state_kernel[(parts, heads, batch)](
-        key, value, states, tokens, heads,
+        key, value, states, tokens, heads, each,
         key.stride(0), key.stride(1), key.stride(2), value.stride(0), value.stride(1), value.stride(2),
-        DIM=dim, BLOCK=block, BLOCKS_EACH=blocks_each, WIDE=not key.is_cuda,
+        HEAD=dim, DIM=max(16, triton.next_power_of_2(dim)), BLOCK=block, WIDE=not key.is_cuda,
     )  # fmt: skip
-    # Summed in a fixed order, so the same input gives the same bits on every run.
-    return states[0] if parts == 1 else states.sum(0)
+    return states
 
 
-def launch_apply(query: Tensor, state: Tensor, eps: float, block: int = 64) -> Tensor:
-    """Query (batch, tokens, heads, dim) and fp32 state -> output of the query's shape and dtype."""
+def _apply(query: Tensor, states: Tensor, eps: float, output: Tensor | None, block: int) -> Tensor:
     query = _last_contiguous(query)
     batch, tokens, heads, dim = query.shape
-    output = torch.empty((batch, tokens, heads, dim), dtype=query.dtype, device=query.device)
+    if output is None:
+        output = torch.empty((batch, tokens, heads, dim), dtype=query.dtype, device=query.device)
     if tokens:
         _apply_kernel[(triton.cdiv(tokens, block), heads, batch)](
-            query, state.contiguous(), output, tokens, heads, eps,
+            query, states, output, tokens, heads, eps,
             query.stride(0), query.stride(1), query.stride(2),
-            DIM=dim, BLOCK=block, HALF=query.dtype == torch.float16,
+            output.stride(0), output.stride(1), output.stride(2), states.shape[0], states.stride(0),
+            HEAD=dim, DIM=max(16, triton.next_power_of_2(dim)), BLOCK=block,
+            HALF=query.dtype == torch.float16, SPLIT=query.is_cuda and query.dtype == torch.bfloat16,
         )  # fmt: skip
     return output
 

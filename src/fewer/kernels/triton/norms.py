@@ -24,6 +24,32 @@ def _modulated_norm_kernel(x, shift, scale, out, tokens, dim, eps, shift_b, scal
 
 
 @triton.jit
+def _gated_add_kernel(
+    x, update, gate, shift, scale, total, normed, tokens, dim, eps, gate_b, shift_b, scale_b,
+    BLOCK: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    batch = row // tokens
+    columns = tl.arange(0, BLOCK)
+    inside = columns < dim
+    v = tl.load(x + row * dim + columns, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(update + row * dim + columns, mask=inside, other=0.0).to(tl.float32)
+    if GATE:
+        u *= tl.load(gate + batch * gate_b + columns, mask=inside, other=0.0).to(tl.float32)
+    rounded = (v + u).to(total.dtype.element_ty)
+    tl.store(total + row * dim + columns, rounded, mask=inside)
+    if NORM:
+        v = rounded.to(tl.float32)
+        mean = tl.sum(v, axis=0) / dim
+        centred = tl.where(inside, v - mean, 0.0)
+        v = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps)
+        a = tl.load(scale + batch * scale_b + columns, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(shift + batch * shift_b + columns, mask=inside, other=0.0).to(tl.float32)
+        v = v * (1.0 + a) + b
+        tl.store(normed + row * dim + columns, v.to(normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _rms_norm_add_kernel(
     x, weight, bias, residual, out, rows, channels, eps,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -58,6 +84,39 @@ def launch_modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: flo
             BLOCK=block, num_warps=4 if block <= 2048 else 8,
         )  # fmt: skip
     return out
+
+
+def launch_gated_add(rows: Tensor, update: Tensor, gate: Tensor | None) -> Tensor:
+    """(rows, dim), the same, (batch, dim) -> (rows, dim)."""
+    return _gated_add(rows, update, gate, None, None, 0.0)[0]
+
+
+def launch_gated_add_norm(
+    rows: Tensor, update: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """As `reference_gated_add_norm`."""
+    return _gated_add(rows, update, gate, shift, scale, eps)
+
+
+def _gated_add(
+    rows: Tensor, update: Tensor, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    rows, update = rows.contiguous(), update.contiguous()
+    count, dim = rows.shape
+    total = torch.empty_like(rows)
+    normed = torch.empty_like(rows) if shift is not None else total
+    if not rows.numel():
+        return total, normed
+    # All vectors of a batch have the same number of rows; what is absent is never read.
+    vectors = [rows[:1] if vector is None else _rows(vector) for vector in (gate, shift, scale)]
+    batch = max(1 if vector is None else vector.shape[0] for vector in (gate, shift, scale))
+    block = triton.next_power_of_2(dim)
+    _gated_add_kernel[(count,)](
+        rows, update, *vectors, total, normed, count // batch, dim, eps,
+        *(vector.stride(0) for vector in vectors),
+        BLOCK=block, GATE=gate is not None, NORM=shift is not None, num_warps=4 if block <= 2048 else 8,
+    )  # fmt: skip
+    return total, normed
 
 
 def launch_rms_norm_add(

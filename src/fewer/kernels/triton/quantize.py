@@ -1,12 +1,17 @@
-"""K1 in Triton: a program owns a few whole rows; statistics, projection and codes come from chunks of them.
+"""K1 in Triton: rows that fit are projected by the kernel that quantizes them; longer ones are two kernels.
 
-The rows are read up to three times, but from the cache: a program's rows are at most some 100 KiB.
+Short rows: a program owns 16 of them in registers and multiplies them by the projection's factor. Long rows:
+a program owns one, and the projection is a product of its own that reads the rows once more.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+# Up to this width 16 rows and the factor of the projection fit into one processor at once.
+LONGEST_RESIDENT = 1536
+MOST_RESIDENT_ROWS = 8192
 
 
 @triton.jit
@@ -16,74 +21,142 @@ def round_half_even(x):
 
 
 @triton.jit
-def _chunk(x, shift, scale, row, batch, columns, inside, mean, spread, dim, NORM: tl.constexpr):
-    """One chunk of the rows in fp32, after norm and modulation."""
-    v = tl.load(x + row[:, None] * dim + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-    if NORM:
-        where = batch[:, None] * dim + columns[None, :]
-        a = tl.load(scale + where, mask=inside, other=0.0).to(tl.float32)
-        b = tl.load(shift + where, mask=inside, other=0.0).to(tl.float32)
-        v = (v - mean[:, None]) * spread[:, None] * (1.0 + a) + b
-        v = tl.where(inside, v, 0.0)
+def _vector(base, first, batch, stride, columns, known, ALIGNED: tl.constexpr):
+    """A vector for every row: of the one batch that all rows belong to, or of each row's own."""
+    if ALIGNED:
+        v = tl.load(base + first * stride + columns, mask=known, other=0.0)[None, :]
+    else:
+        where = batch[:, None] * stride + columns[None, :]
+        v = tl.load(base + where, mask=(batch >= 0)[:, None] & known[None, :], other=0.0)
+    return v.to(tl.float32)
+
+
+@triton.jit
+def _rows(x, update, gate, total, row, first, batch, alive, columns, dim, gate_b,
+          UPDATE: tl.constexpr, GATE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    """Some columns of the rows in fp32, after the sum, which is stored."""
+    known = columns < dim
+    inside = alive[:, None] & known[None, :]
+    where = row[:, None] * dim + columns[None, :]
+    v = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
+    if UPDATE:
+        u = tl.load(update + where, mask=inside, other=0.0).to(tl.float32)
+        if GATE:
+            u *= _vector(gate, first, batch, gate_b, columns, known, ALIGNED)
+        rounded = (v + u).to(total.dtype.element_ty)
+        tl.store(total + where, rounded, mask=inside)
+        v = rounded.to(tl.float32)
     return v
 
 
 @triton.jit
-def _quantize_rows_kernel(
-    x, smooth, down, shift, scale, codes, row_scale, projected, rows, dim, rank, tokens, eps,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, RANK: tl.constexpr,
-    NORM: tl.constexpr, SMOOTH: tl.constexpr, DOWN: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    batch = row // tokens
-    alive = row < rows
-    mean = tl.zeros((ROWS,), dtype=tl.float32)
-    spread = tl.zeros((ROWS,), dtype=tl.float32)
+def _modulate(v, mean, spread, shift, scale, first, batch, alive, columns, dim, shift_b, scale_b,
+              NORM: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     if NORM:
-        for start in range(0, dim, CHUNK):
-            columns = start + tl.arange(0, CHUNK)
-            inside = alive[:, None] & (columns < dim)[None, :]
-            v = tl.load(x + row[:, None] * dim + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-            mean += tl.sum(v, axis=1)
-        mean = mean / dim
-        for start in range(0, dim, CHUNK):
-            columns = start + tl.arange(0, CHUNK)
-            inside = alive[:, None] & (columns < dim)[None, :]
-            v = tl.load(x + row[:, None] * dim + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-            v = tl.where(inside, v - mean[:, None], 0.0)
-            spread += tl.sum(v * v, axis=1)
-        spread = 1.0 / tl.sqrt(spread / dim + eps)
-    largest = tl.zeros((ROWS,), dtype=tl.float32)
+        known = columns < dim
+        a = _vector(scale, first, batch, scale_b, columns, known, ALIGNED)
+        b = _vector(shift, first, batch, shift_b, columns, known, ALIGNED)
+        v = (v - mean[:, None]) * spread[:, None] * (1.0 + a) + b
+        v = tl.where(alive[:, None] & known[None, :], v, 0.0)
+    return v
+
+
+@triton.jit
+def _project(total, v, down, columns, dim, rank, RANK: tl.constexpr, WIDE: tl.constexpr):
     ranks = tl.arange(0, RANK)
-    total = tl.zeros((ROWS, RANK), dtype=tl.float32)
-    for start in range(0, dim, CHUNK):
-        columns = start + tl.arange(0, CHUNK)
-        inside = alive[:, None] & (columns < dim)[None, :]
-        v = _chunk(x, shift, scale, row, batch, columns, inside, mean, spread, dim, NORM)
-        if DOWN:
-            where = ranks[None, :] * dim + columns[:, None]
-            mask = (ranks < rank)[None, :] & (columns < dim)[:, None]
-            factor = tl.load(down + where, mask=mask, other=0.0)
-            if WIDE:  # the interpreter cannot multiply bf16
-                factor = factor.to(tl.float32)
-            total += tl.dot(v.to(factor.dtype), factor, input_precision="ieee")
-        if SMOOTH:
-            v = v / tl.load(smooth + columns, mask=columns < dim, other=1.0).to(tl.float32)[None, :]
-        largest = tl.maximum(largest, tl.max(tl.abs(v), axis=1))
-    size = largest / 127.0
-    tl.store(row_scale + row, size, mask=alive)
-    if DOWN:
-        mask = alive[:, None] & (ranks < rank)[None, :]
-        tl.store(projected + row[:, None] * rank + ranks[None, :], total, mask=mask)
+    mask = (ranks < rank)[None, :] & (columns < dim)[:, None]
+    factor = tl.load(down + ranks[None, :] * dim + columns[:, None], mask=mask, other=0.0)
+    if WIDE:  # the interpreter cannot multiply bf16
+        factor = factor.to(tl.float32)
+    return tl.dot(v.to(factor.dtype), factor, acc=total, input_precision="ieee")
+
+
+@triton.jit
+def _smoothed(v, smooth, columns, dim, SMOOTH: tl.constexpr):
+    if SMOOTH:
+        v = v / tl.load(smooth + columns, mask=columns < dim, other=1.0).to(tl.float32)[None, :]
+    return v
+
+
+@triton.jit
+def _store_codes(codes, v, size, row, alive, columns, dim):
     divisor = tl.where(size > 0.0, size, 1.0)
-    for start in range(0, dim, CHUNK):
-        columns = start + tl.arange(0, CHUNK)
-        inside = alive[:, None] & (columns < dim)[None, :]
-        v = _chunk(x, shift, scale, row, batch, columns, inside, mean, spread, dim, NORM)
-        if SMOOTH:
-            v = v / tl.load(smooth + columns, mask=columns < dim, other=1.0).to(tl.float32)[None, :]
-        code = tl.minimum(tl.maximum(round_half_even(v / divisor[:, None]), -127.0), 127.0)
-        tl.store(codes + row[:, None] * dim + columns[None, :], code.to(tl.int8), mask=inside)
+    code = tl.minimum(tl.maximum(round_half_even(v / divisor[:, None]), -127.0), 127.0)
+    inside = alive[:, None] & (columns < dim)[None, :]
+    tl.store(codes + row[:, None] * dim + columns[None, :], code.to(tl.int8), mask=inside)
+
+
+@triton.jit
+def _resident_kernel(
+    x, smooth, down, shift, scale, update, gate, codes, row_scale, projected, total,
+    rows, dim, rank, tokens, eps, shift_b, scale_b, gate_b,
+    ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, RANK: tl.constexpr, NORM: tl.constexpr,
+    SMOOTH: tl.constexpr, UPDATE: tl.constexpr, GATE: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    # Rows of a width between powers of two are two pieces, so that few registers hold nothing.
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    alive = row < rows
+    first, batch = (tl.program_id(0) * ROWS) // tokens, tl.minimum(row, rows - 1) // tokens
+    a, b = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    v = _rows(x, update, gate, total, row, first, batch, alive, a, dim, gate_b, UPDATE, GATE, ALIGNED)
+    w = _rows(x, update, gate, total, row, first, batch, alive, b, dim, gate_b, UPDATE, GATE, ALIGNED)
+    mean = tl.zeros((ROWS,), dtype=tl.float32)
+    spread = mean
+    if NORM:
+        mean = (tl.sum(v, axis=1) + tl.sum(w, axis=1)) / dim
+        left = tl.where((a < dim)[None, :], v - mean[:, None], 0.0)
+        right = tl.where((b < dim)[None, :], w - mean[:, None], 0.0)
+        spread = 1.0 / tl.sqrt((tl.sum(left * left, axis=1) + tl.sum(right * right, axis=1)) / dim + eps)
+    v = _modulate(v, mean, spread, shift, scale, first, batch, alive, a, dim, shift_b, scale_b, NORM, ALIGNED)
+    w = _modulate(w, mean, spread, shift, scale, first, batch, alive, b, dim, shift_b, scale_b, NORM, ALIGNED)
+    low = tl.zeros((ROWS, RANK), dtype=tl.float32)
+    low = _project(low, v, down, a, dim, rank, RANK, WIDE)
+    low = _project(low, w, down, b, dim, rank, RANK, WIDE)
+    ranks = tl.arange(0, RANK)
+    where = projected + row[:, None] * rank + ranks[None, :]
+    tl.store(where, low.to(projected.dtype.element_ty), mask=alive[:, None] & (ranks < rank)[None, :])
+    v, w = _smoothed(v, smooth, a, dim, SMOOTH), _smoothed(w, smooth, b, dim, SMOOTH)
+    size = tl.maximum(tl.max(tl.abs(v), axis=1), tl.max(tl.abs(w), axis=1)) / 127.0
+    tl.store(row_scale + row, size, mask=alive)
+    _store_codes(codes, v, size, row, alive, a, dim)
+    _store_codes(codes, w, size, row, alive, b, dim)
+
+
+@triton.jit
+def _row_kernel(
+    x, smooth, shift, scale, update, gate, codes, row_scale, total, normed,
+    dim, tokens, eps, shift_b, scale_b, gate_b,
+    BLOCK: tl.constexpr, NORM: tl.constexpr, SMOOTH: tl.constexpr, UPDATE: tl.constexpr, GATE: tl.constexpr,
+    KEEP: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    batch = row // tokens
+    columns = tl.arange(0, BLOCK)
+    known = columns < dim
+    where = row * dim + columns
+    v = tl.load(x + where, mask=known, other=0.0).to(tl.float32)
+    if UPDATE:
+        u = tl.load(update + where, mask=known, other=0.0).to(tl.float32)
+        if GATE:
+            u *= tl.load(gate + batch * gate_b + columns, mask=known, other=0.0).to(tl.float32)
+        rounded = (v + u).to(total.dtype.element_ty)
+        tl.store(total + where, rounded, mask=known)
+        v = rounded.to(tl.float32)
+    if NORM:
+        mean = tl.sum(v, axis=0) / dim
+        centred = tl.where(known, v - mean, 0.0)
+        v = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps)
+        a = tl.load(scale + batch * scale_b + columns, mask=known, other=0.0).to(tl.float32)
+        b = tl.load(shift + batch * shift_b + columns, mask=known, other=0.0).to(tl.float32)
+        v = tl.where(known, v * (1.0 + a) + b, 0.0)
+        if KEEP:
+            tl.store(normed + where, v.to(normed.dtype.element_ty), mask=known)
+    if SMOOTH:
+        v = v / tl.load(smooth + columns, mask=known, other=1.0).to(tl.float32)
+    size = tl.max(tl.abs(v), axis=0) / 127.0  # pyright: ignore
+    tl.store(row_scale + row, size)
+    code = round_half_even(v / tl.where(size > 0.0, size, 1.0))
+    tl.store(codes + where, tl.minimum(tl.maximum(code, -127.0), 127.0).to(tl.int8), mask=known)
 
 
 def launch_quantize_rows(
@@ -93,31 +166,66 @@ def launch_quantize_rows(
     shift: Tensor | None,
     scale: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference_quantize_rows`; `down` is used in its own 16-bit dtype on the tensor cores."""
+    update: Tensor | None = None,
+    gate: Tensor | None = None,
+    resident: bool | None = None,
+    warps: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference_quantize_rows`; `down` is used in its own 16-bit dtype on the tensor cores.
+
+    `resident` overrides which of the two ways is taken.
+    """
     rows = rows.contiguous()
     count, dim = rows.shape
     norm = shift is not None and scale is not None
-    rank = down.shape[0] if down is not None else 0
     codes = torch.empty((count, dim), dtype=torch.int8, device=rows.device)
     row_scale = torch.empty((count,), dtype=torch.float32, device=rows.device)
-    projected = torch.empty(
-        (count, rank) if down is not None else (0, 0), dtype=torch.float32, device=rows.device
-    )
+    projected = rows.new_empty((0, 0), dtype=torch.float32)
+    total = rows.new_empty((0, 0) if update is None else rows.shape)
+    rank = down.shape[0] if down is not None else 0
+    if down is not None:
+        projected = torch.empty((count, rank), dtype=down.dtype, device=rows.device)
     if not count:
-        return codes, row_scale, projected
-    rows_each = 16  # the smallest side of a tensor-core product
-    filler = rows
-    _quantize_rows_kernel[(triton.cdiv(count, rows_each),)](
-        rows,
-        filler if smooth is None else smooth.contiguous(),
-        filler if down is None else down.contiguous(),
-        shift.contiguous() if norm else filler,
-        scale.contiguous() if norm else filler,
-        codes, row_scale, projected, count, dim, rank,
-        count // shift.shape[0] if norm else count, eps,
-        ROWS=rows_each, CHUNK=min(256, triton.next_power_of_2(max(dim, 16))),
-        RANK=max(16, triton.next_power_of_2(max(rank, 1))),
-        NORM=norm, SMOOTH=smooth is not None, DOWN=down is not None, WIDE=not rows.is_cuda,
+        return codes, row_scale, projected, total
+    tokens = count // max(vector.shape[0] for vector in (shift, gate, rows[:1]) if vector is not None)
+    # What is absent is never read.
+    vectors = [rows[:1] if vector is None else _last_contiguous(vector) for vector in (shift, scale, gate)]
+    strides = [vector.stride(0) for vector in vectors]
+    wide = rows if smooth is None else smooth.contiguous()
+    other = rows if update is None else update.contiguous()
+    flags = {
+        "NORM": norm,
+        "SMOOTH": smooth is not None,
+        "UPDATE": update is not None,
+        "GATE": gate is not None,
+    }
+    if resident is None:
+        # Measured on one H100: the projection of few normed rows costs least inside, of many outside.
+        resident = norm and 256 < dim <= LONGEST_RESIDENT and count <= MOST_RESIDENT_ROWS
+    if resident and down is not None:
+        each = 16  # the smallest side of a tensor-core product
+        first = triton.next_power_of_2(dim) // 2
+        _resident_kernel[(triton.cdiv(count, each),)](
+            rows, wide, down.contiguous(), vectors[0], vectors[1], other, vectors[2],
+            codes, row_scale, projected, total, count, dim, rank, tokens, eps, *strides,
+            ROWS=each, FIRST=first, SECOND=max(16, triton.next_power_of_2(dim - first)),
+            RANK=max(16, triton.next_power_of_2(rank)), ALIGNED=tokens % each == 0, WIDE=not rows.is_cuda,
+            num_warps=warps or 8, **flags,
+        )  # fmt: skip
+        return codes, row_scale, projected, total
+    keep = norm and down is not None
+    normed = torch.empty_like(rows) if keep else rows
+    block = triton.next_power_of_2(dim)
+    _row_kernel[(count,)](
+        rows, wide, vectors[0], vectors[1], other, vectors[2], codes, row_scale, total, normed,
+        dim, tokens, eps, *strides,
+        BLOCK=block, KEEP=keep, num_warps=warps or (4 if block <= 4096 else 8), **flags,
     )  # fmt: skip
-    return codes, row_scale, projected
+    if down is not None:
+        source = normed if keep else (rows if update is None else total)
+        projected = torch.nn.functional.linear(source.to(down.dtype), down)
+    return codes, row_scale, projected, total
+
+
+def _last_contiguous(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,0 +1,58 @@
+"""Run as a script, without Triton's interpreter: compiles a Gluon kernel for Hopper down to machine code."""
+
+import sys
+
+from triton import compile as compile_kernel
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+
+
+def descriptor(block: list[int], kind: str = "bf16") -> str:
+    layout = gl.NVMMASharedLayout.get_default_for(block, gl.int8 if kind == "i8" else gl.bfloat16)
+    return f"tensordesc<{kind}{block},{layout!r}>"
+
+
+def build(kernel: object, types: dict[str, str], constants: dict[str, object]) -> int:
+    names = list(kernel.arg_names)
+    signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in names}
+    source = GluonASTSource(
+        kernel, signature, {(names.index(name),): value for name, value in constants.items()}
+    )
+    return len(
+        compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["cubin"]
+    )
+
+
+def product() -> int:
+    from fewer.kernels.triton.hopper_product import _product_kernel
+
+    types = {
+        "rows_desc": descriptor([64, 128], "i8"), "weight_desc": descriptor([128, 128], "i8"),
+        "low_desc": descriptor([64, 32]), "up_desc": descriptor([128, 32]), "out_desc": descriptor([64, 128]),
+        "row_scale": "*fp32", "column_scale": "*fp32", "bias": "*bf16",
+    }  # fmt: skip
+    constants = {
+        "HALF": 64, "COLUMNS": 128, "CHUNK": 128, "STAGES": 6, "GROUPED": 8, "RANK": 32, "INT8": True,
+        "BIAS": True, "ACTIVATION": 1,
+    }  # fmt: skip
+    return build(_product_kernel, types, constants)
+
+
+def convolution() -> int:
+    from fewer.kernels.triton.hopper_convolution import _convolution_kernel
+
+    types = {
+        "pixels_desc": descriptor([1, 8, 16, 64]), "weight_desc": descriptor([128, 64]),
+        "out_desc": descriptor([1, 8, 16, 64]), "bias": "*bf16", "norm_weight": "*bf16",
+        "other": "*bf16", "eps": "fp32",
+    }  # fmt: skip
+    constants = {
+        "HIGH": 8, "WIDE": 16, "COLUMNS": 128, "CHUNK": 64, "STAGES": 4, "SIDE": 3, "BIAS": True,
+        "ACTIVATION": 0, "NORM": True, "SUM": True,
+    }  # fmt: skip
+    return build(_convolution_kernel, types, constants)
+
+
+if __name__ == "__main__":
+    print({"product": product, "convolution": convolution}[sys.argv[1]]())
