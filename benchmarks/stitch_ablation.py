@@ -1,7 +1,7 @@
 """What each matcher, each filter and each weight is worth: mean pair error M1 on the same frames, same poses.
 
-    python benchmarks/stitch_ablation.py --variants B C --frames 24 --output
-    benchmarks/results/stitch_ablation.json
+    python benchmarks/stitch_ablation.py --variants B C --seeds 0 1 2 \\
+        --output benchmarks/results/stitch_ablation.json
 
 Pixels of a strip of 1000 columns. Every row uses the poses found by the full method, so that only pairs
 differ.
@@ -45,6 +45,9 @@ ROWS: dict[str, tuple[tuple[str, ...], dict, str | dict]] = {
     "tiny LoFTR, DWHO": (("loftr",), {}, {}),
     "SIFT+ORB unfiltered, DWHO": (("sift", "orb"), FILTERS_OFF, {}),
     "SIFT+ORB, DWHO (default)": (("sift", "orb"), {}, {}),
+    "SIFT+ORB+LoFTR unfiltered, RANSAC": (POOL, FILTERS_OFF, "ransac"),
+    "SIFT+ORB+LoFTR filtered, RANSAC": (POOL, {}, "ransac"),
+    "SIFT+ORB+LoFTR unfiltered, DWHO": (POOL, FILTERS_OFF, {}),
     "SIFT+ORB+LoFTR, DWHO": (POOL, {}, {}),
     "no motion filter": (("sift", "orb"), {"motion_filter": False}, {}),
     "no merging": (("sift", "orb"), {"merge_filter": False}, {}),
@@ -59,19 +62,31 @@ ROWS: dict[str, tuple[tuple[str, ...], dict, str | dict]] = {
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--variants", nargs="+", default=["B", "C"])
-    parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=50)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    results = json.loads(arguments.output.read_text())["variants"] if arguments.output.exists() else {}
+    # what is in the file already stays: a long table can be made in pieces
+    results = json.loads(arguments.output.read_text())["seeds"] if arguments.output.exists() else {}
     for variant in arguments.variants:
-        tube = Tube(variant, seed=arguments.seed, frames=60)
-        frames = rendered(tube, arguments.cache)[: arguments.frames]
-        results[variant] = ablate(tube, list(frames))
-        print(variant, json.dumps(results[variant], indent=1))
-        facts = {"frames": arguments.frames, "seed": arguments.seed, "variants": results}
-        arguments.output.write_text(json.dumps(facts, indent=1))
+        for seed in arguments.seeds:
+            tube = Tube(variant, seed=seed, frames=60)
+            frames = rendered(tube, arguments.cache)[: arguments.frames]
+            results.setdefault(variant, {})[str(seed)] = ablate(tube, list(frames))
+            medians = {name: median_rows(found) for name, found in results.items()}
+            print(variant, seed, json.dumps({name: row["m1"] for name, row in medians[variant].items()}))
+            facts = {"frames": arguments.frames, "medians": medians, "seeds": results}
+            arguments.output.write_text(json.dumps(facts, indent=1))
+
+
+def median_rows(seeds: dict[str, dict]) -> dict[str, dict]:
+    """Median over the seeds of each figure of each row."""
+    rows = list(seeds.values())
+    return {
+        name: {key: float(np.median([each[name][key] for each in rows])) for key in row}
+        for name, row in rows[0].items()
+    }
 
 
 def ablate(tube: Tube, frames: list[np.ndarray]) -> dict[str, dict]:

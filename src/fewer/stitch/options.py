@@ -71,6 +71,10 @@ class MatchOptions:
     """Whose matches go into the pool."""
     weights: Path | None = None
     """Local safetensors file for `loftr-full`."""
+    student_weights: Path | None = None
+    """Local safetensors file for `loftr` in place of the shipped student (see
+    benchmarks/stitch_train_loftr.py).
+    """
     require: tuple[MatcherName, ...] = ()
     """Matchers whose absence is an error (exit 4) instead of a warning."""
     sift_features: Annotated[int, Field(ge=50, le=20000)] = 900

@@ -125,7 +125,11 @@ def _number(value: float) -> float:
 
 def _plain(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if key not in ("mask", "weights")}
+        return {
+            key: _plain(item)
+            for key, item in value.items()
+            if key not in ("mask", "weights", "student_weights")
+        }
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value

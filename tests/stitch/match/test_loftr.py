@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from fewer.core.errors import FileError
-from fewer.stitch.match.loftr import CoarseLoFTR, load_tiny_loftr, position_table
+from fewer.core.tensors import write_tensors
+from fewer.stitch.match.loftr import SMALL, CoarseLoFTR, load_tiny_loftr, position_table
 
 
 def test_weights_load_and_are_the_size_of_the_description() -> None:
@@ -65,3 +66,13 @@ def test_the_transformer_is_the_published_order_of_operations() -> None:
 def test_a_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(FileError, match=r"gone\.safetensors"):
         load_tiny_loftr(tmp_path / "gone.safetensors")
+
+
+def test_weights_of_our_own_training_are_known_by_their_shapes_and_others_refused(tmp_path) -> None:
+    path = tmp_path / "own.safetensors"
+    tensors = CoarseLoFTR(SMALL).state_dict()
+    write_tensors(path, {name: value.half().contiguous() for name, value in tensors.items()})
+    assert load_tiny_loftr(path).shape.stride == 8
+    write_tensors(path, {"backbone.conv1.weight": torch.zeros(8, 1, 7, 7)})
+    with pytest.raises(FileError, match="neither small LoFTR"):
+        load_tiny_loftr(path)

@@ -19,13 +19,13 @@ from torch import Tensor
 from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors
 from fewer.stitch.match.features import Features, StripView, match_features
-from fewer.stitch.match.loftr import TINY, CoarseLoFTR, load_tiny_loftr
+from fewer.stitch.match.loftr import WEIGHTS, CoarseLoFTR, load_tiny_loftr
 from fewer.stitch.match.pool import Matches
 from fewer.stitch.options import MatchOptions
 from fewer.stitch.unfold.strip import PAD, pad_round
 
 PairMatcher = Callable[[StripView, StripView], Matches]
-STRIDE = TINY.stride
+_MULTIPLE = 16  # sides of pictures for every network here
 _WINDOW = 512
 _OVERLAP = 0.25
 _TRUST_BACK = 1.0  # pixels: forward and backward tracking must agree
@@ -38,7 +38,9 @@ def load_matchers(options: MatchOptions, warnings: list[str]) -> dict[str, PairM
     When nothing usable is left, SIFT and ORB are expected to stand in (see `fallback`).
     """
     makers: dict[str, Callable[[], PairMatcher]] = {
-        "loftr": lambda: _tiny(load_tiny_loftr(), options.student_confidence),
+        "loftr": lambda: _tiny(
+            load_tiny_loftr(options.student_weights or WEIGHTS), options.student_confidence
+        ),
         "loftr-full": lambda: _full(load_full_loftr(options.weights), options.loftr_confidence),
         "xfeat": lambda: _xfeat(options.ratio),
     }
@@ -81,10 +83,10 @@ def coarse_matches(
     mutual = confidence.max(dim=0).indices[best.indices] == torch.arange(len(confidence))
     rows = torch.nonzero(mutual & (best.values > threshold))[:, 0]
     columns = best.indices[rows]
-    across = first.shape[1] // STRIDE
+    stride = model.shape.stride
     return (
-        _centres(rows, across),
-        _centres(columns, second.shape[1] // STRIDE),
+        _centres(rows, first.shape[1] // stride, stride),
+        _centres(columns, second.shape[1] // stride, stride),
         best.values[rows].numpy().astype(float),
     )
 
@@ -224,17 +226,19 @@ def _xfeat(ratio: float) -> PairMatcher:
 def _padded(grey: np.ndarray) -> np.ndarray:
     """Strip with its ends repeated, cut to multiples of the stride."""
     wide = pad_round(grey)
-    return np.ascontiguousarray(wide[: wide.shape[0] // STRIDE * STRIDE, : wide.shape[1] // STRIDE * STRIDE])
+    return np.ascontiguousarray(
+        wide[: wide.shape[0] // _MULTIPLE * _MULTIPLE, : wide.shape[1] // _MULTIPLE * _MULTIPLE]
+    )
 
 
 def _as_input(grey: np.ndarray) -> Float[Tensor, "1 1 height width"]:
-    height, width = (side // STRIDE * STRIDE for side in grey.shape)
+    height, width = (side // _MULTIPLE * _MULTIPLE for side in grey.shape)
     return torch.from_numpy(np.ascontiguousarray(grey[:height, :width])).float()[None, None] / 255
 
 
-def _centres(cells: Tensor, across: int) -> np.ndarray:
-    """Stride-16 corner coordinates, as the student was trained."""
-    return torch.stack([cells % across, cells // across], dim=1).numpy().astype(np.float64) * STRIDE
+def _centres(cells: Tensor, across: int, stride: int) -> np.ndarray:
+    """Corners of the cells in pixels, as the networks are trained."""
+    return torch.stack([cells % across, cells // across], dim=1).numpy().astype(np.float64) * stride
 
 
 def _unpadded(

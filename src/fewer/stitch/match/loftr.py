@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors
 
 WEIGHTS = Path(__file__).parent / "loftr_student.safetensors"
@@ -82,10 +83,20 @@ class CoarseLoFTR(nn.Module):
 
 
 def load_tiny_loftr(path: Path = WEIGHTS) -> CoarseLoFTR:
-    """The shipped weights, in float32 for the CPU. Raises FileError when the file is damaged or missing."""
-    model = CoarseLoFTR()
-    model.load_state_dict({name: value.float() for name, value in read_tensors(path).items()})
-    return model.eval().requires_grad_(False)
+    """The shipped weights, or those that `benchmarks/stitch_train_loftr.py` wrote (the shape of `SMALL`), in
+    float32 for the CPU. Raises FileError when the file is damaged, missing, or of another network.
+    """
+    tensors = {name: value.float() for name, value in read_tensors(path).items()}
+    for shape in (TINY, SMALL):
+        model = CoarseLoFTR(shape)
+        wanted = {name: value.shape for name, value in model.state_dict().items()}
+        if wanted == {name: value.shape for name, value in tensors.items()}:
+            model.load_state_dict(tensors)
+            return model.eval().requires_grad_(False)
+    raise FileError(
+        f"{path.name}: its tensors are those of neither small LoFTR (stride {TINY.stride} or "
+        f"{SMALL.stride}); give a file that benchmarks/stitch_train_loftr.py wrote"
+    )
 
 
 def position_table(dim: int, height: int, width: int) -> Float[Tensor, "dim height width"]:
