@@ -80,10 +80,14 @@ class Trainee:
             self._step()
             self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.current_stream().wait_stream(side)
+        # Graphs are captured on one stream, and would share cuBLAS's workspace of that stream: wrong for graphs
+        # that run side by side. Without one, each capture takes a workspace of its own.
+        torch._C._cuda_clearCublasWorkspaces()
         self.graph = torch.cuda.CUDAGraph()
         self.graph.register_generator_state(self.generator)
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self._step()
+        torch._C._cuda_clearCublasWorkspaces()
         with torch.no_grad():
             for parameter, before in zip(self.parameters, kept, strict=True):
                 parameter.copy_(before)
