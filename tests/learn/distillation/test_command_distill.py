@@ -128,3 +128,13 @@ def test_the_plan_carries_every_setting() -> None:
     )
     plan = plan_of(request, make_pictures())
     assert plan.trajectory.expert_steps == 1 and "flip" in plan.augmentations and plan.network.width == 16
+
+
+def test_evaluating_the_file_reaches_the_reported_figures(data: Path, tmp_path: Path, capsys) -> None:
+    """Recipe, network and pictures come from the file alone; the seeds of both verbs are the same."""
+    output = tmp_path / "f.distilled.safetensors"
+    words = ["--data", data, "--images-per-class", 1, *FAST[:-2], "--device", "cpu"]
+    reported = run(capsys, "learn", "distill", *words, "--output", output)
+    found = run(capsys, "learn", "evaluate", output, "--data", data, "--device", "cpu")
+    for name in ("accuracy", "balanced_accuracy", "auc"):
+        assert found[name] == pytest.approx(reported[name], abs=1e-6)
