@@ -141,6 +141,13 @@ class TextToImage:
                 finished.append(event.picture)
         return Pictures(tuple(finished))
 
+    @property
+    def warm_up_seconds(self) -> float:
+        """Spent so far on compiling kernels and capturing graphs; Triton keeps compiled kernels on disk."""
+        decoder = getattr(self.autoencoder, "decoder", None)
+        graphs = (getattr(part, "graphs", None) for part in (self.transformer, decoder))
+        return sum(getattr(each, "warm_up_seconds", 0.0) for each in graphs)
+
     def accelerate(self, *, anywhere: bool = False) -> "TextToImage":
         """Lets the engine run both networks from now on, on a GPU (`anywhere`: on a CPU too, for tests).
 

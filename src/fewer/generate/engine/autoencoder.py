@@ -7,6 +7,8 @@ in place. Small pictures are decoded in one CUDA graph, large ones in strips. Bl
 their own forward.
 """
 
+from collections.abc import Hashable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -109,7 +111,7 @@ class FusedUpBlock(UpBlock):
     def phases(self) -> Float[Tensor, "4 channels_out taps"]:
         """The convolution's weight as `doubling_convolution` takes it, made again when it changes."""
         weight = self.conv.weight
-        key = (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+        key = _version(weight)
         known = self.__dict__.get("_phases")
         if known is None or known[0] != key:
             with torch.inference_mode(False), torch.no_grad():
@@ -132,8 +134,10 @@ class FusedDecoder(Decoder):
             return decode_in_strips(self, latents, STRIP)
         if not latents.is_cuda:
             return super().forward(latents)
-        weight = self.conv_in.weight
-        return self.graphs([latents], [], None, (weight.data_ptr(), weight.dtype))
+        # A graph reads weights where they lie, but the phases of an up block are made from its weight.
+        ups = (block for stage in self.up_blocks for block in stage if isinstance(block, FusedUpBlock))
+        version = (_version(self.conv_in.weight), *(_version(block.conv.weight) for block in ups))
+        return self.graphs([latents], [], None, version)
 
     def to_image(self, x: Float[Tensor, "batch width_0 height width"]) -> Float[Tensor, "batch channels h w"]:
         if torch.is_grad_enabled():
@@ -203,6 +207,11 @@ def _joint_weight(attention: LinearAttention) -> Float[Tensor, "outputs dim"]:
 def _norm_add(norm: nn.Module, rows: Rows, residual: Rows) -> Rows:
     assert isinstance(norm, ChannelRMSNorm)
     return rms_norm_add(rows, norm.weight, norm.bias, residual, "none", EPSILON)
+
+
+def _version(weight: Tensor) -> Hashable:
+    """Differs when the weight does."""
+    return (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
 
 
 def _kind(act: object) -> Activation:
