@@ -1,19 +1,25 @@
 """Is the search worth it? Rank of the found length among all fixed lengths, and its share of the grid's time.
 runs on: cpu
 
-Validation NDCG@10, the same epochs for every fixed length. ml-100k needs the user's copy (--path).
+Every fixed length is trained to early stopping on validation NDCG@10 with the same settings. Searching and
+every length go on from their last epoch when the script is started again. ml-100k needs the user's copy
+(--path).
 """
 
 import argparse
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from recommend_record import interactions, record
+from recommend_record import RESULTS, interactions, record, recorded
 
-from fewer.recommend.data.splits import leave_last_out
+from fewer.core.device import isolated_randomness
+from fewer.recommend.automlp import AutoMLPNetwork, AutoMLPShape
+from fewer.recommend.data.splits import Split, leave_last_out
 from fewer.recommend.methods import Sizes, automlp_shape
-from fewer.recommend.search import SearchPlan, search_length, verify_by_grid
-from fewer.recommend.training.loop import TrainingPlan
+from fewer.recommend.search import SearchPlan, search_length
+from fewer.recommend.training.loop import TrainingPlan, train_network
 
 
 def main() -> None:
@@ -22,30 +28,69 @@ def main() -> None:
     parser.add_argument("--path", type=Path)
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 2, 3, 5, 8, 12, 20])
     parser.add_argument("--search-epochs", type=int, default=10)
-    parser.add_argument("--grid-epochs", type=int, default=10)
+    parser.add_argument("--patience", type=int, default=5)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--long-branch", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--cpu-seconds", type=float)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--checkpoints", type=Path, default=Path("outputs/recommend_grid"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     split = leave_last_out(interactions(given.data, given.path))
     sizes = Sizes(layers=1, dropout=0.3, candidates=tuple(given.candidates), long_branch=given.long_branch)
     shape = automlp_shape(sizes, split.interactions.item_count)
-    plan = SearchPlan(epochs=given.search_epochs, warmup=2, learning_rate=2e-3)
-    found = search_length(shape, split, plan)
-    training = TrainingPlan(epochs=given.grid_epochs, patience=given.grid_epochs, learning_rate=2e-3)
-    grid = verify_by_grid(shape, split, training)
-    record(
-        f"recommend_grid_{given.data}",
-        {
-            "found": found.length,
-            "probabilities": dict(zip(map(str, found.candidates), found.probabilities, strict=True)),
-            "rank": 1 + [entry["length"] for entry in grid].index(found.length),
-            "of": len(grid),
-            "share_of_grid_time": found.cpu_seconds / sum(entry["cpu_seconds"] for entry in grid),
-            "grid": grid,
-            "path": found.path,
-            "settings": {k: str(v) for k, v in vars(given).items() if k != "path"},
-        },
+    branch = "" if given.long_branch else "_short"
+    name = f"recommend_grid_{given.data}{branch}_seed{given.seed}"
+    folder, facts = given.checkpoints / name, recorded(name, given.results)
+    facts.setdefault("settings", {k: str(v) for k, v in vars(given).items() if k in ("patience", "rate")})
+    if "search" not in facts:
+        plan = SearchPlan(
+            epochs=given.search_epochs, learning_rate=given.rate, validation_batch_size=1024, seed=given.seed
+        )
+        found = search_length(shape, split, plan, folder=folder / "search", resume=True)
+        facts["search"] = asdict(found)
+        record(name, facts, given.results)
+    grid = facts.setdefault("grid", {})
+    for length in given.candidates:
+        if grid.get(str(length), {}).get("stopped") != "early":
+            grid[str(length)] = fixed_length(length, shape, split, given, folder / str(length))
+            record(name, {**facts, **verdict(facts)}, given.results)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def fixed_length(
+    length: int, shape: AutoMLPShape, split: Split, given: argparse.Namespace, folder: Path
+) -> dict[str, object]:
+    """One length of the grid."""
+    with isolated_randomness(given.seed):
+        network = AutoMLPNetwork(replace(shape, candidates=(length,)))
+    plan = TrainingPlan(
+        patience=given.patience, learning_rate=given.rate, cpu_seconds=given.cpu_seconds, seed=given.seed
     )
+    result = train_network(network, split, plan, length=shape.length, folder=folder, resume=True)
+    return {
+        "ndcg_at_10": result.best_ndcg,
+        "epochs": len(result.path),
+        "stopped": result.stopped,
+        "train_cpu_seconds": sum(entry["train_cpu_seconds"] for entry in result.path),
+    }
+
+
+def verdict(facts: dict) -> dict[str, object]:
+    """Where the found length stands, and the search's time over the grid's (its training alone)."""
+    grid, found = facts["grid"], facts["search"]["length"]
+    order = sorted(grid, key=lambda length: -grid[length]["ndcg_at_10"])
+    if str(found) not in grid:
+        return {}
+    spent = sum(entry["train_cpu_seconds"] for entry in grid.values())
+    return {
+        "found": found,
+        "rank": 1 + order.index(str(found)),
+        "of": len(order),
+        "order": order,
+        "share_of_grid_time": facts["search"]["cpu_seconds"] / spent,
+    }
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Also NDCG@10 of the retrained model and of a length that is too short. Goes on w
 """
 
 import argparse
+import itertools
 from dataclasses import replace
 
 import torch
@@ -23,7 +24,9 @@ SHAPE = AutoMLPShape(
     items=200, length=12, candidates=(1, 2, 3, 5, 8, 12), dim=64, short_layers=1, long_branch=False,
     dropout=0.0, hidden_channel=64, hidden_sequence=32,
 )  # fmt: skip
-PLAN = SearchPlan(epochs=12, warmup=2, patience=4, batch_size=512, learning_rate=3e-3, architecture_rate=2e-2)
+PLAN = SearchPlan(
+    epochs=9, warmup=2, patience=3, batch_size=512, validation_batch_size=400, learning_rate=3e-3
+)
 
 
 def test_ndcg(split: Split, length: int, seed: int) -> float:
@@ -37,34 +40,49 @@ def test_ndcg(split: Split, length: int, seed: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--lags", type=int, nargs="+", default=[2, 5])
+    parser.add_argument("--relaxation", default="expectation", choices=("expectation", "mixture"))
+    parser.add_argument("--part", default="", help="results of other lags go to a file of their own")
+    parser.add_argument(
+        "--limit", type=int, default=1000, help="stop after so many searches; run again to go on"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runs: dict[str, dict] = recorded("recommend_planted").get("runs", {})
-    for seed in range(arguments.seeds):
-        for lag in (2, 5):
-            split = leave_last_out(planted_lag(lag, seed=seed))
-            for penalty in (0.1, 0.0):
-                name = f"lag {lag}, penalty {penalty}, seed {seed}"
-                if name in runs:
-                    continue
-                found = search_length(SHAPE, split, replace(PLAN, penalty=penalty, seed=seed))
-                run = {
-                    "length": found.length,
-                    "probabilities": found.probabilities,
-                    "cpu_seconds": found.cpu_seconds,
-                }
-                if penalty and seed == 0:
-                    run["ndcg_at_10_retrained"] = test_ndcg(split, found.length, seed)
-                    run["ndcg_at_10_too_short"] = test_ndcg(split, max(n for n in (1, 2, 3) if n < lag), seed)
-                runs[name] = run
-                record("recommend_planted", {"summary": summary(runs), "runs": runs})
+    file, left = "recommend_planted" + arguments.part, arguments.limit
+    runs: dict[str, dict] = recorded(file).get("runs", {})
+    for penalty, seed, lag in itertools.product((0.1, 0.0), arguments.seeds, arguments.lags):
+        name = f"lag {lag}, penalty {penalty}, seed {seed}"
+        if name in runs:
+            continue
+        if not left:
+            return
+        left -= 1
+        split = leave_last_out(planted_lag(lag, seed=seed))
+        plan = replace(PLAN, penalty=penalty, seed=seed, relaxation=arguments.relaxation)
+        found = search_length(SHAPE, split, plan)
+        runs[name] = {
+            "length": found.length,
+            "probabilities": found.probabilities,
+            "epochs": len(found.path),
+            "cpu_seconds": found.cpu_seconds,
+        }
+        record(file, {"summary": summary(runs, arguments.lags), "runs": runs})
+    for lag in arguments.lags:
+        seed = arguments.seeds[0]
+        run = runs[f"lag {lag}, penalty 0.1, seed {seed}"]
+        split, shorter = leave_last_out(planted_lag(lag, seed=seed)), [n for n in SHAPE.candidates if n < lag]
+        if left and "ndcg_at_10_retrained" not in run:
+            left -= 1
+            run["ndcg_at_10_retrained"] = test_ndcg(split, run["length"], seed)
+            run["ndcg_at_10_too_short"] = test_ndcg(split, shorter[-1], seed)
+            record(file, {"summary": summary(runs, arguments.lags), "runs": runs})
 
 
-def summary(runs: dict[str, dict]) -> dict[str, str]:
-    """penalty 0: at least the lag; penalty 0.1: exactly the lag (both are candidates)."""
+def summary(runs: dict[str, dict], lags: list[int]) -> dict[str, str]:
+    """penalty 0: at least the lag; penalty 0.1: exactly the lag (all lags are candidates)."""
     result = {}
-    for lag in (2, 5):
+    for lag in lags:
         plain = [r["length"] >= lag for n, r in runs.items() if n.startswith(f"lag {lag}, penalty 0.0")]
         priced = [r["length"] == lag for n, r in runs.items() if n.startswith(f"lag {lag}, penalty 0.1")]
         result[f"lag {lag}"] = (

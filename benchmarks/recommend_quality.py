@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequence-batch-size", type=int, default=128, help="windows a step (the others)")
     parser.add_argument("--counting", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--wall-seconds", type=float, help="per training; it goes on with the next call")
+    parser.add_argument("--cpu-seconds", type=float, help="likewise, of processor time")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoints", type=Path, default=Path("outputs/recommend_quality"))
@@ -103,7 +104,7 @@ def complete(run: Run, split: Split, given: argparse.Namespace, runs: dict[str, 
     plan = TrainingPlan(
         learning_rate=run.rate, patience=given.patience, batch_size=given.batch_size,
         sequence_batch_size=given.sequence_batch_size, wall_seconds=given.wall_seconds,
-        seed=run.seed, loss=own_loss(run.method, "cross-entropy"),
+        cpu_seconds=given.cpu_seconds, seed=run.seed, loss=own_loss(run.method, "cross-entropy"),
     )  # fmt: skip
     items = split.interactions.item_count
     with isolated_randomness(run.seed):

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fewer.recommend import mixers
 from fewer.recommend.mixers import FeatureMixer, MixerShape, MixerStack
 
 SHAPE = MixerShape(length=9, dim=8, layers=2, hidden_sequence=5, hidden_channel=7, dropout=0.0)
@@ -27,6 +28,16 @@ def test_padding_changes_nothing_whatever_the_unused_weights_are(readout: str, s
             layer.sequence.widen.weight[:, :4] = 1e3
             layer.sequence.narrow.weight[:4] = 1e3
     torch.testing.assert_close(stack(padded, mask), short, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_a_batch_in_parts_gives_the_same_rows(mask_padding: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, x, mask = MixerStack(replace(SHAPE, mask_padding=mask_padding)), rows(7, 9), torch.ones(7, 9)
+    mask[2:4, :5] = 0
+    x = x * mask[:, :, None, None]
+    whole = stack.eval()(x, mask)
+    monkeypatch.setattr(mixers, "CHUNK_HISTORIES", 3)
+    torch.testing.assert_close(stack.train()(x, mask), whole)
 
 
 def test_without_the_mask_the_length_leaks() -> None:

@@ -1,17 +1,19 @@
 """The verbs that learn: `fewer recommend train`, `search`, `update`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from fewer.core.checkpoint import latest_checkpoint
+from fewer.core.config import validate
 from fewer.core.device import pick_device
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.progress import Progress
 from fewer.recommend.data.features import read_features
 from fewer.recommend.data.reading import Columns, column_names, read_interactions
+from fewer.recommend.data.recbole_config import read_recbole_config
 from fewer.recommend.fitting import FitSettings, fit, make_split
 from fewer.recommend.methods import MethodName, automlp_shape, fitting_candidates
 from fewer.recommend.options import LearningOptions, RunOptions
@@ -43,6 +45,8 @@ class TrainRequest(LearningOptions):
     """Stop after so much processor time."""
     resume: bool = False
     """Go on from the newest checkpoint in --output."""
+    recbole_config: Path | None = None
+    """RecBole's .yaml; options that are given win over it."""
 
     def training(self) -> TrainingPlan:
         return TrainingPlan(
@@ -58,6 +62,8 @@ class TrainRequest(LearningOptions):
 
 def train_command(request: TrainRequest, progress: Progress) -> dict[str, object]:
     """Trains, measures, saves the model and its report page; figures of the method and the baselines."""
+    if request.recbole_config is not None:
+        request = with_recbole_config(request, request.recbole_config, progress)
     checkpoints = request.output / "checkpoints"
     started = [latest_checkpoint(folder) for folder in (checkpoints, checkpoints / "search")]
     if any(started) and not request.resume:
@@ -83,6 +89,17 @@ def train_command(request: TrainRequest, progress: Progress) -> dict[str, object
         path.unlink(missing_ok=True)  # the run is complete; the model holds its result
     page = write_report(made, request.output / "report.html")
     return {"output": str(request.output), "report": str(page), **_figures(made)}
+
+
+def with_recbole_config(request: TrainRequest, path: Path, progress: Progress) -> TrainRequest:
+    """The request with the file's values wherever an option was left at its default."""
+    config = read_recbole_config(path)
+    for note in config.notes:
+        progress.say(note)
+    untouched = {field.name for field in fields(request) if getattr(request, field.name) == field.default}
+    return validate(
+        TrainRequest, replace(request, **{k: v for k, v in config.values.items() if k in untouched})
+    )
 
 
 def _figures(made: Recommender) -> dict[str, object]:
