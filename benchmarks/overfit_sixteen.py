@@ -39,7 +39,7 @@ def main() -> None:
     scenes = draw_scenes(Vocabulary(sheet.words(), sheet.styles), 16, "train", seed=3)
     captions = [full_caption(scene) for scene in scenes]
     parts = open_parts("default", dtype=torch.float32, device=torch.device("cpu"))
-    latents = encode_scenes(scenes, renderer, parts.autoencoder)
+    latents = list(encode_scenes(renderer.place(scenes), renderer, parts.autoencoder))
     data = assemble(latents, [[(caption, 30.0)] for caption in captions], parts.encoder)
     plan = TransformerTraining(
         steps=options.steps, batch=16, learning_rate=2e-3, warmup=20, dtype="fp32", ema_decay=0.98

@@ -68,7 +68,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="default")
-    parser.add_argument("--preset", default="emoji-cpu")
+    parser.add_argument("--preset", default="emoji")
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--sprites", type=Path)
     parser.add_argument("--judge", type=Path)

@@ -239,7 +239,7 @@ def table(options: argparse.Namespace, parts: Model) -> dict[str, object]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--preset", default="emoji-cpu")
+    parser.add_argument("--preset", default="emoji")
     parser.add_argument("--packages", type=Path, help="node_modules with the emoji packages")
     parser.add_argument("--sprites", type=Path, help="sprites.safetensors of a training run instead")
     parser.add_argument("--judge", type=Path, help="where the judge is kept; trained there if it is missing")

@@ -32,10 +32,11 @@ from fewer.generate.conditional.adapter import AtCondition, adapter_parameters, 
 from fewer.generate.lora import attach
 from fewer.generate.model_folder import DEFAULT_MODEL, read_settings
 from fewer.generate.sampling import sample
-from fewer.generate.scenes.compose import Scene, SceneRenderer, draw_scene
-from fewer.generate.scenes.judges import background_colour, foreground
+from fewer.generate.scenes.compose import Scene, SceneRenderer
+from fewer.generate.scenes.measures import background_colours, foreground
 from fewer.generate.scenes.presets import preset
 from fewer.generate.scenes.sprites import SpriteSheet
+from fewer.generate.scenes.table import draw_scene
 from fewer.generate.training.encoded import EncodedSet, TextTable, encode_captions
 from fewer.generate.training.flow import draw_flow, flow_loss
 from fewer.generate.training.lora import train_lora
@@ -110,7 +111,7 @@ class Judges:
         self.outlines = torch.stack([self._outline(renderer(of_word[word])) for word in words])
 
     def _outline(self, picture: np.ndarray) -> Tensor:
-        mask = torch.from_numpy(foreground(picture)).float()
+        mask = foreground(torch.from_numpy(picture)[None])[0].float()
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
         if not len(rows):
             return torch.zeros(400)
@@ -122,13 +123,13 @@ class Judges:
         levels = ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         ink, thing, colour = [], [], []
         for picture, scene in zip(levels, asked, strict=True):
-            shape = foreground(picture)
+            shape = foreground(torch.from_numpy(picture)[None])[0].numpy()
             dark = picture.max(2) < DARK
             ink.append(bool(shape.any()) and float(dark[shape].mean()) >= 0.5)
             thing.append(
                 self.words[int((self.outlines @ self._outline(picture)).argmax())] == scene.concepts[0]
             )
-            colour.append(background_colour(picture) == scene.colour)
+            colour.append(background_colours(torch.from_numpy(picture)[None]) == [scene.colour])
         return {
             name: round(float(np.mean(values)), 4)
             for name, values in (("silhouettes", ink), ("right_thing", thing), ("right_background", colour))

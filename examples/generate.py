@@ -23,12 +23,12 @@ def main(model: str = "default") -> None:
         return
 
     # The short form: a call, a list of images.
-    image = pipe("a red apple on a blue background", seed=7, steps=4).images[0]
+    image = pipe("a red apple on a blue background", seed=7, steps=2).images[0]
     print(f"drew {image.width}x{image.height} pixels")
 
     # The long form: iterate, show each step, stop whenever you like.
     folder = Path(tempfile.mkdtemp())
-    request = GenerateRequest(prompt=("two stars on a black background",), seed=1, steps=4)
+    request = GenerateRequest(prompt=("two stars on a black background",), seed=1, steps=2)
     for event in pipe.iterate(request):
         if isinstance(event, Finished):
             path = event.picture.save(folder / "stars.png")

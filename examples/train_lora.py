@@ -26,7 +26,7 @@ def main() -> None:
         (folder / "pictures").mkdir()
         draw_pictures(folder / "pictures")
         request = TrainLoraRequest(
-            data=folder / "pictures", output=folder / "run", steps=6, batch=4, rank=4, device="cpu"
+            data=folder / "pictures", output=folder / "run", size=64, steps=6, batch=4, rank=4, device="cpu"
         )
         report = train_lora_command(request, SilentProgress())
         size = Path(str(report["output"])).stat().st_size

@@ -31,7 +31,14 @@ def main() -> None:
         (folder / "pictures").mkdir()
         draw_pictures(folder / "pictures")
         request = TrainSanaRequest(
-            data=folder / "pictures", output=folder / "run", fresh=2, width=64, steps=8, batch=2, device="cpu"
+            data=folder / "pictures",
+            output=folder / "run",
+            fresh=2,
+            width=64,
+            size=64,
+            steps=8,
+            batch=2,
+            device="cpu",
         )
         report = train_sana_command(request, SilentProgress())
         print(f"{report['steps']} steps, loss {report['loss']:.3f}, buckets {report['buckets']}")

@@ -96,6 +96,31 @@ def test_another_seed_is_refused_on_resume(tmp_path: Path) -> None:
         run(network(), FitPlan(steps=6, checkpoint_folder=tmp_path, seed=2, resume=True))
 
 
+@pytest.mark.parametrize("every", [4, 100])
+def test_looking_seldom_changes_nothing(every: int) -> None:
+    often, seldom = network(), network()
+    expected = run(often, FitPlan(steps=10)).losses
+    assert run(seldom, FitPlan(steps=10, look_every=every)).losses == pytest.approx(expected)
+    assert torch.equal(often[0].weight, seldom[0].weight)
+
+
+def test_a_bad_loss_noticed_late_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    plan = FitPlan(steps=50, checkpoint_folder=tmp_path, checkpoint_every=8, look_every=5)
+    with pytest.raises(DataError, match="step 12"):
+        run(network(), plan, bad_at=13)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None and found.step == 8
+    assert all(torch.isfinite(t).all() for t in found.tensors.values() if t.is_floating_point())
+
+
+def test_a_time_limit_ends_the_run_and_moves_the_schedule() -> None:
+    result = run(network(), FitPlan(steps=10**9, seconds=0.2, look_every=3))
+    assert 1 <= result.step < 10**9 and len(result.losses) == result.step
+    limited = FitPlan(steps=10**9, seconds=1.0, final_rate=0.1)
+    assert learning_rate_factor(limited, 5, 0.5) == pytest.approx(0.55)
+    assert learning_rate_factor(limited, 5, 2.0) == pytest.approx(0.1)
+
+
 def test_no_steps_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         run(network(), FitPlan(steps=0))

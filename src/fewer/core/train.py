@@ -51,7 +51,12 @@ class FitPlan:
     checkpoint_folder: Path | None = None
     checkpoint_every: int = 500
     keep: int = 2
+    look_every: int = 1
+    """Steps between two looks at the loss. A look waits for the device, and a GPU idles meanwhile; a loss
+    that is not finite is noticed at the next look, and what came since the last checkpoint is not saved."""
     resume: bool = False
+    seconds: float | None = None
+    """Ends after so much time instead: `schedule` then runs over the time, not over the steps."""
     seed: int = 0
 
 
@@ -86,40 +91,74 @@ def fit(
     base_rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
     first = _restore(plan, modules, optimizer, averages) if plan.resume else 0
     losses: list[float] = []
+    unseen: list[dict[str, Tensor]] = []
     began = time.monotonic()
     progress.start("training", plan.steps - first)
     done = first
+    bad = False
     try:
         for index in range(first, plan.steps):
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * learning_rate_factor(plan, index)
-            figures = _one_step(plan, modules, optimizer, step, batch_at, index)
-            if not math.isfinite(figures["loss"]):
-                raise DataError(
-                    f"the loss is {figures['loss']} at step {index} (batch {index}); it was not saved; "
-                    "try a lower learning rate, or --dtype fp32"
-                )
+                group["lr"] = rate * learning_rate_factor(plan, index, _spent(plan, began))
+            saves = plan.checkpoint_folder and (index + 1) % plan.checkpoint_every == 0
+            last = index + 1 == plan.steps or _spent(plan, began) >= 1
+            looks = saves or (index + 1) % plan.look_every == 0 or last
+            unseen.append(_one_step(plan, modules, optimizer, step, batch_at, index))
+            seen = _look(unseen, index) if looks else []
             _advance_averages(plan, modules, averages, index)
             done = index + 1
-            losses.append(figures["loss"])
-            progress.advance(1, **figures)
-            if plan.checkpoint_folder and done % plan.checkpoint_every == 0 and done < plan.steps:
+            if looks:
+                losses += [figures["loss"] for figures in seen]
+                unseen.clear()
+                progress.advance(len(seen), **seen[-1])
+            if last:
+                break
+            if saves:
                 _save(plan, done, modules, optimizer, averages)
+    except DataError:
+        bad = (
+            plan.look_every > 1
+        )  # with a look at every step a bad one is not made, and what is there is good
+        raise
     finally:
         progress.stop()
         # Also after Ctrl-C or a bad batch: what was reached is kept, and --resume goes on from there.
-        if plan.checkpoint_folder and done > first:
+        if plan.checkpoint_folder and done > first and not bad:
             _save(plan, done, modules, optimizer, averages)
     return FitResult(done, losses, time.monotonic() - began, averages)
 
 
-def learning_rate_factor(plan: FitPlan, index: int) -> float:
-    """Factor on the learning rate at step `index`: linear warm-up, then constant or half a cosine."""
+def _look(unseen: list[dict[str, Tensor]], index: int) -> list[dict[str, float]]:
+    """Waits for the device once, for the figures of all steps since the last look, step `index` included."""
+    names = list(unseen[-1])
+    columns = torch.stack([torch.stack([figures[name].double() for name in names]) for figures in unseen])
+    seen = [dict(zip(names, row, strict=True)) for row in columns.tolist()]
+    for figures, at in zip(seen, range(index + 1 - len(seen), index + 1), strict=True):
+        if not math.isfinite(figures["loss"]):
+            raise DataError(
+                f"the loss is {figures['loss']} at step {at} (batch {at}); it was not saved; "
+                "try a lower learning rate, or --dtype fp32"
+            )
+    return seen
+
+
+def _spent(plan: FitPlan, began: float) -> float:
+    """Share of the time limit that is over; 0 without one."""
+    return 0.0 if plan.seconds is None else (time.monotonic() - began) / plan.seconds
+
+
+def learning_rate_factor(plan: FitPlan, index: int, spent: float = 0.0) -> float:
+    """Factor on the learning rate at step `index`: linear warm-up, then constant or half a cosine.
+
+    `spent` is the share of `plan.seconds` that is over, if there is such a limit.
+    """
     if index < plan.warmup:
         return (index + 1) / plan.warmup
     if plan.schedule == "constant":
         return 1.0
     share = (index - plan.warmup) / max(1, plan.steps - plan.warmup)
+    if plan.seconds is not None:
+        share = min(1.0, spent)
     if plan.schedule == "seven-sixteenths":
         return math.cos(7 / 16 * math.pi * share)
     return plan.final_rate + (1 - plan.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
@@ -132,23 +171,23 @@ def _one_step(
     step: Callable[..., Losses],
     batch_at: Callable[[int, torch.Generator], object],
     index: int,
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     with isolated_randomness(int(seeded(plan.seed, index, 2).initial_seed()) % 2**32):
         batch = batch_at(index, seeded(plan.seed, index, 0))
         optimizer.zero_grad(set_to_none=True)
         losses = step(batch, seeded(plan.seed, index, 1))
     losses = losses if isinstance(losses, Mapping) else {"loss": losses}
-    figures = {name: float(value.detach()) for name, value in losses.items()}
-    figures = _mean_over_ranks(figures)
-    if not math.isfinite(figures["loss"]):
+    figures = _mean_over_ranks({name: value.detach() for name, value in losses.items()})
+    if plan.look_every == 1 and not torch.isfinite(figures["loss"]):
         return figures
     losses["loss"].backward()
     parameters = [parameter for module in modules.values() for parameter in module.parameters()]
     average_gradients(parameters)
     if plan.clip_norm is not None:
         norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], plan.clip_norm)
-        if not torch.isfinite(norm):
-            return {**figures, "loss": math.nan}
+        if plan.look_every == 1 and not torch.isfinite(norm):
+            return {**figures, "loss": norm}
+        figures["loss"] = torch.where(torch.isfinite(norm), figures["loss"], norm.to(figures["loss"].dtype))
     optimizer.step()
     return figures
 
@@ -171,14 +210,12 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
             gradient.copy_(mean.view_as(gradient))
 
 
-def _mean_over_ranks(figures: dict[str, float]) -> dict[str, float]:
+def _mean_over_ranks(figures: dict[str, Tensor]) -> dict[str, Tensor]:
     if world_size() == 1:
         return figures
-    values = torch.tensor(list(figures.values()), dtype=torch.float64)
-    if torch.distributed.get_backend() == "nccl":
-        values = values.cuda()
+    values = torch.stack([figure.double() for figure in figures.values()])
     torch.distributed.all_reduce(values)
-    return dict(zip(figures, (values / world_size()).tolist(), strict=True))
+    return dict(zip(figures, values / world_size(), strict=True))
 
 
 def _start_averages(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:

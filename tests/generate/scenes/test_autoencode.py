@@ -7,18 +7,20 @@ import torch
 from fewer.generate.scenes.autoencode import normalised, reconstruction_psnr, train_autoencoder
 from fewer.generate.scenes.pool import draw_scenes, to_tensor
 from fewer.generate.scenes.presets import preset
+from fewer.generate.scenes.table import draw_table
 
 
 def test_it_learns_and_normalises(renderer, vocabulary, tmp_path) -> None:
     chosen = preset("emoji-test")
-    training = replace(chosen.autoencoder_training, steps=40, batch=4, learning_rate=4e-3)
+    training = replace(chosen.autoencoder_training, steps=80, batch=4, learning_rate=4e-3)
     plan = replace(chosen, autoencoder_training=training, scenes=24)
-    pictures = to_tensor([renderer(scene) for scene in draw_scenes(vocabulary, 8, "held-out", 3)])
+    pictures = to_tensor(renderer.pictures(draw_scenes(vocabulary, 8, "held-out", 3)))
+    table = draw_table(vocabulary, 24, "train", 1)
     short = replace(plan, autoencoder_training=replace(training, steps=1))
-    before = reconstruction_psnr(train_autoencoder(short, renderer, vocabulary), pictures)
-    model = train_autoencoder(plan, renderer, vocabulary, checkpoints=tmp_path)
+    before = reconstruction_psnr(train_autoencoder(short, renderer, table), pictures)
+    model = train_autoencoder(plan, renderer, table, checkpoints=tmp_path)
     assert reconstruction_psnr(model, pictures) > before + 2
-    seen = to_tensor([renderer(scene) for scene in draw_scenes(vocabulary, 24, "train", 1)])
+    seen = to_tensor(renderer.pictures(table.scenes()))
     latents = model.encode(seen)
     assert torch.allclose(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.02)
     assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=0.02)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fewer.generate.scenes.captions import captions_of, full_caption
-from fewer.generate.scenes.compose import Placed, Scene, draw_scene
+from fewer.generate.scenes.compose import Placed, Scene
+from fewer.generate.scenes.table import draw_scene
 
 
 def scene(arrangement: str, concepts: tuple[str, ...], place: str = "center", size: str = "large") -> Scene:

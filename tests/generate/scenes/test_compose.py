@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fewer.core.errors import ConfigError
-from fewer.generate.scenes.compose import Placed, Scene, SceneRenderer, draw_scene
+from fewer.generate.scenes.compose import Placed, Scene, SceneRenderer
+from fewer.generate.scenes.table import draw_scene
 from fewer.generate.scenes.vocabulary import COLOURS
 
 
@@ -15,21 +16,27 @@ def test_arrangements_have_their_shares(vocabulary) -> None:
     random = np.random.default_rng(0)
     drawn = [draw_scene(vocabulary.words, vocabulary.styles, random) for _ in range(3000)]
     shares = Counter(scene.arrangement for scene in drawn)
-    assert [shares[kind] / 3000 for kind in ("single", "pair", "row")] == pytest.approx(
-        [0.55, 0.25, 0.20], abs=0.03
+    assert [shares[kind] / 3000 for kind in ("single", "pair", "stack", "row")] == pytest.approx(
+        [0.55, 0.18, 0.07, 0.20], abs=0.03
     )
     assert {len(scene.objects) for scene in drawn} == {1, 2, 3}
     for scene in drawn:
-        assert (len(set(scene.concepts)) == 2) == (scene.arrangement == "pair")
-        assert list(scene.objects) == sorted(scene.objects, key=lambda thing: thing.across)
+        assert (len(set(scene.concepts)) == 2) == (scene.arrangement in ("pair", "stack"))
+        downwards = scene.arrangement == "stack"
+        centres = [thing.down if downwards else thing.across for thing in scene.objects]
+        assert centres == sorted(centres)
 
 
 def test_objects_neither_overlap_nor_leave_the_picture(vocabulary) -> None:
     random = np.random.default_rng(1)
     for _ in range(500):
-        things = draw_scene(vocabulary.words, vocabulary.styles, random).objects
-        assert all(thing.side / 2 <= thing.across <= 1 - thing.side / 2 + 1e-9 for thing in things)
-        gaps = [b.across - a.across - a.side for a, b in pairwise(things)]
+        scene = draw_scene(vocabulary.words, vocabulary.styles, random)
+        things, downwards = scene.objects, scene.arrangement == "stack"
+        for thing in things:
+            for middle in (thing.across, thing.down):
+                assert thing.side / 2 <= middle <= 1 - thing.side / 2 + 1e-9
+        centres = [thing.down if downwards else thing.across for thing in things]
+        gaps = [b - a - things[0].side for a, b in pairwise(centres)]
         assert all(gap > 0 for gap in gaps)
 
 

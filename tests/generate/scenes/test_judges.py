@@ -2,19 +2,15 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from fewer.generate.scenes.compose import Placed, Scene, SceneRenderer
+from fewer.generate.scenes.compose import SceneRenderer
 from fewer.generate.scenes.judges import (
     SpriteJudge,
-    background_colour,
-    count_objects,
     cut_objects,
     judge_loss,
     judge_pictures,
-    place_of,
 )
 from fewer.generate.scenes.pool import Vocabulary, draw_scenes, to_tensor
 from fewer.generate.scenes.vocabulary import COLOURS
@@ -43,6 +39,7 @@ def test_truth_is_judged_right_and_shuffled_captions_at_chance(judge, renderer, 
     scenes = draw_scenes(vocabulary, 40, "held-out", seed=9)
     verdict = judge_pictures(judge, to_tensor([renderer(scene) for scene in scenes]), scenes)
     assert verdict.colour == 1.0 and verdict.count > 0.95 and verdict.left_right == 1.0
+    assert verdict.above_below == 1.0
     assert verdict.identity > 0.9 and verdict.order > 0.9
     assert verdict.shuffled == pytest.approx(verdict.chance, abs=0.1)
     assert verdict.identity_top5 == 1.0 and verdict.pictures == 40
@@ -56,36 +53,6 @@ def test_pictures_of_other_scenes_are_judged_wrong(judge, renderer, vocabulary) 
     assert verdict.colour == 0.0
     blank = torch.zeros(40, 3, 64, 64)
     assert judge_pictures(judge, blank, scenes).count == 0.0
-
-
-@pytest.mark.parametrize("colour", COLOURS)
-def test_backgrounds_are_named_despite_noise_and_an_object(renderer, colour: str) -> None:
-    scene = Scene("flat", colour, "single", "center", "large", (Placed("bus", 0.5, 0.5, 0.6),))
-    noise = np.random.default_rng(0).integers(-12, 13, (64, 64, 3))
-    picture = (renderer(scene).astype(int) + noise).clip(0, 255).astype(np.uint8)
-    assert background_colour(picture) == colour
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_objects_are_counted(count: int) -> None:
-    picture = np.full((64, 64, 3), 200, dtype=np.uint8)
-    for index in range(count):
-        picture[20:40, 4 + 20 * index : 18 + 20 * index] = (10, 90, 20)
-    picture[60, 60] = 0  # a speck is no object
-    assert count_objects(picture) == count
-
-
-def test_an_object_in_parts_with_a_small_gap_is_one() -> None:
-    picture = np.full((64, 64, 3), 200, dtype=np.uint8)
-    picture[20:40, 10:20] = picture[20:40, 21:30] = 0
-    assert count_objects(picture) == 1
-
-
-@pytest.mark.parametrize("left,place", [(2, "left"), (24, "center"), (45, "right")])
-def test_places(left: int, place: str) -> None:
-    picture = np.full((64, 64, 3), 200, dtype=np.uint8)
-    picture[20:40, left : left + 16] = 0
-    assert place_of(picture) == place
 
 
 def test_there_is_one_cut_out_an_object(renderer, vocabulary) -> None:

@@ -1,4 +1,4 @@
-"""A written model opens again as what it was, in half the bytes."""
+"""A written model opens again as about what it was, in a fraction of the bytes."""
 
 import torch
 
@@ -18,9 +18,10 @@ def test_a_model_survives_its_folder(tiny, small_autoencoder, tmp_path) -> None:
     assert read_json(tmp_path / "model_index.json")["text_encoder"] == ["fewer", "smollm2-135m"]
     transformer = SanaTransformer.load(tmp_path)
     for name, value in tiny().state_dict().items():
-        assert torch.equal(transformer.state_dict()[name].float(), value.to(torch.bfloat16).float())
+        near = transformer.state_dict()[name].float()
+        assert torch.allclose(near, value, atol=float(value.abs().max()) / 120)
     autoencoder = DCAutoencoder.load(tmp_path / "vae")
     assert autoencoder.config == small_autoencoder.config
     parameters = sum(parameter.numel() for parameter in tiny().parameters())
-    assert 2 * parameters < sizes["transformer"] < 2 * parameters + 20_000
+    assert parameters < sizes["transformer"] < 2 * parameters + 30_000
     assert {parameter.dtype for parameter in tiny().parameters()} == {torch.float32}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fewer.generate.scenes.compose import Placed, Scene, draw_scene
+from fewer.generate.scenes.compose import Placed, Scene
 from fewer.generate.scenes.split import _share, held_out_reasons, split_of
+from fewer.generate.scenes.table import draw_scene
 from fewer.generate.scenes.vocabulary import COLOURS, SMALL_VOCABULARY
 
 WORDS = tuple(SMALL_VOCABULARY.values())

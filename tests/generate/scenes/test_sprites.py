@@ -9,11 +9,11 @@ from PIL import Image
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import write_tensors
+from fewer.generate.scenes.drawing import resize_rgba
 from fewer.generate.scenes.sprites import (
     fetch_packages,
     load_sprites,
     render_sprites,
-    resize_rgba,
     save_sprites,
 )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewer.generate.training.command import join_processes
+from fewer.core.ranks import ranks_of_launcher
 from fewer.generate.training.encoded import EncodedSet, TextTable
 from fewer.generate.training.transformer import TransformerTraining, train_transformer
 from fewer.generate.transformer import SanaParams, SanaTransformer, initialise
@@ -15,7 +15,6 @@ from fewer.generate.transformer import SanaParams, SanaTransformer, initialise
 
 def run(output: str) -> list[float]:
     """Trains a tiny transformer for six steps of five rows and returns the losses; rank 0 writes them."""
-    joined = join_processes("cpu")
     generator = torch.Generator().manual_seed(7)
     latents = [torch.randn(4, 4, 4, generator=generator) for _ in range(9)]
     text = TextTable(torch.randn(10, 5, 12, generator=generator).to(torch.bfloat16), torch.ones(10, 5).bool())
@@ -27,9 +26,8 @@ def run(output: str) -> list[float]:
     torch.manual_seed(0)
     model = initialise(SanaTransformer(params), torch.Generator().manual_seed(0), zero_output=False)
     plan = TransformerTraining(steps=6, batch=5, learning_rate=1e-2, warmup=1, dtype="fp32")
-    losses = train_transformer(model, data, plan).losses
+    with ranks_of_launcher("cpu"):
+        losses = train_transformer(model, data, plan).losses
     if os.environ.get("RANK", "0") == "0":
         Path(output).write_text(json.dumps(losses))
-    if joined:
-        torch.distributed.destroy_process_group()
     return losses

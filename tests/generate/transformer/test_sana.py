@@ -1,5 +1,7 @@
 """The transformer equals diffusers' on the same random weights, in every published variant."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
@@ -169,3 +171,17 @@ def test_wrong_input_is_named(tiny):
         tiny(guidance_embeds=True)(latents, time, text)
     with pytest.raises(ConfigError, match="patches"):
         tiny(patch_size=2)(torch.randn(1, 4, 5, 4), time, text)
+
+
+def test_the_kernels_made_for_training_change_neither_result_nor_gradients() -> None:
+    params = replace(PUBLISHED["sana-1.5-1.6b-1024"], heads=2, depth=2, cross_heads=2, cross_head_dim=8)
+    params = replace(params, in_channels=4, out_channels=4, caption_channels=12, sample_size=4)
+    torch.manual_seed(0)
+    model = SanaTransformer(params)
+    inputs = (torch.randn(2, 4, 4, 5), torch.tensor([10.0, 900.0]), torch.randn(2, 3, 12))
+    found = []
+    for fused in (False, True):
+        result = model.fuse(fused)(*inputs)
+        found.append((result, *torch.autograd.grad(result.square().mean(), list(model.parameters()))))
+    for plain, quick in zip(*found, strict=True):
+        assert torch.allclose(plain, quick, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))

@@ -68,6 +68,7 @@ def logit_normal_levels(
 
     For training alone; the network reads `1000 * level`, truncated where the published recipe is followed.
     """
-    drawn = torch.sigmoid(mean + std * torch.randn(count, generator=generator))
+    noise = torch.randn(count, generator=generator, device=generator.device)
+    drawn = torch.sigmoid(mean + std * noise)
     grid = torch.floor(drawn * TRAINING_LEVELS).clamp(max=TRAINING_LEVELS - 1) / TRAINING_LEVELS
     return shift_levels(grid, shift)

@@ -6,6 +6,8 @@ less for one that leaves the style or the colour open, and never below 25, the u
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from fewer.generate.scenes.compose import Scene
 from fewer.generate.scenes.vocabulary import ALIASES, STYLES, plural
 
@@ -17,6 +19,8 @@ _SINGLE = (
     "{a_name}{place} on {a_colour} background",
     "{a_style} {name}{place}",
     "{a_name}{place}",
+    "{plain}{place}, {colour} background",
+    "{plain}{place}",
 )
 _PAIR = (
     "{a_name} to the left of {a_other} on {a_colour} background, {style} style",
@@ -26,6 +30,14 @@ _PAIR = (
     "{a_name} and {a_other} on {a_colour} background",
     "{a_name} to the left of {a_other}",
 )
+_STACK = (
+    "{a_name} above {a_other} on {a_colour} background, {style} style",
+    "{a_other} below {a_name} on {a_colour} background, {style} style",
+    "{a_style} {name} at the top and {a_style} {other} at the bottom, {colour} background",
+    "{style} style picture of {a_name} above {a_other}, {colour} background",
+    "{a_name} above {a_other} on {a_colour} background",
+    "{a_name} above {a_other}",
+)
 _ROW = (
     "{count} {style} {names} on {a_colour} background",
     "{count} {names} on {a_colour} background, {style} style",
@@ -34,7 +46,16 @@ _ROW = (
     "{count} {names} on {a_colour} background",
     "{count} {names}",
 )
-_TEMPLATES = {"single": _SINGLE, "pair": _PAIR, "row": _ROW}
+_TEMPLATES = {"single": _SINGLE, "pair": _PAIR, "stack": _STACK, "row": _ROW}
+_WHERE = {
+    "center": "",
+    "left": " on the left",
+    "right": " on the right",
+    "top": " at the top",
+    "bottom": " at the bottom",
+}
+_OTHER_WORDS = 0.3
+"""Share of drawn captions that call things by their other names."""
 _COUNTS = {1: "one", 2: "two", 3: "three"}
 
 
@@ -53,11 +74,28 @@ def captions_of(scene: Scene) -> list[Caption]:
     other = tuple(ALIASES.get(word, word) for word in plain)
     for concepts in dict.fromkeys((plain, other)):
         for words in STYLES[scene.style].words:
+            fields = _fields(scene, concepts, words)
             for template in _TEMPLATES[scene.arrangement]:
-                text = template.format(**_fields(scene, concepts, words))
-                told = 1 + ("style}" in template) + ("colour}" in template)
-                found.setdefault(text, 25.0 + 5.0 * told / 3)
+                found.setdefault(template.format(**fields), _score(template))
     return [Caption(text, score) for text, score in found.items()]
+
+
+def draw_captions(scene: Scene, count: int, random: np.random.Generator) -> list[Caption]:
+    """At most `count` different captions of a scene, drawn without writing all the others."""
+    templates = _TEMPLATES[scene.arrangement]
+    found: dict[str, float] = {}
+    for place in random.permutation(len(templates))[:count].tolist():
+        styles = STYLES[scene.style].words
+        concepts = scene.concepts
+        if random.random() < _OTHER_WORDS:
+            concepts = tuple(ALIASES.get(word, word) for word in concepts)
+        words = styles[int(random.random() * len(styles))]
+        found.setdefault(templates[place].format(**_fields(scene, concepts, words)), _score(templates[place]))
+    return [Caption(text, score) for text, score in found.items()]
+
+
+def _score(template: str) -> float:
+    return 25.0 + 5.0 * (1 + ("style}" in template) + ("colour}" in template)) / 3
 
 
 def full_caption(scene: Scene) -> str:
@@ -68,9 +106,9 @@ def full_caption(scene: Scene) -> str:
 def _fields(scene: Scene, concepts: tuple[str, ...], style: str) -> dict[str, str]:
     name, other = concepts[0], concepts[-1]
     size = f"{scene.size} " if scene.arrangement == "single" and scene.size == "small" else ""
-    place = "" if scene.place == "center" else f" on the {scene.place}"
     return {
         "name": name,
+        "plain": size + name,
         "a_name": _article(size + name),
         "other": other,
         "a_other": _article(other),
@@ -80,11 +118,12 @@ def _fields(scene: Scene, concepts: tuple[str, ...], style: str) -> dict[str, st
         "a_style": _article(size + style),
         "colour": scene.colour,
         "a_colour": _article(scene.colour),
-        "place": place,
+        "place": _WHERE[scene.place],
     }
 
 
 def _article(words: str) -> str:
     # "a unicorn", "a ukulele": a u that is spoken as in "you".
-    vowel = words[0] in "aeio" or (words[0] == "u" and words[:3] not in ("uni", "uku", "use"))
+    vowel = words[0] in "aeio" or (words[0] == "u" and words[:3] not in ("uni", "uku", "use", "ufo"))
+    vowel = vowel or words.startswith("hour")
     return f"{'an' if vowel else 'a'} {words}"

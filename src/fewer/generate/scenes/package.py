@@ -3,12 +3,15 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from fewer.core.files import write_json
+from fewer.core.tensors import write_tensors
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.autoencoder.formats import config_to_mapping
+from fewer.generate.compact import compact
 from fewer.generate.model_folder import ModelSettings
+from fewer.generate.transformer.formats import write_params
 from fewer.generate.transformer.sana import SanaTransformer
+from fewer.generate.transformer.shards import WEIGHTS
 
 _TEXT_ENCODER = "smollm2-135m"
 
@@ -16,11 +19,15 @@ _TEXT_ENCODER = "smollm2-135m"
 def write_model(
     folder: Path, transformer: SanaTransformer, autoencoder: DCAutoencoder, settings: ModelSettings
 ) -> dict[str, int]:
-    """Saves both networks in bf16 with their configurations; returns the bytes of each part."""
-    _in_bf16(transformer).save(folder / "transformer")
-    half = DCAutoencoder(autoencoder.config)
-    half.load_state_dict(autoencoder.state_dict())
-    half.to(torch.bfloat16).save(folder / "vae")
+    """Saves both networks with their configurations, a byte a weight; returns the bytes of each part."""
+    for part, config, network in (
+        ("transformer", write_params(transformer.params), transformer),
+        ("vae", config_to_mapping(autoencoder.config), autoencoder),
+    ):
+        write_json(folder / part / "config.json", config)
+        write_tensors(
+            folder / part / f"{WEIGHTS}.safetensors", compact(network.state_dict()), {"format": "pt"}
+        )
     write_json(
         folder / "scheduler" / "scheduler_config.json",
         {
@@ -46,9 +53,3 @@ def write_model(
         part: sum(file.stat().st_size for file in (folder / part).rglob("*.safetensors"))
         for part in ("transformer", "vae")
     }
-
-
-def _in_bf16(transformer: SanaTransformer) -> SanaTransformer:
-    half = SanaTransformer(transformer.params)
-    half.load_state_dict(transformer.state_dict())
-    return half.to(torch.bfloat16)

@@ -1,107 +1,102 @@
 """A pool of composed scenes, encoded ahead: the training set of the built-in model."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fewer.core.errors import ConfigError
+from fewer.core.errors import FileError
 from fewer.core.progress import Progress, SilentProgress, track
+from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
-from fewer.generate.scenes.captions import captions_of
-from fewer.generate.scenes.compose import Scene, SceneRenderer, draw_scene
-from fewer.generate.scenes.split import Split, split_of
+from fewer.generate.scenes.captions import captions_of, draw_captions
+from fewer.generate.scenes.compose import Placement, Scene, SceneRenderer
+from fewer.generate.scenes.split import Split
+from fewer.generate.scenes.table import SceneTable, draw_table
+from fewer.generate.scenes.vocabulary import Vocabulary
+from fewer.generate.text.prompt import PromptEncoder
+from fewer.generate.training.captions import caption_weights
+from fewer.generate.training.encoded import encode_captions
+from fewer.generate.training.on_device import DeviceSet
 
-_ATTEMPTS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """Which concepts and styles scenes are drawn from."""
-
-    words: tuple[str, ...]
-    styles: tuple[str, ...]
+__all__ = [
+    "Vocabulary",
+    "crops",
+    "draw_scenes",
+    "encode_pool",
+    "encode_scenes",
+    "scene_captions",
+    "to_tensor",
+]
 
 
 def draw_scenes(vocabulary: Vocabulary, count: int, split: Split, seed: int) -> list[Scene]:
     """Random scenes of one split. Raises `ConfigError` when the vocabulary has next to none of it."""
-    random = np.random.default_rng([seed, ("train", "validation", "held-out").index(split)])
-    found: list[Scene] = []
-    missed = 0
-    while len(found) < count:
-        scene = draw_scene(vocabulary.words, vocabulary.styles, random)
-        if split_of(scene) == split:
-            found.append(scene)
-            missed = 0
-        elif (missed := missed + 1) > _ATTEMPTS:
-            raise ConfigError(
-                f"{len(vocabulary.words)} concepts have hardly any {split} scenes; use more concepts"
-            )
-    return found
+    return draw_table(vocabulary, count, split, seed).scenes()
 
 
-def to_tensor(pictures: list[np.ndarray]) -> Float[Tensor, "batch 3 height width"]:
+def to_tensor(
+    pictures: Sequence[UInt8[np.ndarray, "height width 3"]] | UInt8[np.ndarray, "batch height width 3"],
+) -> Float[Tensor, "batch 3 height width"]:
     """Rendered pictures as a batch in [-1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return signed(torch.from_numpy(np.stack(list(pictures))))
+
+
+def signed(pictures: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
+    """Bytes to values in [-1, 1], channels last in memory."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def crops(
-    renderer: SceneRenderer, vocabulary: Vocabulary, count: int, side: int, generator: torch.Generator
+    renderer: SceneRenderer, placed: Placement, count: int, side: int, generator: torch.Generator
 ) -> Float[Tensor, "count 3 side side"]:
-    """Square cut-outs of training scenes, each touching a sprite: what the autoencoder trains on.
+    """Square cut-outs of random scenes, each touching a sprite: what the autoencoder trains on.
 
-    A plain background teaches nothing, and a cut-out costs a fraction of a whole scene.
+    A plain background teaches nothing, and a cut-out costs a fraction of a whole scene. All randomness is
+    drawn on the CPU, so that a seed means the same on every device.
     """
-    random = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-    cut: list[np.ndarray] = []
-    while len(cut) < count:
-        scene = draw_scene(vocabulary.words, vocabulary.styles, random)
-        if split_of(scene) != "train":
-            continue
-        thing = scene.objects[random.integers(len(scene.objects))]
-        reach = thing.side / 2
-        corner = [
-            int(
-                np.clip(
-                    (middle + random.uniform(-reach, reach)) * renderer.side - side / 2,
-                    0,
-                    renderer.side - side,
-                )
-            )
-            for middle in (thing.down, thing.across)
-        ]
-        cut.append(renderer(scene)[corner[0] : corner[0] + side, corner[1] : corner[1] + side])
-    return to_tensor(cut)
+    rows = torch.randint(len(placed), (count,), generator=generator)
+    which, where = torch.rand(count, generator=generator), torch.rand(2, count, generator=generator) - 0.5
+    device = renderer.device
+    chosen = placed.rows(rows.to(device))
+    objects = (chosen.size > 0).sum(dim=1)
+    slot = (which.to(device) * objects).long()[:, None]
+    size = chosen.size.gather(1, slot)[:, 0]
+    corner = [
+        (edge.gather(1, slot)[:, 0] + size / 2 + share * size - side / 2).round().long()
+        for edge, share in zip((chosen.top, chosen.left), where.to(device), strict=True)
+    ]
+    top, left = (edge.clamp(0, renderer.side - side) for edge in corner)
+    return signed(renderer.render(chosen, top, left, side))
 
 
 def encode_scenes(
-    scenes: list[Scene],
+    placed: Placement,
     renderer: SceneRenderer,
     autoencoder: DCAutoencoder,
     progress: Progress | None = None,
     batch: int = 32,
-) -> list[Float[Tensor, "channels lat_h lat_w"]]:
-    """Latents of every scene, on the CPU."""
-    parameter = next(autoencoder.parameters())
-    latents: list[Tensor] = []
-    chunks = list(_chunks(scenes, batch))
-    for chunk in track(chunks, progress or SilentProgress(), "scenes", len(chunks)):
-        pixels = to_tensor([renderer(scene) for scene in chunk])
-        found = autoencoder.encode(pixels.to(parameter.device, parameter.dtype), tile=None)
-        latents.extend(found.float().cpu())
-    return latents
+) -> Float[Tensor, "scenes channels lat_h lat_w"]:
+    """Latents of every scene, on the autoencoder's device; in bf16 on a GPU."""
+    device = next(autoencoder.parameters()).device
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    parts: list[Tensor] = []
+    chunks = torch.arange(len(placed), device=device).split(batch)
+    for rows in track(chunks, progress or SilentProgress(), "scenes", len(chunks)):
+        pixels = signed(renderer.render(placed.rows(rows)))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), torch.no_grad():
+            found = autoencoder.encoder(pixels)
+        parts.append(autoencoder.scale(found.float()).to(dtype))
+    return torch.cat(parts)
 
 
 def scene_captions(
     scenes: list[Scene], per_scene: int, generator: torch.Generator
 ) -> list[list[tuple[str, float]]]:
-    """Up to `per_scene` random captions of each scene with their scores.
-
-    Fewer different captions mean fewer passes through the text encoder; a large pool has them all anyway.
-    """
+    """Up to `per_scene` random captions of each scene with their scores."""
     chosen = []
     for scene in scenes:
         every = captions_of(scene)
@@ -110,6 +105,46 @@ def scene_captions(
     return chosen
 
 
-def _chunks(scenes: list[Scene], size: int) -> Iterator[list[Scene]]:
-    for start in range(0, len(scenes), size):
-        yield scenes[start : start + size]
+def encode_pool(
+    table: SceneTable,
+    renderer: SceneRenderer,
+    autoencoder: DCAutoencoder,
+    encoder: PromptEncoder,
+    captions_per_scene: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> DeviceSet:
+    """Pictures and captions of all scenes, encoded where the networks are; each caption is read once."""
+    gpu = renderer.device.type == "cuda"
+    latents = encode_scenes(table.placed(renderer), renderer, autoencoder, progress, 256 if gpu else 32)
+    random = np.random.default_rng([seed, 7])
+    row_of: dict[str, int] = {"": 0}
+    rows = np.zeros((len(table), captions_per_scene), dtype=np.int64)
+    chances = np.zeros((len(table), captions_per_scene))
+    for number, scene in enumerate(table.scenes()):
+        captions = draw_captions(scene, captions_per_scene, random)
+        found = [row_of.setdefault(caption.text, len(row_of)) for caption in captions]
+        rows[number, : len(found)] = found
+        chances[number, : len(found)] = caption_weights([caption.score for caption in captions])
+    text = encode_captions(encoder, list(row_of), progress, batch=1024 if gpu else 64, device=renderer.device)
+    return DeviceSet(
+        latents,
+        torch.from_numpy(rows).to(renderer.device),
+        torch.from_numpy(chances).float().to(renderer.device),
+        text.tokens,
+        text.mask,
+    )
+
+
+def save_pool(path: Path, pool: DeviceSet) -> None:
+    """One safetensors file, so that a resumed run on a CPU need not encode again."""
+    write_tensors(path, pool.columns())
+
+
+def load_pool(path: Path, device: torch.device) -> DeviceSet:
+    """Inverse of `save_pool`. Raises `FileError` for a file that is missing, damaged or something else."""
+    found = read_tensors(path, device)
+    try:
+        return DeviceSet(**found)
+    except TypeError as error:
+        raise FileError(f"{path.name!r} is no encoded pool; delete it and encode again") from error

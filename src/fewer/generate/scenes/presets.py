@@ -1,9 +1,10 @@
 """The sizes in which the built-in model is trained: one for a GPU, one for two CPU cores."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fewer.core.errors import ConfigError
 from fewer.generate.autoencoder.config import DCAutoencoderConfig
+from fewer.generate.scenes.concepts import CONCEPTS
 from fewer.generate.scenes.vocabulary import SMALL_VOCABULARY
 from fewer.generate.training.transformer import TransformerTraining
 from fewer.generate.transformer.params import SanaParams
@@ -23,6 +24,10 @@ class AutoencoderTraining:
     batch: int
     crop: int
     learning_rate: float
+    compiled: bool = False
+    """On a GPU: each block compiled."""
+    minutes: float | None = None
+    """Ends after so much time, or after `steps` if that is sooner."""
     latent_noise: float = 0.05
     """Noise on the latents in shares of their spread: the decoder learns to forgive the transformer."""
 
@@ -57,6 +62,17 @@ def preset(name: str) -> EmojiPreset:
     if name not in builders:
         raise ConfigError(f"preset {name!r} is not known; allowed: {', '.join(builders)}")
     return builders[name]()
+
+
+def within(preset: EmojiPreset, minutes: float | None) -> EmojiPreset:
+    """The same within a time, a little over a quarter of it for the autoencoder."""
+    if minutes is None:
+        return preset
+    return replace(
+        preset,
+        autoencoder_training=replace(preset.autoencoder_training, steps=10**6, minutes=0.28 * minutes),
+        training=replace(preset.training, steps=10**6, minutes=0.72 * minutes),
+    )
 
 
 def _autoencoder(
@@ -98,21 +114,31 @@ def _transformer(heads: int, depth: int, sample_size: int, channels: int = 32) -
 def _gpu() -> EmojiPreset:
     return EmojiPreset(
         side=256,
-        concepts=None,
-        styles=("glossy", "flat", "soft 3d", "bold flat"),
-        autoencoder=_autoencoder((64, 64, 128, 256, 512), 2),
-        autoencoder_training=AutoencoderTraining(steps=6000, batch=64, crop=128, learning_rate=5e-4),
+        concepts=CONCEPTS,
+        styles=("glossy", "flat", "soft 3d"),
+        autoencoder=_autoencoder((64, 64, 128, 256, 256), 2),
+        autoencoder_training=AutoencoderTraining(
+            steps=6000, batch=128, crop=128, learning_rate=8e-4, compiled=True
+        ),
         transformer=_transformer(12, 12, 16),
         training=TransformerTraining(
-            steps=12000, batch=512, learning_rate=1e-3, warmup=300, ema_decay=0.999, shift=1.5, dtype="bf16"
+            steps=6000,
+            batch=256,
+            learning_rate=1e-3,
+            warmup=200,
+            ema_decay=0.998,
+            shift=1.5,
+            dtype="bf16",
+            compiled=True,
+            checkpoint_every=5000,
         ),
-        scenes=131072,
-        captions_per_scene=4,
-        text_layers=30,
-        text_length=64,
+        scenes=98304,
+        captions_per_scene=2,
+        text_layers=6,
+        text_length=40,
         shift=1.5,
         guidance=4.0,
-        sprite_side=192,
+        sprite_side=200,
     )
 
 

@@ -18,12 +18,12 @@ from fewer.generate.model_folder import ModelSettings
 from fewer.generate.scenes.autoencode import reconstruction_psnr, train_autoencoder
 from fewer.generate.scenes.compose import SceneRenderer
 from fewer.generate.scenes.package import write_model
-from fewer.generate.scenes.pool import Vocabulary, draw_scenes, encode_scenes, scene_captions, to_tensor
+from fewer.generate.scenes.pool import encode_pool, load_pool, save_pool, signed
 from fewer.generate.scenes.presets import EmojiPreset
 from fewer.generate.scenes.sprites import SpriteSheet, load_sprites, render_sprites, save_sprites
-from fewer.generate.scenes.vocabulary import wide_vocabulary
+from fewer.generate.scenes.table import draw_table
+from fewer.generate.scenes.vocabulary import Vocabulary, wide_vocabulary
 from fewer.generate.text.prompt import PromptEncoder
-from fewer.generate.training.encoded import EncodedSet, assemble, load_encoded, save_encoded
 from fewer.generate.training.transformer import train_transformer
 from fewer.generate.transformer.initialise import initialise
 from fewer.generate.transformer.sana import SanaTransformer
@@ -50,7 +50,8 @@ def build_model(
     began = time.monotonic()
     sheet = sprites_of(preset, output, packages, progress)
     vocabulary = Vocabulary(sheet.words(), sheet.styles)
-    renderer = SceneRenderer(sheet, preset.side)
+    renderer = SceneRenderer(sheet, preset.side, device, compiled=device.type == "cuda").prepare()
+    table = draw_table(vocabulary, preset.scenes, "train", seed)
 
     if resume and (output / "autoencoder" / "config.json").is_file():
         autoencoder = DCAutoencoder.load(output / "autoencoder", device=device)
@@ -58,7 +59,7 @@ def build_model(
         autoencoder = train_autoencoder(
             preset,
             renderer,
-            vocabulary,
+            table,
             checkpoints=output / "autoencoder-run",
             resume=resume,
             device=device,
@@ -69,10 +70,11 @@ def build_model(
 
     pool = output / "pool.safetensors"
     if resume and pool.is_file():
-        data = load_encoded(pool)
+        data = load_pool(pool, device)
     else:
-        data = encode_pool(preset, renderer, vocabulary, autoencoder, encoder, seed, progress)
-        save_encoded(pool, data)
+        data = encode_pool(table, renderer, autoencoder, encoder, preset.captions_per_scene, seed, progress)
+        if device.type == "cpu":  # a GPU encodes ten gigabytes sooner than a disk takes them
+            save_pool(pool, data)
     transformer = fresh_transformer(preset, seed)
     result = train_transformer(
         transformer,
@@ -83,13 +85,14 @@ def build_model(
         resume=resume,
         progress=progress,
     )
+    held_out = draw_table(vocabulary, min(64, preset.scenes), "held-out", seed).placed(renderer)
+    psnr = reconstruction_psnr(autoencoder, signed(renderer.render(held_out)))
     sizes = write_model(output / "model", transformer.cpu(), autoencoder.cpu(), settings_of(preset))
-    held_out = draw_scenes(vocabulary, min(64, preset.scenes), "held-out", seed)
     return {
         "output": str(output / "model"),
         "steps": result.step,
         "loss": sum(result.losses[-100:]) / max(1, len(result.losses[-100:])),
-        "psnr": reconstruction_psnr(autoencoder, to_tensor([renderer(scene) for scene in held_out])),
+        "psnr": psnr,
         "bytes": sizes,
         "seconds": time.monotonic() - began,
     }
@@ -109,22 +112,6 @@ def sprites_of(preset: EmojiPreset, output: Path, packages: Path | None, progres
     sheet = render_sprites(packages, concepts, preset.styles, preset.sprite_side, progress)
     save_sprites(sheet, path)
     return sheet
-
-
-def encode_pool(
-    preset: EmojiPreset,
-    renderer: SceneRenderer,
-    vocabulary: Vocabulary,
-    autoencoder: DCAutoencoder,
-    encoder: PromptEncoder,
-    seed: int,
-    progress: Progress,
-) -> EncodedSet:
-    """Draws the training scenes and encodes their pictures and captions."""
-    scenes = draw_scenes(vocabulary, preset.scenes, "train", seed)
-    latents = encode_scenes(scenes, renderer, autoencoder, progress)
-    captions = scene_captions(scenes, preset.captions_per_scene, seeded(seed, 7))
-    return assemble(latents, captions, encoder, progress=progress)
 
 
 def fresh_transformer(preset: EmojiPreset, seed: int) -> SanaTransformer:

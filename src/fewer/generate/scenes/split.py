@@ -23,23 +23,41 @@ def split_of(scene: Scene) -> Split:
     """The split that a scene belongs to; a pure function of its words."""
     if held_out_reasons(scene):
         return "held-out"
-    for thing in scene.objects:
-        if _share("validation", thing.concept, scene.style, scene.colour) < VALIDATION:
-            return "validation"
-    return "train"
+    aside = any(kept_aside(thing.concept, scene.style, scene.colour) for thing in scene.objects)
+    return "validation" if aside else "train"
 
 
 def held_out_reasons(scene: Scene) -> tuple[str, ...]:
     """Which of its combinations are held out: "style", "pair", "colour"; empty for a seen one."""
     concepts = [thing.concept for thing in scene.objects]
     reasons = []
-    if any(_share("style", concept, scene.style) < HELD_OUT_STYLE for concept in concepts):
+    if any(held_out_style(concept, scene.style) for concept in concepts):
         reasons.append("style")
-    if len(set(concepts)) > 1 and _share("pair", *concepts) < HELD_OUT_PAIR:
+    if len(set(concepts)) > 1 and held_out_pair(concepts[0], concepts[1]):
         reasons.append("pair")
-    if any(_share("colour", concept, scene.colour) < HELD_OUT_COLOUR for concept in concepts):
+    if any(held_out_colour(concept, scene.colour) for concept in concepts):
         reasons.append("colour")
     return tuple(reasons)
+
+
+def held_out_style(concept: str, style: str) -> bool:
+    """Whether a concept is never shown in a style."""
+    return _share("style", concept, style) < HELD_OUT_STYLE
+
+
+def held_out_pair(first: str, second: str) -> bool:
+    """Whether two concepts are never shown in this order."""
+    return _share("pair", first, second) < HELD_OUT_PAIR
+
+
+def held_out_colour(concept: str, colour: str) -> bool:
+    """Whether a concept is never shown on a background."""
+    return _share("colour", concept, colour) < HELD_OUT_COLOUR
+
+
+def kept_aside(concept: str, style: str, colour: str) -> bool:
+    """Whether a concept in a style on a background is for validation."""
+    return _share("validation", concept, style, colour) < VALIDATION
 
 
 def _share(*words: str) -> float:

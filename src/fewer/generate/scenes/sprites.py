@@ -4,7 +4,6 @@ The packages are read from a `node_modules` folder that `fetch_packages` fills w
 user asks for it. Rendering uses resvg, a Rust renderer without system libraries (extra `build-model`).
 """
 
-import io
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.core.progress import Progress, SilentProgress, track
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
+from fewer.generate.scenes.drawing import draw_icons, icon_svg
 from fewer.generate.scenes.vocabulary import STYLES
 
 PACKAGES = (
@@ -27,10 +26,6 @@ PACKAGES = (
     "@iconify-json/fluent-emoji-flat@1.2.6",
     "@iconify-json/fluent-emoji@1.2.7",
     "@iconify-json/twemoji@1.2.5",
-)
-_SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    'viewBox="{left} {top} {width} {height}" width="{side}" height="{side}">{body}</svg>'
 )
 
 
@@ -90,47 +85,8 @@ def render_sprites(
         if style not in STYLES:
             raise ConfigError(f"style {style!r} is not known; allowed: {', '.join(STYLES)}")
         icons = read_json(packages / STYLES[style].package / "icons.json", max_bytes=2**28)
-        for column, name in enumerate(concepts):
-            sheet[row, column] = _render(icons, name, side)
+        sheet[row] = draw_icons([icon_svg(icons, name, side) for name in concepts], side)
     return SpriteSheet(tuple(concepts.items()), tuple(styles), sheet)
-
-
-def _render(icons: dict, name: str, side: int) -> UInt8[np.ndarray, "side side 4"]:
-    import resvg_py
-
-    known = icons["icons"]
-    if name not in known:
-        raise ConfigError(f"the emoji {name!r} is not in {icons.get('prefix')!r}; look at its icons.json")
-    icon = known[name]
-    width = icon.get("width", icons.get("width", 16))
-    height = icon.get("height", icons.get("height", 16))
-    svg = _SVG.format(
-        left=icon.get("left", 0),
-        top=icon.get("top", 0),
-        width=width,
-        height=height,
-        side=side,
-        body=icon["body"],
-    )
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
-    picture = Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGBA")
-    # Sets differ in their margins: cut to the drawing and centre it, so that size words mean the same in all.
-    box = picture.getchannel("A").point(lambda value: 255 if value > 8 else 0).getbbox()  # pyright: ignore
-    return _centred(picture.crop(box) if box else picture, side)
-
-
-def _centred(picture: Image.Image, side: int) -> UInt8[np.ndarray, "side side 4"]:
-    scale = side / max(picture.size)
-    width, height = (max(1, round(length * scale)) for length in picture.size)
-    canvas = np.zeros((side, side, 4), dtype=np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    canvas[top : top + height, left : left + width] = np.asarray(resize_rgba(picture, width, height))
-    return canvas
-
-
-def resize_rgba(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Resizes with premultiplied colours, so that hidden colours of transparent pixels do not bleed in."""
-    return picture.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
 
 
 def save_sprites(sheet: SpriteSheet, path: Path) -> None:

@@ -21,6 +21,14 @@ class Style:
     licence: str
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Which concepts and styles scenes are drawn from."""
+
+    words: tuple[str, ...]
+    styles: tuple[str, ...]
+
+
 STYLES = {
     "glossy": Style("glossy", "@iconify-json/noto", ("glossy",), "Apache-2.0"),
     "flat": Style("flat", "@iconify-json/fluent-emoji-flat", ("flat",), "MIT"),
@@ -72,14 +80,21 @@ _ODD_PLURALS = {
     "cactus": "cacti",
     "butterfly": "butterflies",
     "strawberry": "strawberries",
-    "fox": "foxes",
-    "bus": "buses",
-    "octopus": "octopuses",
+    "die": "dice",
+    "mouse": "mice",
+    "wolf": "wolves",
+    "scarf": "scarves",
+    "maple leaf": "maple leaves",
+    **{word: word for word in ("sheep", "deer", "bison", "moose", "squid", "jellyfish", "blowfish")},
+    **{word: word + "es" for word in ("potato", "tomato", "mango", "volcano", "tornado")},
 }
 
 
 def plural(word: str) -> str:
     """More than one of a concept's word: "cat" -> "cats", "bus" -> "buses"."""
+    first, of, rest = word.partition(" of ")
+    if of:
+        return f"{plural(first)} of {rest}"
     if word in _ODD_PLURALS:
         return _ODD_PLURALS[word]
     if word.endswith(("s", "x", "ch", "sh")):

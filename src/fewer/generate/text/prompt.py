@@ -129,7 +129,8 @@ class PromptEncoder:
         positions = self.length
         if before:
             positions += len(self._tokens(before)) - 2
-        rows = [self._tokens(before + prompt.lower().strip())[:positions] for prompt in prompts]
+        rows = self._rows([before + prompt.lower().strip() for prompt in prompts])
+        rows = [row[:positions] for row in rows]
         padding = self.tokenizer.pad_token_id
         if padding is None:
             padding = self.tokenizer.eos_token_id or 0
@@ -141,11 +142,17 @@ class PromptEncoder:
         return ids, mask
 
     def _tokens(self, text: str) -> list[int]:
+        return self._rows([text])[0]
+
+    def _rows(self, texts: list[str]) -> list[list[int]]:
         """Token ids behind exactly one beginning token; some tokenizers add it themselves, some don't."""
-        ids = list(self.tokenizer.encode(text))
+        if callable(self.tokenizer):  # transformers' own reads many at once, on all cores
+            rows = self.tokenizer(texts)["input_ids"]
+        else:
+            rows = [list(self.tokenizer.encode(text)) for text in texts]
         begin = self.tokenizer.bos_token_id
         assert begin is not None
-        return ids if ids[:1] == [begin] else [begin, *ids]
+        return [ids if ids[:1] == [begin] else [begin, *ids] for ids in rows]
 
 
 def _open_model(folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -42,6 +42,8 @@ class TrainSanaRequest:
     size: Annotated[int, Field(ge=32, le=8192)] | None = None
     """Side of the pictures in pixels; the model's own by default. Other shapes keep its area."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    minutes: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    """End after so much time, or after --steps if that is sooner; a preset shares it among its stages."""
     batch: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Pictures a step, over all processes."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -106,7 +108,7 @@ def train_sana_command(request: TrainSanaRequest, progress: Progress) -> dict[st
 
 
 def _train_emoji(request: TrainSanaRequest, progress: Progress) -> dict[str, object]:
-    from fewer.generate.scenes.presets import preset
+    from fewer.generate.scenes.presets import preset, within
     from fewer.generate.scenes.recipe import build_model
     from fewer.generate.scenes.sprites import fetch_packages
     from fewer.generate.text.prompt import PromptEncoder
@@ -129,9 +131,10 @@ def _train_emoji(request: TrainSanaRequest, progress: Progress) -> dict[str, obj
         instruction=None,
         layers=chosen.text_layers,
         device=device,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
     )
     return build_model(
-        dataclasses.replace(chosen, training=training),
+        within(dataclasses.replace(chosen, training=training), request.minutes),
         request.output,
         encoder,
         packages=packages,
@@ -158,7 +161,8 @@ def train_lora_command(request: TrainLoraRequest, progress: Progress) -> dict[st
 
 def training_of(request: TrainSanaRequest | TrainLoraRequest, shift: float) -> TransformerTraining:
     """How to train on a folder; `shift` is the model's own."""
-    fields = _given(request, ("steps", "batch", "learning_rate"))
+    names = ("steps", "batch", "learning_rate", "minutes")
+    fields = _given(request, tuple(name for name in names if hasattr(request, name)))
     return TransformerTraining(
         **fields,  # type: ignore[arg-type]
         optimizer=request.optimizer,

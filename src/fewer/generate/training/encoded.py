@@ -73,9 +73,13 @@ class EncodedSet:
 
 
 def encode_captions(
-    encoder: PromptEncoder, texts: Sequence[str], progress: Progress | None = None, batch: int = 64
+    encoder: PromptEncoder,
+    texts: Sequence[str],
+    progress: Progress | None = None,
+    batch: int = 64,
+    device: str | torch.device = "cpu",
 ) -> TextTable:
-    """Text features of every caption, kept in bf16 and on the CPU; the empty prompt as a negative one.
+    """Text features of every caption, kept in bf16 and on `device`; the empty prompt as a negative one.
 
     Captions of similar length are encoded together. Raises `DataError` without captions.
     """
@@ -83,18 +87,20 @@ def encode_captions(
         raise DataError("there are no captions to train on; give each picture a sentence")
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     starts = list(range(0, len(order), batch))
-    tokens = torch.zeros(len(texts), encoder.length, encoder.channels, dtype=torch.bfloat16)
-    mask = torch.zeros(len(texts), encoder.length, dtype=torch.bool)
+    tokens = torch.zeros(len(texts), encoder.length, encoder.channels, dtype=torch.bfloat16, device=device)
+    mask = torch.zeros(len(texts), encoder.length, dtype=torch.bool, device=device)
     for start in track(starts, progress or SilentProgress(), "captions", len(starts)):
         rows = order[start : start + batch]
         for chosen, instruct in ((True, True), (False, False)):
             part = [row for row in rows if bool(texts[row].strip()) is chosen]
             if part:
                 found = encoder.encode([texts[row] for row in part], instruct=instruct)
-                tokens[part] = found.tokens.to("cpu", torch.bfloat16)
-                mask[part] = found.mask.cpu()
-    longest = max(1, int(mask.sum(dim=1).max()))
-    return TextTable(tokens[:, :longest].clone(), mask[:, :longest].clone())
+                where = torch.tensor(part, device=device)
+                tokens[where] = found.tokens.to(device, torch.bfloat16)
+                mask[where] = found.mask.to(device)
+    # Attention kernels like lengths that eight divides.
+    longest = min(encoder.length, -(-int(mask.sum(dim=1).max()) // 8) * 8)
+    return TextTable(tokens[:, :longest], mask[:, :longest])
 
 
 def assemble(

@@ -15,6 +15,7 @@ from fewer.core.device import require_memory
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json, write_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
+from fewer.generate.compact import expand, weight_shapes
 from fewer.generate.transformer.names import from_native, is_native, to_native
 from fewer.generate.transformer.params import PUBLISHED, SanaParams
 from fewer.generate.transformer.sana import SanaTransformer
@@ -55,6 +56,7 @@ def load_transformer(
         header, _ = tensor_header(file)
         shapes |= {name: info.shape for name, info in header.items()}
         total += file.stat().st_size
+    shapes = weight_shapes(shapes, path.name)
     native = is_native(set(shapes))
     config = (path if path.is_dir() else path.parent) / "config.json"
     if native:
@@ -68,7 +70,8 @@ def load_transformer(
     model = _empty(params)
     compare_shapes({name: tuple(t.shape) for name, t in model.state_dict().items()}, shapes, path.name)
     require_memory(2 * total, torch.device("cpu"), "free some memory or choose a smaller model")
-    tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    stored = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    tensors = expand(stored, dtype)
     tensors = from_native(tensors) if native else tensors
     tensors = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=True)
