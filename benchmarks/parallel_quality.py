@@ -1,4 +1,4 @@
-"""Displaced bands on the built-in model, before its judges: does a picture lose what it should show? runs on: cpu
+"""Displaced bands on the built-in model, before its judges: what does a picture lose? runs on: cpu
 
 Every prompt is drawn from the same noise on one device and on 2 and 4 simulated ones, with 4 warm-up steps;
 then the judges of builtin_model.py score all of them, and the PSNR to one device is taken. Run:

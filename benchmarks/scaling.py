@@ -114,6 +114,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=540.0, help="no item is begun after this")
     parser.add_argument("--timeout", type=float, default=120.0, help="of one collective")
+    parser.add_argument(
+        "--border", choices=("tokens", "hidden"), default="hidden", help="what border rows are"
+    )
     parser.add_argument("--lines", type=Path, help="a file to which each row is added as it is measured")
     parser.add_argument("--name", default="scaling", help="of the file under benchmarks/results")
     options = parser.parse_args()

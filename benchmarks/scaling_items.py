@@ -55,6 +55,9 @@ class Stand:
                 if world.rank < count:
                     self.groups[count] = part
         self.params = TINY if options.shape == "tiny" else published(options.shape)
+        state = self.params.heads * self.params.head_dim * (self.params.head_dim + 1)
+        for count, group in self.many():
+            self.emit(item="sums", devices=count, said=prefer_fast_sums(group, self.device, state))
         self._sana: SanaTransformer | None = None
 
     def seconds_left(self) -> float:
@@ -173,6 +176,7 @@ def steps_at(stand: Stand, size: int, samples: int, modes: tuple[str, ...], item
             plan = plan_for(mode, count)
             if plan is None:
                 continue
+            plan = replace(plan, border=stand.options.border)
             runner = parallelize(one, plan, group)
             row: dict[str, object] = {"item": item, "size": size, "devices": count, "mode": mode,
                                       "samples": samples, "plan": plan.explain()}  # fmt: skip
@@ -277,14 +281,17 @@ def picture(stand: Stand) -> None:
         stand.tidy()
 
 
-def one_shot(stand: Stand) -> None:
-    """The small sums through symmetric memory, where that is faster than NCCL, and the step with them."""
+def nccl(stand: Stand) -> None:
+    """The step with sums through NCCL alone and border rows as tokens, to see what the rest gains."""
+    kept = {count: getattr(group, "one_shot", None) for count, group in stand.many()}
+    border, stand.options.border = stand.options.border, "tokens"
     for _, group in stand.many():
-        params = stand.params
-        said = prefer_fast_sums(group, stand.device, params.heads * params.head_dim * (params.head_dim + 1))
-        stand.emit(item="one_shot", devices=group.size, said=said)
+        group.one_shot = None  # pyright: ignore[reportAttributeAccessIssue]
     for size in stand.options.sizes:
-        steps_at(stand, size, 1, ("sync",), "one_shot")
+        steps_at(stand, size, 1, ("sync",), "nccl")
+    for count, group in stand.many():
+        group.one_shot = kept[count]  # pyright: ignore[reportAttributeAccessIssue]
+    stand.options.border = border
 
 
 def unet(stand: Stand) -> None:
@@ -438,6 +445,6 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 ITEMS: dict[str, Callable[[Stand], None]] = {
-    "link": link, "step": step, "decode": decode, "picture": picture, "guided": guided, "one_shot": one_shot,
+    "link": link, "step": step, "decode": decode, "picture": picture, "guided": guided, "nccl": nccl,
     "unet": unet,
 }  # fmt: skip

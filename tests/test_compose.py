@@ -28,5 +28,5 @@ def test_two_devices_draw_the_picture_of_one(
     size = ("--width", "64", "--height", "128", "--guidance", "4.5")
     one, _ = draw(pipeline_folder, tmp_path / "one.png", capsys, *size)
     two, facts = draw(pipeline_folder, tmp_path / "two.png", capsys, *size, "--devices", "2")
-    assert facts["devices"] == 2
+    assert facts["devices"] == 2 and "predicted" in facts["plan"]
     assert np.abs(one - two).max() <= 1

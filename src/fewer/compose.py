@@ -4,7 +4,8 @@ The pipeline is changed from outside: its transformer is quantized, then spread;
 With several devices every rank draws the same picture and the first one saves it.
 """
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewer.core.progress import Progress, SilentProgress, make_progress
@@ -12,6 +13,8 @@ from fewer.generate.command import GenerateCommand, generate_command
 
 if TYPE_CHECKING:
     from fewer.generate.pipeline import TextToImage
+    from fewer.parallel.group import Group
+    from fewer.parallel.plan import ParallelPlan
 
 __all__ = ["GenerateCommand", "generate_anywhere"]
 
@@ -54,24 +57,47 @@ def _is_quantized(module: object) -> bool:
 
 
 def _draw_on_rank(group: object, request: GenerateCommand) -> dict[str, object]:
+    from fewer.parallel.agreement import check_agreement
     from fewer.parallel.attach import parallelize
     from fewer.parallel.group import Group
     from fewer.parallel.plan import ParallelPlan
 
     assert isinstance(group, Group)
+    # Under torchrun every rank has read its own command line.
+    check_agreement(group, asdict(replace(request, output=Path(), device="auto")))
     first = group.rank == 0
     progress = make_progress("auto") if first else SilentProgress()
+    said: list[str] = []
 
     def spread(pipe: "TextToImage") -> None:
         _shrink(pipe, request, progress)
-        strength = pipe.settings.guidance if request.guidance is None else request.guidance
-        # Halves of guidance exchange one small result a step; bands exchange twice a layer.
-        split = strength > 1 and group.size % 2 == 0
-        plan = ParallelPlan(devices=group.size, mode="sync", guidance="split" if split else "batched")
+        pipe.accelerate()
+        plan, why = _plan(pipe, request, group)
         pipe.transformer = parallelize(pipe.transformer, plan, group)
         pipe.autoencoder = parallelize(pipe.autoencoder, ParallelPlan(devices=group.size, mode="sync"), group)
+        said.append(why)
         if first:
-            progress.say(f"{group.size} devices: {plan.explain()}")
+            progress.say(f"{group.size} devices: {why}")
 
     result = generate_command(replace(request, devices=1), progress, spread, save=first)
-    return {**result, "devices": group.size}
+    return {**result, "devices": group.size, "plan": said[0] if said else ""}
+
+
+def _plan(pipe: "TextToImage", request: GenerateCommand, group: "Group") -> "tuple[ParallelPlan, str]":
+    """What was asked for; what was left to `auto` is measured and chosen here, on all ranks alike."""
+    from fewer.generate.command import resolve
+    from fewer.parallel.automatic import plan_on_this_machine
+    from fewer.parallel.plan import ParallelPlan
+
+    single = pipe.complete(resolve(request)[0].singles()[0])
+    sprint = pipe.transformer.params.guidance_embeds
+    guided = not sprint and single.guidance is not None and single.guidance > 1
+    plan = ParallelPlan(devices=group.size, mode=request.parallel, guidance=request.split_guidance)
+    plan = plan.check().for_steps(single.steps or 1)
+    if not hasattr(pipe.transformer, "transformer_blocks"):  # condition-aware: nothing to choose
+        exact = ParallelPlan(devices=group.size, mode="sync", guidance="batched")
+        return exact, exact.explain()
+    ratio = pipe.autoencoder.config.spatial_compression_ratio
+    latents = [side // ratio for side in pipe.drawn_size(single)]
+    text = pipe.settings.text_length
+    return plan_on_this_machine(plan, pipe.transformer, group, latents, text, guided)

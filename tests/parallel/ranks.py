@@ -77,3 +77,10 @@ def hang(group: Group) -> None:
 
 def refuse(group: Group) -> None:
     raise ConfigError("not with me")
+
+
+def count_calls(group: Group) -> int:
+    kept = group.kept  # type: ignore[attr-defined]
+    kept["calls"] = kept.get("calls", 0) + 1
+    group.start_sum(torch.ones(1)).wait()
+    return kept["calls"]

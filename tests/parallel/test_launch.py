@@ -6,7 +6,7 @@ import pytest
 
 from fewer.core.errors import ConfigError
 from fewer.parallel.group import GroupFailed
-from fewer.parallel.launch import run_on_devices
+from fewer.parallel.launch import RankPool, run_on_devices
 from tests.parallel import ranks
 
 
@@ -33,3 +33,17 @@ def test_an_error_of_ours_comes_through_as_itself() -> None:
 def test_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigError, match="64 devices were asked for"):
         run_on_devices(ranks.refuse, 64, device_type="cuda")
+
+
+def test_a_group_lives_on_from_call_to_call_and_is_built_anew_after_a_death() -> None:
+    with RankPool(2) as pool:
+        assert [pool.call(ranks.count_calls) for _ in range(2)] == [1, 2]
+        with pytest.raises(GroupFailed, match="rank 1") as caught:
+            pool.call(ranks.die, 1)
+        assert caught.value.rank == 1
+        assert pool.call(ranks.count_calls) == 1
+
+
+def test_a_single_rank_that_dies_is_no_endless_wait() -> None:
+    with pytest.raises(GroupFailed, match="rank 0"):
+        run_on_devices(ranks.die, 1, 0, device_type="cpu")

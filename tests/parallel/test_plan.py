@@ -52,3 +52,21 @@ def test_plans_explain_themselves_and_refuse_nonsense() -> None:
     assert "seams" in ParallelPlan(devices=2, mode="naive").explain()
     with pytest.raises(ConfigError, match="devices was 0"):
         validate(ParallelPlan, {"devices": 0})
+
+
+def test_displaced_with_nothing_but_warm_up_becomes_exact_and_warns(caplog: pytest.LogCaptureFixture) -> None:
+    plan = ParallelPlan(devices=2, mode="displaced", warmup_steps=4)
+    assert plan.for_steps(6) is plan and not caplog.records
+    assert plan.for_steps(5).mode == "sync"
+    assert "5 steps are all warm-up" in caplog.text
+
+
+def test_border_rows_travel_widened_where_the_link_is_faster_than_reading_weights_again() -> None:
+    work = Work(
+        step_seconds=0.1, layers=20, exact_bytes=9e6, linear_attention=True, row_bytes=143e3,
+        widening_bytes=50e6,
+    )  # fmt: skip
+    plan = ParallelPlan(devices=2)
+    for rate, border in ((300e9, "hidden"), (1e9, "tokens")):
+        link = Link(latency_seconds=1e-5, bytes_per_second=rate)
+        assert choose_plan(plan, work, link, guided=False).border == border

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from fewer.parallel.bands import cut
@@ -78,3 +79,21 @@ def test_stale_rows_are_those_of_the_step_before() -> None:
         return got
 
     assert run_simulated(2, rank_main) == [[10.0, 10.0, 11.0], [0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_picture_that_is_cut_short_leaves_nothing_on_its_way(static: bool) -> None:
+    def rank_main(group: SimulatedGroup) -> tuple[bool, int, list]:
+        session = session_of(group, mode="displaced", warmup_steps=0)
+        session.static = static
+        for time in (3.0, 2.0):
+            session.begin_step(time, cut(4, 2), 2)
+            session.start_state("a", torch.ones(1, 2)).wait()
+            session.start_rows("a", torch.ones(1, 1, 2, 1), 1).wait()
+            if time == 3.0:
+                session.end_step()  # the second step is left in its middle, exchanges in their buckets
+        session.begin_step(9.0, cut(4, 2), 2)
+        drained = not session.sums and not session.rows and not session.fresh
+        return drained, session.step, session.start_state("a", torch.full((1, 2), 3.0)).wait().tolist()
+
+    assert run_simulated(2, rank_main) == [(True, 0, [[6.0, 6.0]])] * 2

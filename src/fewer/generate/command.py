@@ -43,6 +43,10 @@ class GenerateCommand(GenerateRequest):
     """The same choice with 4-bit weights and activations (svdquant) beside the formats."""
     devices: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs that draw one picture together."""
+    parallel: Literal["auto", "sync", "displaced", "naive"] = "auto"
+    """Several devices: exact (`sync`; so is `auto`), or neighbours as of the step before (`displaced`)."""
+    split_guidance: Literal["auto", "split", "batched"] = "auto"
+    """Several devices: the halves of guidance on different ones; `auto` measures and takes the faster."""
     together: Annotated[int, Field(ge=1, le=64)] = 1
     """Pictures drawn side by side, where there are several: faster on a GPU, equal up to rounding."""
     class_name: Annotated[str, Field(max_length=1000)] = ""
@@ -62,7 +66,7 @@ def generate_command(
     """
     if request.class_name or is_class_conditional(Path(request.model)):
         return draw_classes(request, progress)
-    wanted, dtype = _resolve(request)
+    wanted, dtype = resolve(request)
     targets = _targets(request.output, wanted.singles())
 
     from fewer.generate.pipeline import Denoised, TextToImage
@@ -109,7 +113,7 @@ def generate_command(
     }
 
 
-def _resolve(request: GenerateCommand) -> tuple[GenerateRequest, str]:
+def resolve(request: GenerateCommand) -> tuple[GenerateRequest, str]:
     """What to draw and in which number format, after --from and --precision have had their say."""
     wanted = GenerateRequest(
         **{field.name: getattr(request, field.name) for field in fields(GenerateRequest)}

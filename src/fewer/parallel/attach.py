@@ -9,6 +9,11 @@ from torch import nn
 
 from fewer.core.errors import ConfigError
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.conditional.cat import CaT
+from fewer.generate.conditional.condition import ConditionAware
+from fewer.generate.conditional.dit import DiT
+from fewer.generate.conditional.for_sana import ConditionedSana
+from fewer.generate.conditional.u_vit import UViT
 from fewer.generate.engine.sana import FusedSana
 from fewer.generate.transformer.sana import SanaTransformer
 from fewer.parallel.agreement import check_agreement
@@ -21,8 +26,9 @@ _DIFFUSERS = ("UNet2DConditionModel", "PixArtTransformer2DModel", "FluxTransform
 def parallelize(module: nn.Module, plan: ParallelPlan, group: Group) -> nn.Module:
     """Spreads `module` over the ranks of `group`. All ranks must call it, with equal weights and plan.
 
-    For our Sana and DC-AE (exact), and for diffusers' SDXL U-Net, PixArt and FLUX transformers (exact or
-    displaced). Raises `ConfigError` for other models, or where ranks, plan and group do not fit together.
+    For our Sana and DC-AE, plain or accelerated (exact), our DiT, U-ViT and CaT, with condition-aware weights
+    or without, and for diffusers' SDXL U-Net, PixArt and FLUX transformers (exact or displaced).
+    Raises `ConfigError` for other models, or where ranks, plan and group do not fit together.
     """
     plan = plan.check()
     if plan.devices != group.size:
@@ -40,13 +46,22 @@ def parallelize(module: nn.Module, plan: ParallelPlan, group: Group) -> nn.Modul
         from fewer.parallel.autoencoder import ParallelAutoencoder
 
         return ParallelAutoencoder.around(module, plan, group)
+    if isinstance(module, DiT | UViT | CaT):
+        from fewer.parallel.conditional import parallel_conditional
+
+        return parallel_conditional(module, plan, group)
+    if isinstance(module, ConditionAware | ConditionedSana):
+        from fewer.parallel.conditional import parallel_conditioned
+
+        return parallel_conditioned(module, plan, lambda base: parallelize(base, plan, group))
     name = type(module).__name__
     if name in _DIFFUSERS:
         from fewer.parallel.for_diffusers import parallel_diffusers
 
         return parallel_diffusers(module, plan, group)
     raise ConfigError(
-        f"{name} cannot be spread; known: SanaTransformer, DCAutoencoder, {', '.join(_DIFFUSERS)}"
+        f"{name} cannot be spread; known: SanaTransformer, DCAutoencoder, DiT, UViT, CaT, "
+        f"{', '.join(_DIFFUSERS)}"
     )
 
 

@@ -27,8 +27,9 @@ class ParallelLinearAttention(nn.Module):
         self.session, self.layer = session, layer
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        key = self._split(self.norm_k(self.to_k(tokens)))
-        state = self.session.start_state(self.layer, attention_state(key, self._split(self.to_v(tokens))))
+        counted = self.summed_over(tokens)
+        key, value = self._split(self.norm_k(self.to_k(counted))), self._split(self.to_v(counted))
+        state = self.session.start_state(self.layer, attention_state(key, value))
         query = self._split(self.norm_q(self.to_q(tokens)))
         attended = read_state(query, state.wait())
         attended = rearrange(attended, "batch heads tokens dim -> batch tokens (heads dim)")
@@ -36,6 +37,10 @@ class ParallelLinearAttention(nn.Module):
         if result.dtype == torch.float16:
             result = result.clamp(-_FP16_LARGEST, _FP16_LARGEST)
         return result
+
+    def summed_over(self, tokens: Tensor) -> Tensor:
+        """Tokens whose keys and values this rank adds up: all of its own."""
+        return tokens
 
     def _split(self, tokens: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch heads tokens dim"]:
         return rearrange(tokens, "batch tokens (heads dim) -> batch heads tokens dim", heads=self.heads)

@@ -74,9 +74,9 @@ class ParallelMixFFN(nn.Module):
         hidden = silu(self.conv_inverted(torch.cat(parts, dim=axis)))
         missing = (int(before is None), int(after is None))
         hidden = pad(hidden, (0, 0, *missing) if axis == 2 else missing)
-        depth = self.conv_depth
-        padding = (0, 1) if axis == 2 else (1, 0)
-        value, gate = conv2d(hidden, depth.weight, depth.bias, 1, padding, 1, depth.groups).chunk(2, dim=1)
+        # Whatever the layer is (adapted, condition-aware), it pads by one row, which is cut off again.
+        own = self.conv_depth(hidden).narrow(axis, 1, image.shape[axis])
+        value, gate = own.chunk(2, dim=1)
         mixed = self.conv_point(value * silu(gate))
         return rearrange(mixed, "batch dim h w -> batch (h w) dim")
 

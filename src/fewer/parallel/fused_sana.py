@@ -12,6 +12,7 @@ from fewer.generate.engine.sana import FusedSana, FusedSanaBlock, Heads, _Plan
 from fewer.generate.engine.shell import shell
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
+from fewer.kernels.scratch import WeightScratch
 from fewer.parallel.convolution import depthwise_band
 from fewer.parallel.graphs import BandGraphs
 from fewer.parallel.group import Group
@@ -31,10 +32,14 @@ class BandSanaBlock(FusedSanaBlock):
     layer: str
 
     @classmethod
-    def of_band(cls, original: FusedSanaBlock, session: Session, layer: str) -> "BandSanaBlock":
-        """Shares the original's tensors and products."""
+    def of_band(
+        cls, original: FusedSanaBlock, session: Session, layer: str, scratch: WeightScratch
+    ) -> "BandSanaBlock":
+        """Shares the original's tensors and products; 4-bit ones are made anew: they write to a scratch."""
         block = shell(cls, original)
         block.session, block.layer = session, layer
+        if any(hasattr(module, "fuse") for group in block.layers() for module in group):
+            block.scratch, block._tried = scratch, None
         replace_layers(block, session, f"{layer}.")  # for the path without products
         return block
 
@@ -86,8 +91,9 @@ class ParallelFusedSana(FusedSana):
         session = model.spread.session
         on_gpu = original.proj_out.weight.is_cuda
         session.static = on_gpu if original.graphed is None else original.graphed
+        scratch = WeightScratch()
         model.transformer_blocks = nn.ModuleList(
-            BandSanaBlock.of_band(block, session, f"transformer_blocks.{index}")
+            BandSanaBlock.of_band(block, session, f"transformer_blocks.{index}", scratch)
             if isinstance(block, FusedSanaBlock)
             else block
             for index, block in enumerate(original.transformer_blocks)

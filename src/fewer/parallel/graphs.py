@@ -5,7 +5,7 @@ What one step leaves for the next lies in fixed places (`Session.static`); every
 for inside the graph, so communication hides behind the computation of its own step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,17 @@ class BandGraphs(StepGraphs):
     """Graphs of a step with exchanges in it; trying the step out leaves no trace in the memories."""
 
     session: Session | None = None
+
+    def __call__(
+        self, inputs: Sequence[Tensor], constants: Sequence[Tensor], source: object, version: Hashable
+    ) -> Tensor:
+        result = super(BandGraphs, self).__call__(inputs, constants, source, version)
+        heartbeat = getattr(self.session.group, "heartbeat", None) if self.session is not None else None
+        if heartbeat is not None and result.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+            heartbeat.expect(event)
+        return result
 
     def _capture(self, captured: _Captured) -> None:
         assert self.session is not None

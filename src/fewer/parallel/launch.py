@@ -3,6 +3,7 @@
 The parent watches its ranks: when one dies, the others are ended at once and the error names it.
 """
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import distributed, multiprocessing
 from fewer.core.errors import ConfigError, FewerError
 from fewer.core.ranks import announced_ranks, join_ranks, ranks_of_launcher, under_torchrun
 from fewer.parallel.group import GroupFailed
+from fewer.parallel.heartbeat import STUCK, Heartbeat
 from fewer.parallel.process_group import ProcessGroup
 
 RankMain = Callable[..., Any]
@@ -42,7 +44,8 @@ def run_on_devices(
         )
     if under_torchrun():
         return _join_torchrun(rank_main, devices, arguments, kind, timeout_seconds)
-    return _spawn(rank_main, devices, arguments, kind, timeout_seconds)
+    with RankPool(devices, device_type=kind, timeout_seconds=timeout_seconds) as pool:
+        return pool.call(rank_main, *arguments)
 
 
 def _join_torchrun(
@@ -56,33 +59,78 @@ def _join_torchrun(
         return rank_main(ProcessGroup(), *arguments)
 
 
-def _spawn(rank_main: RankMain, devices: int, arguments: tuple, kind: str, timeout_seconds: float) -> object:
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue() if devices == 1 else context.Queue()
-    with tempfile.TemporaryDirectory(prefix="fewer-ranks-") as folder:
-        store = Path(folder) / "store"
-        processes = [
-            context.Process(
+class RankPool:
+    """Ranks that stay from call to call: started by the first one, and anew by the one after a failure.
+
+    What a rank wants to keep (a loaded model) it puts into `group.kept`. For one caller at a time.
+    """
+
+    def __init__(self, devices: int, *, device_type: str = "cpu", timeout_seconds: float = 60.0) -> None:
+        self.devices, self.kind, self.timeout_seconds = devices, device_type, timeout_seconds
+        self._processes: list = []
+        self._pipes: list = []
+        self._answers: Any = None
+        self._folder: tempfile.TemporaryDirectory | None = None
+
+    def call(self, rank_main: RankMain, *arguments: object) -> object:
+        """Runs `rank_main(group, *arguments)` on every rank; gives rank 0's answer.
+
+        Raises as `run_on_devices`; after any error the group is taken down, and the next call starts another.
+        """
+        if not self._processes:
+            self._start()
+        try:
+            for pipe in self._pipes:
+                with contextlib.suppress(OSError):  # a rank that has died is named below
+                    pipe.send((rank_main, arguments))
+            return _watch(self._processes, self._answers)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends all ranks: those that are idle leave by themselves, the others are ended."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        failed = any(process.exitcode not in (None, 0) for process in self._processes)
+        deadline = time.monotonic() + (0 if failed else 5)
+        for process in self._processes:
+            process.join(max(0.1, deadline - time.monotonic()))
+        for process in self._processes:
+            if process.is_alive():
+                process.terminate()
+                process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes, self._pipes = [], []
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory(prefix="fewer-ranks-")
+        self._answers = context.Queue()
+        store = str(Path(self._folder.name) / "store")
+        for rank in range(self.devices):
+            here, there = context.Pipe()
+            process = context.Process(
                 target=_rank_process,
-                args=(rank, devices, str(store), kind, timeout_seconds, answers, rank_main, arguments),
+                args=(rank, self.devices, store, self.kind, self.timeout_seconds, self._answers, there),
                 daemon=True,
             )
-            for rank in range(devices)
-        ]
-        for process in processes:
             process.start()
-        try:
-            return _watch(processes, answers)
-        finally:
-            for process in processes:
-                if process.is_alive():
-                    process.terminate()
-            deadline = time.monotonic() + 5
-            for process in processes:
-                process.join(max(0.1, deadline - time.monotonic()))
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+            there.close()
+            self._processes.append(process)
+            self._pipes.append(here)
+
+    def __enter__(self) -> "RankPool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def _watch(processes: list, answers: Any) -> object:
@@ -90,9 +138,7 @@ def _watch(processes: list, answers: Any) -> object:
     reported: dict[int, tuple[str, object]] = {}
     while len(reported) < len(processes):
         try:
-            rank, outcome, value = (
-                answers.get() if not hasattr(answers, "get_nowait") else answers.get(timeout=0.1)
-            )
+            rank, outcome, value = answers.get(timeout=0.1)
             reported[rank] = (outcome, value)
             if outcome == "error":
                 _raise_first(reported, processes)
@@ -123,27 +169,32 @@ def _raise_first(reported: dict[int, tuple[str, object]], processes: list) -> No
 
 
 def _death(code: int | None) -> str:
+    if code == STUCK:
+        return "a step on its GPU did not end in time"
     return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
 def _rank_process(
-    rank: int,
-    devices: int,
-    store: str,
-    kind: str,
-    timeout_seconds: float,
-    answers: Any,
-    rank_main: RankMain,
-    arguments: tuple,
+    rank: int, devices: int, store: str, kind: str, timeout_seconds: float, answers: Any, pipe: Any
 ) -> None:
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // devices))
     try:
         join_ranks(kind, timeout_seconds, init_method=f"file://{store}", own_rank=rank, ranks=devices)
-        answers.put((rank, "answer", rank_main(ProcessGroup(), *arguments)))
+        group = ProcessGroup(heartbeat=Heartbeat(timeout_seconds) if kind == "cuda" else None)
+        while (task := _next(pipe)) is not None:
+            rank_main, arguments = task
+            answers.put((rank, "answer", rank_main(group, *arguments)))
     except FewerError as error:
         answers.put((rank, "error", error))
     except Exception as error:
         answers.put((rank, "error", f"{type(error).__name__}: {error}"))
     else:
         distributed.destroy_process_group()
+
+
+def _next(pipe: Any) -> tuple[RankMain, tuple] | None:
+    try:
+        return pipe.recv()
+    except EOFError:  # the parent is gone
+        return None

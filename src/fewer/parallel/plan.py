@@ -1,11 +1,14 @@
 """Who does what: how many bands, which exchange, and why."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from fewer.core.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Mode = Literal["auto", "sync", "displaced", "naive"]
 StateRule = Literal["corrected", "replace", "frozen"]
@@ -30,8 +33,9 @@ class ParallelPlan:
     """Displaced linear attention: how a stale sum is brought up to date (distrifusion §2.2)."""
     halo: Literal["sync", "stale"] = "stale"
     """Displaced: border rows of convolutions fresh or of the step before."""
-    border: Literal["tokens", "hidden"] = "tokens"
-    """Border rows of a Mix-FFN travel before its widening (a fifth of the bytes) or behind it (less work)."""
+    border: Literal["auto", "tokens", "hidden"] = "auto"
+    """Border rows of a Mix-FFN travel before its widening (a fifth of the bytes) or behind it (less work);
+    `auto` is before, unless `choose_plan` finds the link fast."""
     norm_rule: NormRule = "corrected"
     """Displaced GroupNorm: the paper's correction, or one of its ablations."""
     bucket: Annotated[int, Field(ge=1)] = 60
@@ -56,6 +60,16 @@ class ParallelPlan:
                 f"guidance split needs an even number of devices, not {self.devices}; use guidance=batched"
             )
         return self
+
+    def for_steps(self, steps: int) -> "ParallelPlan":
+        """The plan for so many steps: displaced with nothing but warm-up becomes exact, and warns."""
+        if self.mode != "displaced" or steps > self.warmup_steps + 1:
+            return self
+        logger.warning(
+            "%d steps are all warm-up (%d exact ones come first), so every step is exact; take more steps or "
+            "fewer warm-up steps to use activations of the step before", steps, self.warmup_steps + 1
+        )  # fmt: skip
+        return replace(self, mode="sync")
 
     def explain(self) -> str:
         """The plan in one sentence."""
@@ -93,6 +107,16 @@ class Work:
     """Received per rank and step by the exact exchange (distrifusion §2.3)."""
     linear_attention: bool
     """Sums couple its tokens, so exactness is cheap; else all keys and values would have to travel."""
+    row_bytes: float = 0.0
+    """Of one border row, before the feed-forward widens it; 0 where nothing widens."""
+    widening: int = 5
+    """By how much it is widened."""
+    widening_bytes: float = 0.0
+    """Weights that widening a few rows reads again."""
+
+
+# Bytes a second at which a GPU reads weights; it decides nothing but where border rows travel.
+WEIGHT_READING = 2e12
 
 
 def choose_plan(plan: ParallelPlan, work: Work, link: Link, guided: bool) -> ParallelPlan:
@@ -104,6 +128,10 @@ def choose_plan(plan: ParallelPlan, work: Work, link: Link, guided: bool) -> Par
     plan = plan.check()
     if plan.mode == "auto":
         plan = replace(plan, mode="sync" if work.linear_attention else "displaced")
+    if plan.border == "auto":
+        more = (work.widening - 1) * work.row_bytes / link.bytes_per_second
+        again = work.widening_bytes / WEIGHT_READING
+        plan = replace(plan, border="hidden" if more < again else "tokens")
     if plan.guidance != "auto":
         return plan
     if not guided or plan.devices % 2:

@@ -1,5 +1,6 @@
 """A group of processes: torch.distributed with NCCL between GPUs, gloo between CPUs."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +16,7 @@ from fewer.parallel.group import (
     count_neighbours,
     count_sum,
 )
+from fewer.parallel.heartbeat import Heartbeat
 from fewer.parallel.one_shot import OneShotSums
 
 
@@ -22,9 +24,16 @@ class ProcessGroup:
     """Ranks of an initialised torch.distributed world, or of a part of it."""
 
     def __init__(
-        self, ranks: Sequence[int] | None = None, handle: distributed.ProcessGroup | None = None
+        self,
+        ranks: Sequence[int] | None = None,
+        handle: distributed.ProcessGroup | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self._handle = handle
+        self.heartbeat = heartbeat
+        """Watches graphs, which torch.distributed's own timeout does not see."""
+        self.kept: dict[str, object] = {}
+        """What this rank keeps from call to call."""
         self._ranks = list(ranks) if ranks is not None else list(range(distributed.get_world_size()))
         self.size = len(self._ranks)
         self.rank = self._ranks.index(distributed.get_rank())
@@ -119,8 +128,11 @@ class ProcessGroup:
             ranks = [self._ranks[rank] for rank in part]
             handle = distributed.new_group(ranks)  # every rank has to create every group
             if self._ranks[self.rank] in ranks:
-                mine = ProcessGroup(ranks, handle)
+                mine = ProcessGroup(ranks, handle, self.heartbeat)
         assert mine is not None, "the partition must list every rank"
+        if self.one_shot is not None and mine.size > 1:
+            with contextlib.suppress(RuntimeError):
+                mine.use_one_shot(self.one_shot.buffer.device)
         return mine
 
     def _guard(self, call: Callable) -> object:

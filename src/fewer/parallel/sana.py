@@ -89,7 +89,7 @@ class ParallelPatchEmbed(nn.Module):
         tokens = patches.flatten(2).transpose(1, 2)
         if self.interpolation_scale is None:
             return tokens
-        session, patch = self.session, self.proj.stride[0]
+        session, patch = self.session, latents.shape[2] // patches.shape[2]
         grid = [patches.shape[2], patches.shape[3]]
         grid[session.axis - 2] = session.bands.length // patch
         place = (*grid, tokens.device)
