@@ -1,7 +1,7 @@
 """Bands of a 4-bit model against its own one-device output.
 
-Activations are rounded to 8 bits, so the last bit of a sum in another order can move a code by one step of 127:
-the ranks agree bit for bit, but in fp32 they are not as near to one device as a model of 32 bits is.
+Activations are rounded to 8 bits, so the last bit of a sum in another order can move a code by one step of
+127: the ranks agree bit for bit, but in fp32 they are not as near to one device as a model of 32 bits is.
 """
 
 import re
