@@ -133,7 +133,7 @@ def prepare(
         progress["made_by"] = PEERS[method](transformer, plan_layers(transformer).names("svdquant"))
     elif method in OURS:
         form, rank, choices = OURS[method]
-        recipe = Recipe(**choices)  # pyright: ignore
+        recipe = Recipe(branch_dtype="bf16", **choices)  # pyright: ignore
         quantize(transformer, form, rank, lambda: calibrate(transformer), recipe=recipe)
         reports = transformer.quantization_reports
         progress["mean_layer_error"] = round(sum(r.error for r in reports) / len(reports), 5)
@@ -226,7 +226,7 @@ def table(options: argparse.Namespace, parts: Model) -> dict[str, object]:
         "calibration_prompts": options.calibration_prompts,
         "steps": options.steps,
         "guidance": parts.settings.guidance,
-        "recipe": "39 candidates, refinement until it stops, exact SVD below 512 channels",
+        "recipe": "39 candidates, refinement until it stops, exact SVD below 512 channels, branch in bf16",
         "against": "the picture of the same prompt and noise from the bf16 weights, sums in fp32",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), {options.machine}",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewer.quantize.formats import FORMATS
+from fewer.quantize.formats import FORMATS, decode_weight, round_weight
+from fewer.quantize.gptq import gptq
 from fewer.quantize.measure import layer_error
 from fewer.quantize.parts import Part, Samples
 from fewer.quantize.recipe import Recipe
@@ -44,6 +45,26 @@ def held_out_error(seed: int, form: str, rank: int, **choices: object) -> tuple[
     part = Part(("layer",), [weight], [None], Samples(rows, rows.abs().amax(dim=0)))
     layers, reports = solve_group([part], FORMATS[form], rank, Recipe(**choices))  # pyright: ignore
     return layer_error(layers["layer"], weight, None, held_out), reports[0].losses
+
+
+def correlated_inputs(rows: int, dim: int, seed: int) -> torch.Tensor:
+    """AR(1) rows with coefficient 0.8, their channels shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(rows, dim, generator=generator)
+    values = [noise[:, 0]]
+    for column in range(1, dim):
+        values.append(0.8 * values[-1] + 0.6 * noise[:, column])
+    return torch.stack(values, dim=1)[:, torch.randperm(dim, generator=generator)]
+
+
+def gptq_ratio(form: str, seed: int) -> float:
+    """Output error of GPTQ over that of rounding to nearest, on 2048 rows that GPTQ never saw."""
+    inputs = correlated_inputs(4096, 256, seed)
+    weight = torch.randn(384, 256, generator=torch.Generator().manual_seed(seed + 100))
+    codes, scales = gptq(weight, inputs[:2048], FORMATS[form])
+    error = (decode_weight(codes, scales, FORMATS[form], 256) - weight) @ inputs[2048:].mT
+    plain = (round_weight(weight, FORMATS[form]) - weight) @ inputs[2048:].mT
+    return (error.norm() / plain.norm()).item()
 
 
 METHODS: dict[str, tuple[int, dict[str, object]]] = {
@@ -95,11 +116,17 @@ def main() -> None:
         "int4 r32 / r16 (bar < 1)": best / int4["SVDQuant r16"],
         "int4 r64 / r32 (bar < 1)": int4["SVDQuant r64"] / best,
     }
+    gptq_table = {
+        form: [round(gptq_ratio(form, seed), 4) for seed in range(arguments.seeds)]
+        for form in ("int4", "nvfp4", "h8")
+    }
+    ratios |= {f"GPTQ / rounding, {form} (bar 0.75)": np.array(values) for form, values in gptq_table.items()}
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), CPU",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seconds": round(time.perf_counter() - began, 1),
         "held_out_error": table,
+        "gptq_over_rounding_on_correlated_inputs": gptq_table,
         "worst_ratio": {name: round(float(values.max()), 4) for name, values in ratios.items()},
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

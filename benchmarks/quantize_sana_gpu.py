@@ -1,4 +1,4 @@
-"""A transformer of Sana-1.6B's shape on one GPU, from bf16 weights in memory to a 4-bit file on disk.
+"""A transformer of Sana-1.6B's shape on one GPU, from bf16 weights to a 4-bit file. runs on: gpu
 
 The clock runs over everything: 64 calibration calls of the model (two pictures of 1024 x 1024 each, with and
 without text), the smoothing search, branches, rounding, and writing the folder. Weights are random with

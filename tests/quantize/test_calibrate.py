@@ -26,9 +26,17 @@ def test_the_peak_counts_all_rows_not_only_the_kept_ones() -> None:
     reservoir.add(rows[:50])
     reservoir.add(rows[50:])
     reservoir.add(rows[:0])
-    assert (
-        torch.equal(reservoir.samples().peak, rows.abs().amax(dim=0)) and len(reservoir.samples().rows) == 2
-    )
+    kept = reservoir.samples()
+    assert torch.equal(kept.peak, rows.abs().amax(dim=0)) and len(kept.rows) == 2
+    assert all((row == rows).all(dim=1).any() for row in kept.rows)
+    assert reservoir.samples() is None, "the rows are handed over, not kept twice"
+
+
+def test_fewer_rows_than_the_limit_are_all_kept_and_their_order_is_random() -> None:
+    reservoir = Reservoir("a", 100, 0)
+    reservoir.add(torch.arange(40.0)[:, None])
+    kept = reservoir.samples().rows[:, 0].tolist()
+    assert sorted(kept) == list(range(40)) and kept != sorted(kept)
 
 
 def test_nan_inputs_name_the_layer() -> None:

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from fewer.quantize.parts import PANEL, Part, Samples, panel_slices
+from fewer.quantize.parts import PANEL, Part, Samples, finite, panel_slices
 
 
 def part() -> Part:
@@ -32,3 +33,12 @@ def test_the_peak_of_a_column_is_over_all_weights_and_samples_count_only_with_ro
     assert not own.sampled
     own.samples = Samples(torch.empty(0, 7), torch.ones(7))
     assert not own.sampled
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_single_bad_value_is_found(value: float, dtype: torch.dtype) -> None:
+    tensor = torch.randn(7, 5).to(dtype)
+    assert finite(tensor) and finite(tensor[:0])
+    tensor[3, 2] = value
+    assert not finite(tensor)

@@ -32,29 +32,35 @@ class Reservoir:
         self.name, self.limit = name, rows
         self.generator = seeded(seed, 3)
         self.rows: Tensor | None = None
-        self.keys: Tensor | None = None
+        self.keys = torch.full((rows,), torch.inf)
         self.peak: Tensor | None = None
 
     def add(self, inputs: Float[Tensor, "rows dim"]) -> None:
         """Takes part of `inputs`. Raises `DataError` naming the layer for NaN or Inf."""
         if not len(inputs):
             return
-        peak = inputs.abs().amax(dim=0).float()
+        peak = torch.linalg.vector_norm(inputs, ord=torch.inf, dim=0).float()
         if not torch.isfinite(peak).all():
             raise DataError(f"the calibration inputs of layer {self.name!r} have NaN or Inf; check the data")
         self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)
         keys = torch.rand(len(inputs), generator=self.generator)
-        if self.keys is not None and len(self.keys) == self.limit:
-            worth = keys < self.keys.max()
-            inputs, keys = inputs[worth.to(inputs.device)], keys[worth]
-        if self.rows is not None and self.keys is not None:
-            inputs, keys = torch.cat([self.rows, inputs]), torch.cat([self.keys, keys])
-        kept = torch.argsort(keys)[: self.limit]
-        self.rows, self.keys = inputs[kept.to(inputs.device)].clone(), keys[kept]
+        if self.rows is None:
+            self.rows = inputs.new_empty(self.limit, inputs.shape[1])
+        kept = torch.argsort(torch.cat([self.keys, keys]), stable=True)[: self.limit]
+        incoming = kept[kept >= self.limit] - self.limit
+        stays = torch.zeros(self.limit, dtype=torch.bool)
+        stays[kept[kept < self.limit]] = True
+        free = (~stays).nonzero()[:, 0]  # one slot for each row that comes in: no second copy of what stays
+        self.rows[free.to(inputs.device)] = inputs[incoming.to(inputs.device)]
+        self.keys[free] = keys[incoming]
 
     def samples(self) -> Samples | None:
-        """What was kept; None if the layer never ran."""
-        return None if self.rows is None or self.peak is None else Samples(self.rows, self.peak)
+        """What was kept, in random order, and forgotten here; None if the layer never ran."""
+        if self.rows is None or self.peak is None:
+            return None
+        order = torch.argsort(self.keys, stable=True)[: int(torch.isfinite(self.keys).sum())]
+        rows, self.rows = self.rows[order.to(self.rows.device)], None
+        return Samples(rows, self.peak)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from fewer.quantize.roles import plan_layers
 from fewer.quantize.svdquant import describe, quantize
 
 WORK = ".unfinished"
+SAMPLE_MEBIBYTES = {"cpu": 64, "cuda": 4096}  # a GPU has room for one pass over the calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     recipe = dataclasses.replace(
         FAST if request.preset == "fast" else Recipe(),
         gptq=request.gptq, unsigned=request.unsigned, seed=request.seed,
+        sample_mebibytes=SAMPLE_MEBIBYTES[device.type],
     )  # fmt: skip
     work = request.output.with_name(f"{request.output.name}{WORK}")
     if not request.resume and work.exists():

@@ -26,6 +26,7 @@ GELU_SHIFT = 11 / 64  # GELU(tanh) >= -0.17004, so h + 11/64 is never negative (
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E4M3_MAX = 448.0
 ROWS_AT_ONCE = 256
+AT_ONCE = 2**19  # numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +205,19 @@ def round_activations(
     """
     if form.activation == "none":
         return inputs.float()
+    height = max(1, AT_ONCE // max(1, inputs.shape[1]))
+    if inputs.is_cuda or len(inputs) <= height:
+        return _round_rows(inputs, form, unsigned, scale_dtype, scale_rounding)
+    rounded = torch.empty_like(inputs, dtype=torch.float32)
+    for begin in range(0, len(inputs), height):  # rows are independent and need several copies each
+        rows = slice(begin, begin + height)
+        rounded[rows] = _round_rows(inputs[rows], form, unsigned, scale_dtype, scale_rounding)
+    return rounded
+
+
+def _round_rows(
+    inputs: Tensor, form: Format, unsigned: bool, scale_dtype: torch.dtype, scale_rounding: str
+) -> Tensor:
     if form.activation == "int8":
         codes, scale = int8_rows(inputs)
         return codes.float() * scale[:, None]

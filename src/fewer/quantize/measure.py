@@ -9,7 +9,7 @@ from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.linear import QuantizedLinear, reference_product
 from fewer.quantize.parts import Samples, panel_slices
 
-ROWS = 256  # input rows that are worked on at once
+INPUTS = 2**19  # numbers of the input that are worked on at once
 
 
 @dataclass(slots=True)
@@ -62,10 +62,11 @@ def layer_error(layer: QuantizedLayer, weight: Tensor, bias: Tensor | None, rows
     if not len(rows):
         return 0.0
     squared, whole = torch.zeros(2, device=weight.device).unbind()
-    for outputs in panel_slices(weight, times=4):
+    for outputs in panel_slices(weight, times=2):
         own_bias = None if bias is None else bias[outputs].float()
         quantized, exact_weight = QuantizedLinear(layer.some_rows(outputs)), weight[outputs].float()
-        for chunk in rows.to(weight.device).split(ROWS):
+        height = len(rows) if rows.is_cuda else max(1, INPUTS // max(1, rows.shape[1]))
+        for chunk in rows.to(weight.device).split(height):
             inputs = chunk.float()
             exact = torch.nn.functional.linear(inputs, exact_weight, own_bias)
             squared += (reference_product(quantized, inputs) - exact).square_().sum()

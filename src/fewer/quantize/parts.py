@@ -61,6 +61,11 @@ class Part:
         return torch.stack(peaks).amax(dim=0).float()
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor Inf, found without a copy of the tensor."""
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
 def panel_slices(weight: Float[Tensor, "out dim"], times: int = 1) -> Iterator[slice]:
     """Consecutive rows of `weight`, about `times * PANEL` numbers at a time."""
     height = max(16, times * PANEL.get(weight.device.type, PANEL["cpu"]) // max(1, weight.shape[1]))

@@ -23,7 +23,7 @@ from fewer.quantize.formats import (
 from fewer.quantize.lowrank import Branch
 from fewer.quantize.parts import Part
 
-INPUT_BYTES = {"cpu": 10 * 2**20, "cuda": 2 * 2**30}
+INPUT_BYTES = {"cpu": 5 * 2**20, "cuda": 2 * 2**30}
 """Memory for the fp32 copies of the input rows that are worked on at once."""
 
 
@@ -111,16 +111,19 @@ class SmoothedPart:
         chunks = -(-len(rows) // max(64, height))
         for chunk in rows.split(-(-len(rows) // max(1, chunks))):
             exact = self.smooth_inputs(chunk)
-            rounded = round_activations(
-                exact, self.form, unsigned=self.part.unsigned, scale_dtype=self.scale_dtype
+            yield (
+                exact,
+                round_activations(
+                    exact, self.form, unsigned=self.part.unsigned, scale_dtype=self.scale_dtype
+                ),
             )
-            yield exact, rounded
 
     def smooth_inputs(self, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
         """What the quantizer of the activations sees."""
-        inputs = rows.to(self.part.weights[0].device).float()
-        inputs = inputs + GELU_SHIFT if self.part.unsigned else inputs
-        return inputs if self.scales is None else inputs / self.scales.float()
+        inputs = rows.to(self.part.weights[0].device, torch.float32, copy=True)
+        if self.part.unsigned:
+            inputs.add_(GELU_SHIFT)
+        return inputs if self.scales is None else inputs.div_(self.scales.float())
 
     def _tensor_peak(self, branch: Branch) -> Tensor | None:
         """nvfp4 has one scale for the whole weight, so one pass looks for the largest magnitude."""

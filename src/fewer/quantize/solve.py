@@ -17,7 +17,7 @@ from fewer.quantize.formats import GELU_SHIFT, Format, Scales, decode_weight
 from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.lowrank import Branch, WarmSvd, check_rank, refine, truncated_svd
 from fewer.quantize.measure import LayerReport, report_of
-from fewer.quantize.parts import Part
+from fewer.quantize.parts import Part, finite
 from fewer.quantize.recipe import Recipe
 from fewer.quantize.smoothed import SmoothedPart
 
@@ -73,9 +73,9 @@ def weight_only(
 def _check(part: Part, rank: int) -> None:
     for name, weight in zip(part.names, part.weights, strict=True):
         check_rank(rank, tuple(weight.shape), name)
-        if not torch.isfinite(weight).all():
+        if not finite(weight):
             raise DataError(f"the weight of layer {name!r} has NaN or Inf; repair the checkpoint first")
-    if part.samples is not None and not torch.isfinite(part.samples.rows).all():
+    if part.samples is not None and not finite(part.samples.rows):
         raise DataError(f"the calibration inputs of layer {part.names[0]!r} have NaN or Inf; check the data")
 
 

@@ -26,7 +26,7 @@ from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.linear import QuantizedLinear
 from fewer.quantize.lowrank import check_rank
 from fewer.quantize.measure import LayerReport, report_of
-from fewer.quantize.parts import Part
+from fewer.quantize.parts import Part, finite
 from fewer.quantize.recipe import Recipe
 from fewer.quantize.roles import SPLIT_NAMES, Choice, Group, Plan, eligible, plan_layers
 from fewer.quantize.solve import solve_group, weight_only
@@ -87,7 +87,7 @@ def _check(module: nn.Module, plan: Plan, rank: int) -> None:
             check_rank(rank, choice.shape, choice.name)
         if choice.method != "keep":
             weight = module.get_submodule(whole.get(choice.name, choice.name)).weight
-            if not torch.isfinite(weight).all():
+            if not finite(weight):
                 raise DataError(
                     f"the weight of layer {choice.name!r} has NaN or Inf; repair the checkpoint first"
                 )
@@ -222,7 +222,7 @@ def _fingerprint(module: nn.Module, plan: Plan, form: Format, rank: int, recipe:
     sums.
     """
     sums = [
-        parameter.detach().sum(dtype=torch.float64).item()
+        sum(rows.sum(dtype=torch.float64).item() for rows in parameter.detach().flatten().split(2**20))
         for parameter in module.parameters()
         if parameter.numel()
     ]
