@@ -80,7 +80,7 @@ class Trainee:
             self._step()
             self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.current_stream().wait_stream(side)
-        # Graphs are captured on one stream, and would share cuBLAS's workspace of that stream: wrong for graphs
+        # Graphs are captured on one stream and would share its cuBLAS workspace: wrong for graphs
         # that run side by side. Without one, each capture takes a workspace of its own.
         torch._C._cuda_clearCublasWorkspaces()
         self.graph = torch.cuda.CUDAGraph()

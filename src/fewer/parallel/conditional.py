@@ -6,6 +6,7 @@ time tokens are on every rank and are counted once. Weights made from the condit
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -140,7 +141,7 @@ def _patches(projection: nn.Module, own: Tensor) -> Float[Tensor, "batch tokens 
     return rearrange(projection(own), "b d h w -> b (h w) d")
 
 
-def _positions(model: nn.Module, session: Session, positions: Tensor, extra: int) -> Tensor:
+def _positions(model: Any, session: Session, positions: Tensor, extra: int) -> Tensor:
     """Of the extra tokens, and of this band's rows."""
     patch, side = model.params.patch, model.params.size // model.params.patch
     start, rows = session.band_start() // patch, session.bands.lengths[session.group.rank] // patch
@@ -210,6 +211,7 @@ class BandFeedForward(nn.Module):
         hidden = self.fc1(tokens)
         image = rearrange(hidden[:, extra:], "b (h w) d -> b d h w", w=self.side)
         rows = self.session.start_rows(self.layer, image, 1).wait()
+        assert self.dwconv is not None  # a feed-forward without one has nothing to exchange
         mixed = self.dwconv(extend(image, rows, 1, 2)).narrow(2, 1, image.shape[2])
         hidden = torch.cat([hidden[:, :extra], rearrange(mixed, "b d h w -> b (h w) d")], 1)
         return self.fc2(gelu(hidden, approximate=self.approximate))

@@ -181,7 +181,7 @@ def test_the_kernels_made_for_training_change_neither_result_nor_gradients() -> 
     inputs = (torch.randn(2, 4, 4, 5), torch.tensor([10.0, 900.0]), torch.randn(2, 3, 12))
     found = []
     for fused in (False, True):
-        result = model.fuse(fused)(*inputs)
+        result = model.fuse_attention(fused)(*inputs)
         found.append((result, *torch.autograd.grad(result.square().mean(), list(model.parameters()))))
     for plain, quick in zip(*found, strict=True):
         assert torch.allclose(plain, quick, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))

@@ -135,7 +135,7 @@ class FusedDecoder(Decoder):
         if not latents.is_cuda:
             return super().forward(latents)
         # A graph reads weights where they lie, but the phases of an up block are made from its weight.
-        ups = (block for stage in self.up_blocks for block in stage if isinstance(block, FusedUpBlock))
+        ups = (block for block in self.up_blocks.modules() if isinstance(block, FusedUpBlock))
         version = (_version(self.conv_in.weight), *(_version(block.conv.weight) for block in ups))
         return self.graphs([latents], [], None, version)
 

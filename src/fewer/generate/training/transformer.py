@@ -86,7 +86,7 @@ def train_transformer(
     dtype = _refuse_fp16(training.dtype, device)
     draw = _drawing(data, training)
     if training.compiled and device.type == "cuda" and isinstance(transformer, SanaTransformer):
-        transformer.fuse(_is_plain(transformer))
+        transformer.fuse_attention(_is_plain(transformer))
         for block in transformer.transformer_blocks:
             block.compile(dynamic=False)
 
@@ -118,7 +118,7 @@ def train_transformer(
             transformer.get_parameter(name).copy_(average)
     transformer.eval()
     if isinstance(transformer, SanaTransformer):
-        transformer.fuse(False)
+        transformer.fuse_attention(False)
     return result
 
 

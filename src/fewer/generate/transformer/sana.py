@@ -47,7 +47,7 @@ class SanaTransformer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch * patch * params.out_channels)
 
-    def fuse(self, on: bool = True) -> "SanaTransformer":
+    def fuse_attention(self, on: bool = True) -> "SanaTransformer":
         """Lets the blocks use the kernels made for training (few tokens, plain layers); returns itself."""
         for block in self.transformer_blocks:
             block.attn1.fused = block.ff.fused = on

@@ -65,7 +65,7 @@ def _backward_kernel(
         below = tl.sum(q * ones[None, :], axis=1) + eps
         g = _rows(grad + out_first, block * BLOCK, tokens, out_row, columns, BLOCK) / below[:, None]
         top = tl.dot(q, state, input_precision=PRECISION)
-        g_below = -tl.sum(g * top, axis=1) / below
+        g_below = 0.0 - tl.sum(g * top, axis=1) / below
         g_q = tl.dot(g, tl.trans(state), input_precision=PRECISION) + g_below[:, None] * ones[None, :]
         g_state += tl.dot(tl.trans(q), g, input_precision=PRECISION)
         g_ones += tl.sum(q * g_below[:, None], axis=0)
