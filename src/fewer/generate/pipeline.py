@@ -155,9 +155,11 @@ class TextToImage:
         """
         if anywhere or self.transformer.proj_out.weight.is_cuda:
             from fewer.generate.engine import accelerate
+            from fewer.generate.engine.trust import trusted
 
-            self.transformer = accelerate(self.transformer, graphs=True if anywhere else None)
-            self.autoencoder = accelerate(self.autoencoder)
+            fast = accelerate(self.transformer, graphs=True if anywhere else None)
+            self.transformer = trusted(self.transformer, fast)
+            self.autoencoder = trusted(self.autoencoder, accelerate(self.autoencoder))
         return self
 
     def iterate(self, request: GenerateRequest, *, together: int = 1) -> Iterator[Denoised | Finished]:
