@@ -83,6 +83,14 @@ def test_other_formats_are_refused_whatever_their_name(kind: str, tmp_path: Path
         read_image(path)
 
 
+def test_a_header_of_billions_of_pixels_is_refused_by_name() -> None:
+    raw = bytearray(encoded(Image.new("RGB", (4, 4)), "PNG"))
+    raw[16:24] = struct.pack(">II", 90_000, 90_000)
+    raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+    with pytest.raises(FileError, match="pixels"):
+        decode_image(bytes(raw))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_images_end_in_a_file_error_or_a_picture(data: st.DataObject) -> None:

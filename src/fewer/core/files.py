@@ -89,6 +89,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "image")
                 )
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
+    except Image.DecompressionBombError as error:  # a header of billions of pixels, refused while it is read
+        raise FileError(f"{name!r} says it has too many pixels; at most {max_pixels:,} are read") from error
     except UnidentifiedImageError as error:
         raise FileError(f"{name!r} is no {', '.join(IMAGE_FORMATS)} image") from error
     except (OSError, ValueError, SyntaxError, MemoryError, EOFError, IndexError, OverflowError) as error:

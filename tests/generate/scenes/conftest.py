@@ -6,7 +6,7 @@ import pytest
 from fewer.generate.scenes.compose import SceneRenderer
 from fewer.generate.scenes.pool import Vocabulary
 from fewer.generate.scenes.sprites import SpriteSheet
-from generate.training.conftest import letters, small_autoencoder  # noqa: F401
+from tests.generate.training.conftest import letters, small_autoencoder  # noqa: F401
 
 _WORDS = ("apple", "cat", "star", "bus")
 

@@ -14,7 +14,7 @@ from fewer.generate.scenes.judges import (
 )
 from fewer.generate.scenes.pool import Vocabulary, draw_scenes, to_tensor
 from fewer.generate.scenes.vocabulary import COLOURS
-from generate.scenes.conftest import made_up_sheet
+from tests.generate.scenes.conftest import made_up_sheet
 
 
 @pytest.fixture(scope="module")

@@ -78,13 +78,13 @@ def test_a_frozen_model_and_fp16_are_refused(tiny, encoded) -> None:
 SCRIPT = """
 import json, os, sys, torch
 sys.path.insert(0, sys.argv[1])
-from generate.training.two_ranks import run
+from tests.generate.training.two_ranks import run
 run(sys.argv[2])
 """
 
 
 def test_two_processes_have_the_losses_of_one(tiny, tmp_path: Path) -> None:
-    from generate.training.two_ranks import run
+    from tests.generate.training.two_ranks import run
 
     alone = run(str(tmp_path / "one.json"))
     root = Path(__file__).parents[3]
@@ -96,7 +96,7 @@ def test_two_processes_have_the_losses_of_one(tiny, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [*command, str(script), str(root / "tests"), str(tmp_path / "two.json")],
+        [*command, str(script), str(root), str(tmp_path / "two.json")],
         env=environment,
         cwd=root,
         capture_output=True,
