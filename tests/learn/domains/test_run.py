@@ -16,6 +16,7 @@ from fewer.learn.domains.plan import InvariantPlan
 from fewer.learn.domains.run import InvariantResult
 from fewer.learn.imagenet_networks import ImageNetResNet
 from fewer.learn.model_folder import TrainedClassifier
+from tests.learn.stop_at import Stop, StopAt
 
 PLAN = InvariantPlan(steps=20, batch=4, network="small-cnn", rate=0.01, device="cpu", seed=3, augment=True)
 
@@ -27,26 +28,6 @@ def weights(result: InvariantResult) -> dict[str, torch.Tensor]:
 def same(one: InvariantResult, two: InvariantResult) -> bool:
     pairs = zip(weights(one).values(), weights(two).values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAt:
-    """A progress that ends the run after some steps, as Ctrl-C would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def start(self, what: str, total: int) -> None: ...
-    def stop(self) -> None: ...
-    def say(self, text: str) -> None: ...
-
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.left -= steps
-        if self.left == 0:
-            raise Stop
 
 
 @pytest.mark.parametrize("stop", [3, 11])

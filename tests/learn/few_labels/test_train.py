@@ -11,6 +11,7 @@ from fewer.learn.data import LabelledImages, pick_labels
 from fewer.learn.few_labels.plan import SemiSupervisedPlan
 from fewer.learn.few_labels.train import SemiSupervisedResult, semi_supervised
 from fewer.learn.thresholds.methods import METHODS
+from tests.learn.stop_at import Stop, StopAt
 
 PLAN = SemiSupervisedPlan(steps=12, batch=6, ratio=3, rate=0.05, device="cpu", seed=3)
 
@@ -34,26 +35,6 @@ def test_every_method_trains_and_repeats(method: str, train: LabelledImages) -> 
     )
 
 
-class _Stop(Exception):
-    pass
-
-
-class _StopAt:
-    """A progress that ends the run after some steps, as Ctrl-C would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def start(self, what: str, total: int) -> None: ...
-    def stop(self) -> None: ...
-    def say(self, text: str) -> None: ...
-
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.left -= steps
-        if self.left == 0:
-            raise _Stop
-
-
 @pytest.mark.parametrize("estimation", ["class", "instance", "recounted"])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     estimation: str, train: LabelledImages, tmp_path: Path
@@ -62,8 +43,8 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     plan = replace(PLAN, estimation=estimation, recount=3, posterior=posterior)  # pyright: ignore
     rows = pick_labels(train.labels, 2, 3, seed=0)
     whole = semi_supervised(train, rows, plan=plan)
-    with pytest.raises(_Stop):
-        semi_supervised(train, rows, plan=plan, checkpoints=tmp_path, progress=_StopAt(7))
+    with pytest.raises(Stop):
+        semi_supervised(train, rows, plan=plan, checkpoints=tmp_path, progress=StopAt(7))
     resumed = semi_supervised(train, rows, plan=plan, checkpoints=tmp_path, resume=True)
     assert resumed.steps_made == 5
     assert all(
@@ -114,7 +95,7 @@ def test_bad_input(train: LabelledImages) -> None:
 def test_a_batch_larger_than_the_set_is_drawn_with_replacement_and_said(train: LabelledImages) -> None:
     said: list[str] = []
 
-    class Listener(_StopAt):
+    class Listener(StopAt):
         def say(self, text: str) -> None:
             said.append(text)
 
