@@ -38,10 +38,9 @@ def run_on_devices(
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device_type == "auto" else device_type
     if kind == "cuda" and torch.cuda.device_count() < devices:
-        raise ConfigError(
-            f"{devices} devices were asked for, {torch.cuda.device_count()} GPUs are here; "
-            f"use at most {torch.cuda.device_count()}, or --device cpu"
-        )
+        here = torch.cuda.device_count()
+        fewer = f"ask for at most {here}, or use --device cpu" if here else "use --device cpu"
+        raise ConfigError(f"{devices} devices were asked for, {here} GPUs are here; {fewer}")
     if under_torchrun():
         return _join_torchrun(rank_main, devices, arguments, kind, timeout_seconds)
     with RankPool(devices, device_type=kind, timeout_seconds=timeout_seconds) as pool:
