@@ -5,6 +5,7 @@ ceiling. Seen and held-out combinations are reported apart; the guidance is chos
 Run:
 python benchmarks/builtin_model.py --packages NODE_MODULES --output benchmarks/results/builtin_model.json
 """
+# bench: by hand: needs --packages NODE_MODULES, the emoji packages of its docstring
 
 import argparse
 import json

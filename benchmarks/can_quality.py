@@ -12,6 +12,7 @@ and for drawn pictures the accuracy of, and the Fréchet distance in the feature
 trained on real pictures. "tokens, wide" has CAN's parameters, so more MACs. Width 64, 4 blocks, feed-
 forward ratio 2 with a depthwise convolution in every row, rank 32.
 """
+# bench: gpu, 5 min: --device cuda
 
 import argparse
 import csv

@@ -14,6 +14,7 @@ python benchmarks/can_speed.py --check
 compares the kernel with its reference, forwards and backwards, on odd shapes, and writes
 benchmarks/results/can_kernel_check.json
 """
+# bench: gpu, 2 min:
 
 import statistics
 import sys

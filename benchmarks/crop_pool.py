@@ -2,6 +2,7 @@
 
 python benchmarks/crop_pool.py SIDE EACH FOLDER     draws EACH crops of every picture and keeps them in FOLDER
 """
+# bench: by hand: draws the crops that another script reads
 
 import sys
 from concurrent.futures import ProcessPoolExecutor

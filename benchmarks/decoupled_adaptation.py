@@ -8,6 +8,7 @@ python benchmarks/decoupled_adaptation.py [--steps 400] [--adapt-steps 50] [--re
 writes benchmarks/results/decoupled_adaptation.json after every part; parts found there are not run again,
 and the long ones go on from their checkpoints in --work.
 """
+# bench: cpu, 30 min:
 
 import argparse
 import copy

@@ -6,6 +6,7 @@ runs on: cpu (8 x 8 pixels, ConvNet-3 of width 16, one thread, a minute or two).
 
     python benchmarks/distill_indicator.py
 """
+# bench: cpu, 2 min:
 
 import argparse
 import json

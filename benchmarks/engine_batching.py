@@ -4,6 +4,7 @@ runs on: gpu. Random weights, bf16, 20 steps with guidance, decoding included; "
 whose single requests leave the GPU waiting, the engine's do not.
 Run: python benchmarks/engine_batching.py [--tiny --device cpu] [--output FILE.json]
 """
+# bench: gpu, 2 min:
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -3,6 +3,7 @@
 runs on: gpu. Random weights, the same in every contender; batch 1.
 Run: python benchmarks/engine_decode.py [--tiny --device cpu] [--output FILE.json]
 """
+# bench: gpu, 2 min:
 
 import argparse
 import copy

@@ -6,6 +6,7 @@ sums are compiled for the peers and for us, or part of our kernels. Without bits
 stood in for by the same arithmetic (block-wise table look-up, compiled, then cuBLAS), and is named so.
 Run: python benchmarks/engine_flux_block.py [--tiny --device cpu] [--output FILE.json]
 """
+# bench: gpu, 2 min:
 
 import argparse
 import copy

@@ -5,6 +5,7 @@ weights go round among copies that don't fit the L2 together. Beside ours: cuBLA
 The floor is the arithmetic at the specified peak, or the bytes read and written once at 3.35 TB/s.
 Run: python benchmarks/engine_kernels.py [--tiny --device cpu] [--output FILE.json]
 """
+# bench: gpu, 2 min:
 
 import statistics
 from collections.abc import Callable, Iterator

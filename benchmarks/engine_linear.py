@@ -6,6 +6,7 @@ arithmetic (block-wise table look-up, compiled, then cuBLAS). The bar's shape is
 rank 32 and bias; others show where it holds.
 Run: python benchmarks/engine_linear.py [--tiny --device cpu] [--output FILE.json]
 """
+# bench: gpu, 1 min:
 
 import argparse
 from collections.abc import Callable

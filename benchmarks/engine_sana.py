@@ -4,6 +4,7 @@ runs on: gpu. Random weights of the published shapes, the same in every contende
 The h8 contender rounds the same weights without calibration: its time is real, its error is an upper bound.
 Run: python benchmarks/engine_sana.py [--tiny --device cpu] [--output FILE.json]
 """
+# bench: gpu, 5 min:
 
 import copy
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 Data N(0.7, 0.3^2) per element has a velocity in closed form, and the exact flow maps noise e to 0.7 + 0.3 e.
 Reported: worst error over 16 elements (seed 0, shift 3), of both. Run: python benchmarks/flow_solvers.py
 """
+# bench: cpu, 1 min:
 
 import json
 import platform

@@ -3,6 +3,7 @@
 Seconds are CPU time of this process with one thread, so that a busy machine does not count; the best of
 several runs is reported and all are kept. Run: python benchmarks/linear_attention.py
 """
+# bench: cpu, 1 min:
 
 import json
 import platform

@@ -3,6 +3,7 @@
 Run: python benchmarks/overfit_sixteen.py --sprites run/sprites.safetensors \\
          --output benchmarks/results/overfit_sixteen.json
 """
+# bench: by hand: needs --sprites, which a training run of the built-in model leaves
 
 import argparse
 import platform

@@ -3,6 +3,7 @@
 The toy is that of the method's acceptance: a random Sana of 4 blocks, width 64, biases not zero, latents of
 16 x 8, 20 flow-Euler steps, shift 3, guidance 3. Errors are relative L2 of the final latents.
 """
+# bench: cpu, 3 min:
 
 import argparse
 from itertools import pairwise

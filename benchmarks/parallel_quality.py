@@ -5,6 +5,7 @@ then the judges of builtin_model.py score all of them, and the PSNR to one devic
 python benchmarks/parallel_quality.py --sprites sprites.safetensors --judge judge.safetensors
 (both files are kept by a training run and by builtin_model.py --judge; --packages NODE_MODULES makes them)
 """
+# bench: cpu, 30 min:
 
 import argparse
 import time

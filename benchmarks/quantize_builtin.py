@@ -8,6 +8,7 @@ Run:
 python benchmarks/quantize_builtin.py --packages NODE_MODULES [--judge judge.safetensors] [--methods ...]
 A call adds its methods to the table of earlier calls with the same model, prompts and steps.
 """
+# bench: by hand: needs --packages NODE_MODULES, the emoji packages of its docstring
 
 import argparse
 import copy

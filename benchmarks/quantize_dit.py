@@ -4,6 +4,7 @@ A block has q, k, v, out (1152 x 1152), fc1 and fc2 (4608) with GELU: 15.9 milli
 are 200 million. --blocks N measures fewer and states it; time and disk grow linearly with blocks, memory does
 not. Run: python benchmarks/quantize_dit.py --blocks 13
 """
+# bench: cpu, 10 min: --blocks 13
 
 import argparse
 import json

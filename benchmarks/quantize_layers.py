@@ -5,6 +5,7 @@ with a strong rank-6 part and heavy-tailed column scales. Error = ||Y - Y'|| / |
 calibration never saw. Run: python benchmarks/quantize_layers.py --output
 benchmarks/results/quantize_layers.json
 """
+# bench: cpu, 3 min: --output benchmarks/results/quantize_layers.json
 
 import argparse
 import json

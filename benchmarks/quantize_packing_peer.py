@@ -4,6 +4,7 @@ Only its packing file is loaded, so nothing of its GPU code is needed.
 Run: python benchmarks/quantize_packing_peer.py
 --packing PATH names the file where the package is not installed.
 """
+# bench: by hand: needs the peer, cache-dit
 
 import argparse
 import importlib.util

@@ -8,6 +8,7 @@ block.
 Figures: loss and accuracy on masked tokens, share of product atoms mapped right by the bare head.
 Run: python benchmarks/quantize_reactions.py
 """
+# bench: by hand: needs the wheel rxnmapper
 
 import argparse
 import importlib.metadata

@@ -6,6 +6,7 @@ outlier channels: the time does not depend on what they say. Afterwards a small 
 run from the same folder on the CPU and on the GPU, in every format.
 Run: python benchmarks/quantize_sana_gpu.py [--formats h8 int4] [--shape tiny --device cpu for a dry run]
 """
+# bench: gpu, 1 min:
 
 import argparse
 import dataclasses

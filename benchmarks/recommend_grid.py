@@ -5,6 +5,7 @@ Every fixed length is trained to early stopping on validation NDCG@10 with the s
 every length go on from their last epoch when the script is started again. ml-100k needs the user's copy
 (--path).
 """
+# bench: cpu, 60 min:
 
 import argparse
 import shutil

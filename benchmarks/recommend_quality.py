@@ -6,6 +6,7 @@ repeats it with the other seeds. ml-100k: your copy (--path). Finished runs are 
 unfinished ones as checkpoints, so a stopped benchmark goes on. Parts run on several machines: give each
 its own --part, then --join PART... .
 """
+# bench: cpu, 120 min:
 
 import argparse
 from dataclasses import dataclass

@@ -4,6 +4,7 @@ Pairs (history -> next item) learned per processor second on one thread. RecBole
 it lives in an environment of its own: --recbole-python ENV/bin/python, and the folder that holds ml-100k/ as
 --path. Ours is measured twice: one pair a row, as RecBole does, and all positions of a window, as we train.
 """
+# bench: by hand: needs RecBole's package and its ml-100k file
 
 import argparse
 import json

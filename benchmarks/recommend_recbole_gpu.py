@@ -5,6 +5,7 @@ loader needs another environment; here its SASRec and GRU4Rec (--recbole: the pa
 batches by plain indexing, which flatters them. Ours is measured one pair a row, as RecBole does, and as we
 train: all positions of a window at once. Measurements alternate --rounds times; the medians are compared.
 """
+# bench: by hand: needs RecBole's package and its ml-100k file
 
 import argparse
 import importlib.util

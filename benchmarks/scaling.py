@@ -8,6 +8,7 @@ one device with several, not slow code with fast code. Peers' ratios to hold bes
 4096 px, A100: 2 ranks 1.53-1.72 x (no guidance split), 8 ranks 4.40 x; DistriFusion, SDXL at 3840 px: 2 ranks
 1.8 x, 8 ranks 6.1 x (6.6 x with guidance split). Random weights: speed and error only, no pictures.
 """
+# bench: gpu, 5 min:
 
 import argparse
 import os

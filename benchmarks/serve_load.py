@@ -5,6 +5,7 @@ server and its queue alone.
 
     python benchmarks/serve_load.py [--clients 200] [--requests 10] [--only queue,server,...]
 """
+# bench: cpu, 5 min:
 
 import argparse
 import asyncio

@@ -5,6 +5,7 @@ are about the queue and Ray, not a model.
 
     python benchmarks/serve_ray.py
 """
+# bench: by hand: needs fewer[ray]
 
 import asyncio
 import os

@@ -7,6 +7,7 @@ Frames come from a source that makes one at a time; the map grows by a millimetr
 the process is sampled every quarter of a second. `--work DIR` lets a run
 be stopped and gone on with; `--minutes` stops it by itself.
 """
+# bench: cpu, 15 min: --frames 10000 --size 160 --width 320 --features 250 --output outputs/stitch_memory.json
 
 import argparse
 import json

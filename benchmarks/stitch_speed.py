@@ -6,6 +6,7 @@ Wall time depends on what else the machine does, so processor time (user + syste
 beside it: two free cores cannot be quicker than half of it, and one core cannot be slower than all of it. The
 first four frames are stitched once before, so that imports are not counted.
 """
+# bench: cpu, 2 min: --output benchmarks/results/stitch_speed.json
 
 import argparse
 import json

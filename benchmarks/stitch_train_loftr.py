@@ -4,6 +4,7 @@
 
 Writes checkpoints, half-precision weights (about 2 MB) and precision/recall against the shipped student.
 """
+# bench: gpu, 20 min: --device cuda --output outputs/loftr_small
 
 import argparse
 import json

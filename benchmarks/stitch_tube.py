@@ -6,6 +6,7 @@ truth.
 
 M1 is in pixels of a strip of 1000 columns, M2 and M5 in millimetres. `--cache DIR` keeps rendered frames.
 """
+# bench: cpu, 60 min: --output benchmarks/results/stitch_tube.json
 
 import argparse
 import json
