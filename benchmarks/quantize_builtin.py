@@ -6,13 +6,16 @@ are taken in fp32 (a CPU without bf16 units is nine times slower in bf16), and o
 arithmetic alone changes. Prompts describe held-out combinations, calibration draws training combinations.
 Run:
 python benchmarks/quantize_builtin.py --packages NODE_MODULES [--judge judge.safetensors] [--methods ...]
-A call adds its methods to the table of earlier calls with the same model, prompts and steps.
+A call adds its methods to the table of earlier calls with the same model, prompts and steps. With --device
+cuda four calls can share a card (--methods and --output of their own; --join A.json B.json ... makes one
+table of theirs). On a GPU too the layers run as their exact fp32 reference, not through the kernels.
 """
 # bench: by hand: needs --packages NODE_MODULES, the emoji packages of its docstring
 
 import argparse
 import copy
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -24,7 +27,9 @@ from builtin_model import trained_judge
 from quantize_peers import nf4_weights, torchao_fp8, torchao_int4
 from torch import nn
 
+from fewer.core.device import pick_device
 from fewer.core.files import write_json
+from fewer.core.modules import set_module
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.image_metrics import ssim
@@ -38,6 +43,7 @@ from fewer.generate.scenes.presets import preset
 from fewer.generate.scenes.sprites import load_sprites, render_sprites
 from fewer.generate.transformer import SanaTransformer
 from fewer.quantize import Recipe, plan_layers, quantize
+from fewer.quantize.linear import QuantizedLinear, reference_product
 
 WITHOUT = {"smooth": False}
 OURS: dict[str, tuple[str, int, dict[str, object]]] = {
@@ -57,26 +63,30 @@ PEERS: dict[str, Callable[[nn.Module, list[str]], str]] = {
     "torchao fp8": torchao_fp8,
 }
 REFERENCE, ARITHMETIC = "bf16", "bf16 arithmetic too"
+FACTS = (
+    "model", "held_out_prompts", "calibration_prompts", "steps", "guidance", "recipe", "against", "machine",
+    "versions",
+)  # fmt: skip
 JUDGES = ("colour", "count", "left_right", "order", "style", "identity", "identity_top5", "shuffled")
 
 
 class Model:
     """The parts of a built-in model; its text encoder is opened only where prompts are new."""
 
-    def __init__(self, name: str) -> None:
-        self.folder = DEFAULT_MODEL if name == "default" else Path(name)
-        self.transformer = SanaTransformer.load(self.folder, torch.float32, "cpu")
-        self.autoencoder = DCAutoencoder.load(self.folder / "vae", torch.float32, "cpu")
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.folder, self.device = DEFAULT_MODEL if name == "default" else Path(name), device
+        self.transformer = SanaTransformer.load(self.folder, torch.float32, device)
+        self.autoencoder = DCAutoencoder.load(self.folder / "vae", torch.float32, device)
         self.settings = read_settings(self.folder)
 
     def read(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """What the text encoder makes of prompts and of the empty one, without the common padding."""
-        encoder = open_parts(self.folder, dtype=torch.float32, device=torch.device("cpu")).encoder
+        encoder = open_parts(self.folder, dtype=torch.float32, device=self.device).encoder
         texts = [encoder.encode(["", *prompts[start : start + 16]]) for start in range(0, len(prompts), 16)]
         mask = torch.cat([texts[0].mask[:1], *(text.mask[1:] for text in texts)])
         tokens = torch.cat([texts[0].tokens[:1], *(text.tokens[1:] for text in texts)])
         used = int(mask.any(dim=0).nonzero().max()) + 1
-        return {"tokens": tokens[:, :used].bfloat16(), "mask": mask[:, :used]}
+        return {"tokens": tokens[:, :used].bfloat16().cpu(), "mask": mask[:, :used].cpu()}
 
 
 class Prompts:
@@ -87,14 +97,16 @@ class Prompts:
         known = read_tensors(path) if path and path.exists() else model.read(prompts)
         if path and not path.exists():
             write_tensors(path, known)
-        tokens, mask = known["tokens"].float(), known["mask"]
+        tokens, mask = known["tokens"].float().to(model.device), known["mask"].to(model.device)
         generator = torch.Generator().manual_seed(options.seed + (0 if name == "held-out" else 1_000_000))
         params, self.batches = model.transformer.params, []
         for start in range(0, len(prompts), options.batch):
             own = [0] * len(prompts[start : start + options.batch])
             own += [1 + start + index for index in range(len(own))]
             size = (len(own) // 2, params.in_channels, params.sample_size, params.sample_size)
-            self.batches.append((tokens[own], mask[own], torch.randn(size, generator=generator)))
+            self.batches.append(
+                (tokens[own], mask[own], torch.randn(size, generator=generator).to(model.device))
+            )
 
     def latents(
         self, transformer: nn.Module, settings: object, steps: int, dtype: torch.dtype
@@ -106,7 +118,9 @@ class Prompts:
 
             def velocity(latents: torch.Tensor, timestep: float, prepared=prepared) -> torch.Tensor:
                 both = latents.repeat(2, 1, 1, 1).to(dtype)
-                found = transformer.denoise(both, torch.full((len(both),), float(timestep)), prepared)
+                found = transformer.denoise(
+                    both, torch.full((len(both),), float(timestep), device=both.device), prepared
+                )
                 without, conditioned = found.float().chunk(2)
                 return without + settings.guidance * (conditioned - without)
 
@@ -122,8 +136,26 @@ def pictures(autoencoder: DCAutoencoder, latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([autoencoder.decode(part, tile=None).clamp(-1, 1) for part in latents.split(16)])
 
 
+class Exact(nn.Module):
+    """A quantized layer that runs as its fp32 reference on every device."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        moved = inputs.movedim(1, -1) if self.layer.channels_first else inputs
+        outputs = reference_product(self.layer, moved.flatten(0, -2)).to(inputs.dtype)
+        outputs = outputs.unflatten(0, moved.shape[:-1])
+        return outputs.movedim(-1, 1) if self.layer.channels_first else outputs
+
+
 def prepare(
-    method: str, transformer: nn.Module, calibrate: Callable[[nn.Module], object], progress: dict[str, object]
+    method: str,
+    transformer: nn.Module,
+    calibrate: Callable[[nn.Module], object],
+    progress: dict[str, object],
+    common: dict[str, object],
 ) -> nn.Module:
     """The transformer under one method; what was done is noted in `progress`."""
     transformer = transformer.to(torch.bfloat16)
@@ -134,11 +166,14 @@ def prepare(
         progress["made_by"] = PEERS[method](transformer, plan_layers(transformer).names("svdquant"))
     elif method in OURS:
         form, rank, choices = OURS[method]
-        recipe = Recipe(branch_dtype="bf16", **choices)  # pyright: ignore
+        recipe = Recipe(branch_dtype="bf16", **(common | choices))  # pyright: ignore
         quantize(transformer, form, rank, lambda: calibrate(transformer), recipe=recipe)
         reports = transformer.quantization_reports
         progress["mean_layer_error"] = round(sum(r.error for r in reports) / len(reports), 5)
         progress["bytes_of_layers"] = sum(report.bytes_after for report in reports)
+        for name, layer in list(transformer.named_modules()):
+            if isinstance(layer, QuantizedLinear):
+                set_module(transformer, name, Exact(layer))
     return transformer
 
 
@@ -156,6 +191,11 @@ def against(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
 @torch.no_grad()
 def main() -> None:
     options = arguments()
+    if options.join:
+        join(options)
+        return
+    device = pick_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False
     chosen = preset(options.preset)
     if options.sprites:
         sprites = load_sprites(options.sprites)
@@ -164,15 +204,15 @@ def main() -> None:
     vocabulary = Vocabulary(sprites.words(), sprites.styles)
     with torch.enable_grad():
         judge = trained_judge(
-            options.judge, SceneRenderer(sprites, chosen.side), vocabulary, options.judge_steps
+            options.judge, SceneRenderer(sprites, chosen.side, device), vocabulary, options.judge_steps
         )
-    parts = Model(options.model)
+    parts = Model(options.model, device)
     scenes = draw_scenes(vocabulary, options.prompts, "held-out", seed=9000 + options.seed)
     held_out = Prompts(options, parts, "held-out", [full_caption(scene) for scene in scenes])
     train = draw_scenes(vocabulary, options.calibration_prompts, "train", seed=100)
     calibration = Prompts(options, parts, "calibration", [full_caption(scene) for scene in train])
 
-    result = table(options, parts)
+    result, common = table(options, parts), recipe_for(device)
     expected: torch.Tensor | None = None
     for method in [REFERENCE, *(m for m in options.methods if m != REFERENCE)]:
         began, row = time.perf_counter(), {}
@@ -181,6 +221,7 @@ def main() -> None:
             copy.deepcopy(parts.transformer),
             lambda model: calibration.latents(model, parts.settings, options.steps, torch.float32),
             row,
+            common,
         )
         row["seconds_to_prepare"] = round(time.perf_counter() - began, 1)
         dtype = torch.bfloat16 if method == ARITHMETIC else torch.float32
@@ -194,7 +235,8 @@ def main() -> None:
         if method != REFERENCE:
             row |= against(found, expected)
         verdict = asdict(judge_pictures(judge, found, scenes))
-        row["judges"] = {name: round(100 * verdict[name], 2) for name in JUDGES}
+        asked = [name for name in JUDGES if math.isfinite(verdict[name])]
+        row["judges"] = {name: round(100 * verdict[name], 2) for name in asked}
         result["methods"][method] = row
         differences(result)
         write_json(options.output, result)
@@ -207,12 +249,30 @@ def differences(result: dict[str, object]) -> None:
     base = methods.get(REFERENCE, {}).get("judges")
     for name, row in methods.items():
         if base and name != REFERENCE:
-            lost = {judge: round(base[judge] - row["judges"][judge], 2) for judge in JUDGES[:-1]}
+            lost = {
+                judge: round(base[judge] - row["judges"][judge], 2) for judge in JUDGES[:-1] if judge in base
+            }
             worst = max(lost, key=lambda judge: lost[judge])
             row["points_lost_on_the_worst_judge"] = [worst, lost[worst]]
     if {"naive int4", "SVDQuant int4"} <= methods.keys():
         gain = methods["SVDQuant int4"]["psnr"] - methods["naive int4"]["psnr"]
         result["psnr_gain_of_svdquant_int4_over_naive_int4"] = round(gain, 3)
+
+
+def recipe_for(device: torch.device) -> dict[str, object]:
+    """A GPU takes the randomised SVD throughout and has room for all samples in one pass."""
+    return {"svd": "randomized", "sample_mebibytes": 4096} if device.type == "cuda" else {}
+
+
+def join(options: argparse.Namespace) -> None:
+    """One table of several calls' tables; they must agree on everything but their methods."""
+    tables = [json.loads(path.read_text()) for path in options.join]
+    result: dict[str, object] = dict(tables[0])
+    for other in tables[1:]:
+        assert all(other[name] == result[name] for name in FACTS), "tables of different runs"
+        result["methods"] = result["methods"] | other["methods"]
+    differences(result)
+    write_json(options.output, result)
 
 
 def table(options: argparse.Namespace, parts: Model) -> dict[str, object]:
@@ -227,12 +287,16 @@ def table(options: argparse.Namespace, parts: Model) -> dict[str, object]:
         "calibration_prompts": options.calibration_prompts,
         "steps": options.steps,
         "guidance": parts.settings.guidance,
-        "recipe": "39 candidates, refinement until it stops, exact SVD below 512 channels, branch in bf16",
+        "recipe": "39 candidates, refinement until it stops, "
+        f"{'randomised' if parts.device.type == 'cuda' else 'exact'} SVD, branch in bf16",
         "against": "the picture of the same prompt and noise from the bf16 weights, sums in fp32",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), {options.machine}",
+        "machine": torch.cuda.get_device_name()
+        if parts.device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} thread(s), {options.machine}",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     earlier = json.loads(options.output.read_text()) if options.output.exists() else {}
+    assert tuple(facts) == FACTS
     same = all(earlier.get(name) == value for name, value in facts.items())
     return facts | {"methods": earlier["methods"] if same else {}}
 
@@ -244,6 +308,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--packages", type=Path, help="node_modules with the emoji packages")
     parser.add_argument("--sprites", type=Path, help="sprites.safetensors of a training run instead")
     parser.add_argument("--judge", type=Path, help="where the judge is kept; trained there if it is missing")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--join", type=Path, nargs="*", help="tables of other calls, to be put together")
     parser.add_argument("--text", type=Path, help="folder where the prompts' embeddings are kept")
     parser.add_argument("--machine", default="CPU, shared", help="noted beside the figures")
     parser.add_argument("--judge-steps", type=int, default=250)

@@ -46,12 +46,14 @@ class Reservoir:
         keys = torch.rand(len(inputs), generator=self.generator)
         if self.rows is None:
             self.rows = inputs.new_empty(self.limit, inputs.shape[1])
+        lower = (keys < self.keys.max()).nonzero()[:, 0]  # soon few rows beat any that is kept
+        keys = keys[lower]
         kept = torch.argsort(torch.cat([self.keys, keys]), stable=True)[: self.limit]
         incoming = kept[kept >= self.limit] - self.limit
         stays = torch.zeros(self.limit, dtype=torch.bool)
         stays[kept[kept < self.limit]] = True
         free = (~stays).nonzero()[:, 0]  # one slot for each row that comes in: no second copy of what stays
-        self.rows[free.to(inputs.device)] = inputs[incoming.to(inputs.device)]
+        self.rows[free.to(inputs.device)] = inputs[lower[incoming].to(inputs.device)]
         self.keys[free] = keys[incoming]
 
     def samples(self) -> Samples | None:
