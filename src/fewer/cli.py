@@ -36,6 +36,12 @@ VERBS: dict[str, Verb] = {
         "train_sana_command",
         "a text-to-image transformer, on your pictures or on composed emoji",
     ),
+    "train few-steps": Verb(
+        "fewer.generate.training.command_few_steps",
+        "TrainFewStepsRequest",
+        "train_few_steps_command",
+        "a model that draws in twenty steps -> one that draws in two",
+    ),
     "train lora": Verb(
         "fewer.generate.training.command",
         "TrainLoraRequest",

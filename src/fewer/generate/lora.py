@@ -85,7 +85,7 @@ def attach(model: nn.Module, adapter: Mapping[str, LowRank], *, name: str, scale
             raise ConfigError(
                 f"an adapter called {name!r} is already attached; detach it or choose another name"
             )
-        shape = _linear_shape(inner)
+        shape = linear_shape(inner)
         wanted = (adapter[path].up.shape[0], adapter[path].down.shape[1])
         if shape is None or shape != wanted or adapter[path].up.shape[1] != adapter[path].down.shape[0]:
             problems.append(f"{path} is {shape or type(inner).__name__}, the adapter is for {wanted}")
@@ -145,7 +145,7 @@ def fresh(
         raise ConfigError(f"rank was {rank}; it must be 1 or more, 16 is usual")
     adapter = {}
     for path, module in find_modules(model, lambda path, _: path.rpartition(".")[2] in targets):
-        shape = _linear_shape(module)
+        shape = linear_shape(module)
         if shape is None:
             continue
         down = torch.randn(rank, shape[1], generator=generator) / rank
@@ -219,10 +219,10 @@ def _general_alpha(metadata: Mapping[str, str], config: Path) -> float | None:
     return float(alpha) if isinstance(alpha, int | float) and alpha > 0 else None
 
 
-def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(outputs, inputs) of a linear layer or 1x1 convolution; also of a replacement that says so."""
     if isinstance(module, AdaptedLayer):
-        return _linear_shape(module.layer)
+        return linear_shape(module.layer)
     if isinstance(module, nn.Conv2d):
         return (module.out_channels, module.in_channels) if module.kernel_size == (1, 1) else None
     if hasattr(module, "in_features") and hasattr(module, "out_features"):

@@ -17,6 +17,7 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.conditional.for_sana import ConditionedSana, has_generators, load_conditioned
+from fewer.generate.sampling.few_steps import FewSteps, open_few_steps
 from fewer.generate.text import INSTRUCTION, PromptEncoder, smollm2_folder
 from fewer.generate.text.smollm2 import NAME as SMOLLM2
 from fewer.generate.transformer import SanaTransformer
@@ -52,6 +53,8 @@ class Parts:
     autoencoder: DCAutoencoder
     encoder: PromptEncoder
     settings: ModelSettings
+    few_steps: FewSteps | None = None
+    """With it one to four steps are enough: an adapter that is attached when it is asked for."""
 
 
 def open_parts(
@@ -84,7 +87,9 @@ def open_parts(
     transformer = _open_transformer(path, dtype, device)
     decoder = DCAutoencoder.load(autoencoder or path / "vae", wide, device)
     encoder = _open_encoder(path, index, settings, text_encoder, cache, wide, device)
-    return Parts(transformer, decoder, encoder, _complete(settings, transformer, decoder, encoder))
+    few_steps = open_few_steps(path) if path.is_dir() else None
+    settings = _complete(settings, transformer, decoder, encoder)
+    return Parts(transformer, decoder, encoder, settings, few_steps)
 
 
 def _open_transformer(

@@ -71,6 +71,9 @@ def parameters(request: GenerateRequest, size: tuple[int, int]) -> str:
         "Size": f"{size[0]}x{size[1]}",
         "Model": request.model,
     }
+    if request.edition == "few-steps":
+        del settings["CFG scale"]
+        settings["Edition"] = "few-steps"
     lines = [request.prompt[0]]
     if request.negative:
         lines.append(f"Negative prompt: {request.negative}")

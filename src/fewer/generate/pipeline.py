@@ -27,7 +27,7 @@ from fewer.core.errors import ConfigError
 from fewer.generate.lora import attach, detach, parse_lora, read_lora, set_scale
 from fewer.generate.model_folder import ModelSettings, Parts, open_parts
 from fewer.generate.picture import Picture
-from fewer.generate.request import GenerateRequest, as_prompts
+from fewer.generate.request import GenerateRequest, as_prompts, with_edition
 from fewer.generate.sampling import (
     Guidance,
     Step,
@@ -90,6 +90,7 @@ class TextToImage:
         self.autoencoder = parts.autoencoder
         self.encoder = parts.encoder
         self.settings: ModelSettings = parts.settings
+        self.few_steps = parts.few_steps
         self.name = name
         self._attached: tuple[Path, ...] = ()
         # A prompt drawn several times, and the empty negative prompt, are read once.
@@ -177,7 +178,7 @@ class TextToImage:
         singles = [self.complete(single) for single in singles]
         for members in batches(singles, together):
             began = time.perf_counter()
-            self._wear(members[0][1].lora)
+            self._wear(members[0][1])
             step = None
             for step in self._denoise([single for _, single in members]):
                 for row, (index, _) in enumerate(members):
@@ -194,13 +195,15 @@ class TextToImage:
     def complete(self, request: GenerateRequest) -> GenerateRequest:
         """The same request with the model's own choices filled in, checked against the model."""
         sprint = self.transformer.params.guidance_embeds
-        request = replace(
-            request,
-            steps=request.steps or (2 if sprint else 20),
-            guidance=self.settings.guidance if request.guidance is None else request.guidance,
-            shift=request.shift or self.settings.shift,
-        )
-        Guidance(scale=request.guidance, start=request.guidance_start, end=request.guidance_end).check()
+        request = with_edition(request, None if sprint else self.few_steps)
+        if request.edition != "few-steps":  # which has guidance and levels of its own
+            request = replace(
+                request,
+                steps=request.steps or (2 if sprint else 20),
+                guidance=self.settings.guidance if request.guidance is None else request.guidance,
+                shift=request.shift or self.settings.shift,
+            )
+            _guidance_of(request).check()
         self.drawn_size(request)
         return request
 
@@ -233,24 +236,30 @@ class TextToImage:
         def draw() -> Tensor:
             return torch.cat([torch.randn(shape, generator=own) for own in generators]).to(device)
 
-        assert first.steps is not None and first.shift is not None
+        assert first.steps is not None
         if self.transformer.params.guidance_embeds:
             return sample_trigflow(self._sprint_velocity(group), draw(), draw, first.steps)
+        if first.edition == "few-steps":
+            assert self.few_steps is not None
+            levels = self.few_steps.levels[first.steps - 1]
+            return sample(self._evaluator(self._prompts(group)), draw(), levels=levels, order=1)
+        assert first.shift is not None
         return sample(
             self._velocity(group), draw(), first.steps, first.shift, first.sampler, order=first.order
         )
 
     def _velocity(self, group: list[GenerateRequest]) -> VelocityFn:
         """The guided velocity of a batch: text is encoded and projected here, once for all steps."""
-        first = group[0]
-        assert first.guidance is not None
-        guidance = Guidance(scale=first.guidance, start=first.guidance_start, end=first.guidance_end)
-        prompts = [self._encode_once(self.encoder, one.prompt[0], one.instruction) for one in group]
+        guidance = _guidance_of(group[0])
+        prompts = self._prompts(group)
         alone = self._evaluator(prompts)
         if not guidance.wanted:
             return alone
         negatives = [self._encode_once(self.encoder, one.negative, False) for one in group]
         return guided_velocity(alone, self._evaluator([*negatives, *prompts]), guidance)
+
+    def _prompts(self, group: list[GenerateRequest]) -> list[TextEmbedding]:
+        return [self._encode_once(self.encoder, one.prompt[0], one.instruction) for one in group]
 
     def _evaluator(self, texts: list[TextEmbedding], guidance: float | None = None) -> VelocityFn:
         weight = self.transformer.proj_out.weight
@@ -266,8 +275,7 @@ class TextToImage:
         return velocity
 
     def _sprint_velocity(self, group: list[GenerateRequest]) -> VelocityFn:
-        texts = [self._encode_once(self.encoder, one.prompt[0], one.instruction) for one in group]
-        return self._evaluator(texts, group[0].guidance)
+        return self._evaluator(self._prompts(group), group[0].guidance)
 
     def _decode(
         self, latents: Float[Tensor, "1 channels lat_h lat_w"], height: int, width: int
@@ -278,9 +286,12 @@ class TextToImage:
         levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())
 
-    def _wear(self, loras: tuple[str, ...]) -> None:
+    def _wear(self, request: GenerateRequest) -> None:
         """Attaches the adapters of this request; the same files at other strengths are not read again."""
-        wanted = [parse_lora(text) for text in loras]
+        wanted = [parse_lora(text) for text in request.lora]
+        if request.edition == "few-steps":
+            assert self.few_steps is not None and self.few_steps.weights is not None
+            wanted = [(self.few_steps.weights, 1.0), *wanted]
         files = tuple(path for path, _ in wanted)
         if files != self._attached:
             detach(self.transformer)
@@ -311,6 +322,11 @@ def batches(singles: Sequence[GenerateRequest], together: int) -> list[list[tupl
 def shared(request: GenerateRequest) -> GenerateRequest:
     """A request without what pictures of one batch may differ in: requests are alike if this is equal."""
     return replace(request, prompt=(), negative="", seed=0)
+
+
+def _guidance_of(request: GenerateRequest) -> Guidance:
+    assert request.guidance is not None
+    return Guidance(scale=request.guidance, start=request.guidance_start, end=request.guidance_end)
 
 
 def _row(step: Step, row: int) -> Step:

@@ -8,6 +8,7 @@ import tyro
 from pydantic import ConfigDict, Field
 
 from fewer.core.errors import ConfigError
+from fewer.generate.sampling.few_steps import FewSteps
 
 Side = Annotated[int, Field(ge=1, le=16384)]
 
@@ -52,6 +53,9 @@ class GenerateRequest:
     """Moves the noise levels towards noise; absent means the model's own (3.0)."""
     instruction: bool = True
     """Read the complex human instruction before the prompt, where the model was trained with it."""
+    edition: Literal["auto", "few-steps", "full"] = "auto"
+    """`few-steps` draws in 1 to 4 steps, guidance built in, where the model has such an edition; `auto` takes
+    it there unless guidance, a negative prompt, sampler, order or shift are given."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A PEFT file and its strength, FILE[:SCALE]; may be given several times."""
 
@@ -86,3 +90,32 @@ class GenerateRequest:
 def as_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
     """One prompt or several as a tuple."""
     return (prompt,) if isinstance(prompt, str) else tuple(prompt)
+
+
+def with_edition(request: GenerateRequest, few_steps: FewSteps | None) -> GenerateRequest:
+    """The same with the edition decided where there are few steps.
+
+    Requests of more steps stay as they are. Raises `ConfigError` if the few-step edition is asked for and
+    the model has none, or an option beside it has no effect there.
+    """
+    most = few_steps.most if few_steps is not None else 4
+    steps = request.steps or (2 if request.edition == "few-steps" else 20)
+    plain = {"negative": "", "guidance": None, "sampler": "flow-dpm", "order": 2, "shift": None}
+    given = [name for name, value in plain.items() if getattr(request, name) != value]
+    if request.edition == "auto":
+        if steps > most:
+            return request
+        fits = few_steps is not None and not given
+        request = replace(request, edition="few-steps" if fits else "full")
+    if request.edition != "few-steps":
+        return request
+    if few_steps is None:
+        raise ConfigError("this model has no few-step edition; make one with: fewer train few-steps")
+    if steps > most:
+        raise ConfigError(f"steps was {steps}; the few-step edition takes 1 to {most}, --edition full more")
+    if given:
+        raise ConfigError(
+            f"{given[0]} has no effect in few steps (guidance {few_steps.guidance:g} is built in); "
+            f"leave it out, or add --edition full"
+        )
+    return replace(request, steps=steps)

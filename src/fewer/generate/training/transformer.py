@@ -83,10 +83,10 @@ def train_transformer(
     transformer.to(device).train()
     if isinstance(transformer, SanaTransformer):
         transformer.recompute_blocks = training.recompute
-    dtype = _refuse_fp16(training.dtype, device)
+    dtype = refuse_fp16(training.dtype, device)
     draw = _drawing(data, training)
     if training.compiled and device.type == "cuda" and isinstance(transformer, SanaTransformer):
-        transformer.fuse_attention(_is_plain(transformer))
+        transformer.fuse_attention(is_plain(transformer))
         for block in transformer.transformer_blocks:
             block.compile(dynamic=False)
 
@@ -94,7 +94,7 @@ def train_transformer(
         return draw(step, generator).share(rank(), world_size()).to(device)
 
     def step(batch: FlowBatch, generator: torch.Generator) -> Tensor:
-        with _precision(dtype, device):
+        with precision(dtype, device):
             return flow_loss(transformer, batch)
 
     plan = FitPlan(
@@ -122,7 +122,7 @@ def train_transformer(
     return result
 
 
-def _is_plain(transformer: SanaTransformer) -> bool:
+def is_plain(transformer: SanaTransformer) -> bool:
     """Whether the training kernels fit: nothing is attached, and heads are of a size that they take."""
     dim = transformer.params.head_dim
     plain = all(type(block.ff.conv_inverted) is nn.Conv2d for block in transformer.transformer_blocks)
@@ -166,7 +166,7 @@ def _optimizer(
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
-def _refuse_fp16(dtype: DtypeName, device: torch.device) -> torch.dtype:
+def refuse_fp16(dtype: DtypeName, device: torch.device) -> torch.dtype:
     chosen = pick_dtype(dtype, device)
     if chosen == torch.float16:
         raise ConfigError("fp16 training overflows without loss scaling; use --dtype bf16 or fp32")
@@ -174,7 +174,7 @@ def _refuse_fp16(dtype: DtypeName, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _precision(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def precision(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Products in `dtype`, weights as they are."""
     with warnings.catch_warnings(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         # RMS norms see bf16 tokens and fp32 weights, and say so at every call.
