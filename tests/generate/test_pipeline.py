@@ -1,6 +1,7 @@
 """The whole journey against diffusers' pipeline, and what a user may count on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from fewer.core.errors import ConfigError, FewerError
 from fewer.generate import TextToImage
 from fewer.generate.lora import fresh, write_lora
+from fewer.generate.picture import read_request
 from fewer.generate.pipeline import Denoised, Finished, batches
 from fewer.generate.request import GenerateRequest
+from fewer.generate.sampling.few_steps import WEIGHTS, FewSteps, few_step_levels, write_few_steps
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +249,72 @@ def test_the_engine_draws_the_same_pictures(pipe: TextToImage, pipeline_folder) 
     for wanted in (request(count=2), request(width=40, height=24, seed=5), request(guidance=1.0)):
         for one, other in zip(finished(pipe, wanted), finished(fast, wanted), strict=True):
             assert difference(one.picture.image, other.picture.image) <= 1
+
+
+@pytest.fixture
+def quick_folder(pipeline_folder, tmp_path):
+    """The same model with a few-step edition of random weights."""
+    folder = tmp_path / "quick"
+    shutil.copytree(pipeline_folder, folder)
+    transformer = TextToImage.load(folder, device="cpu").transformer
+    targets = ("to_q", "to_k", "conv_inverted", "proj_out", "linear", "linear_1")
+    adapter = fresh(transformer, 2, torch.Generator().manual_seed(0), targets=targets)
+    for low_rank in adapter.values():
+        low_rank.up.normal_(generator=torch.Generator().manual_seed(1))
+    edition = write_few_steps(folder, FewSteps(levels=few_step_levels(3.0), guidance=4.0))
+    write_lora(edition / WEIGHTS, adapter)
+    return folder
+
+
+def test_few_steps_take_the_few_step_edition_and_no_guidance(pipe, quick_folder):
+    quick, rows = TextToImage.load(quick_folder, device="cpu"), []
+    few = finished(quick, request(steps=2))[0]
+    handle = quick.transformer.proj_out.register_forward_hook(lambda *given: rows.append(len(given[2])))
+    again = finished(quick, request(steps=2))[0]
+    handle.remove()
+    assert rows == [1, 1], "one picture a step: nothing is doubled"
+    assert few.picture.request.edition == "few-steps"
+    assert difference(few.picture.image, again.picture.image) == 0
+    assert difference(few.picture.image, finished(pipe, request(steps=2))[0].picture.image) > 0
+    full = finished(quick, request(steps=2, edition="full"))[0]
+    assert difference(full.picture.image, finished(pipe, request(steps=2))[0].picture.image) == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 5}, {"guidance": 2.0}, {"negative": "red"}, {"sampler": "flow-euler"}]
+)
+def test_more_steps_and_options_of_ones_own_take_the_full_model(pipe, quick_folder, change):
+    quick = TextToImage.load(quick_folder, device="cpu")
+    finished(quick, request(steps=2))
+    drawn, plain = (finished(one, request(**({"steps": 3} | change)))[0].picture for one in (quick, pipe))
+    assert drawn.png() == plain.png(), "pixels and metadata"
+
+
+def test_a_few_step_picture_is_drawn_again_byte_for_byte(quick_folder, tmp_path):
+    quick = TextToImage.load(quick_folder, device="cpu")
+    first = finished(quick, request(steps=4, seed=3))[0].picture
+    stored, _ = read_request(first.save(tmp_path / "first.png"))
+    assert finished(quick, stored)[0].picture.png() == first.png()
+    assert "Edition: few-steps" in Image.open(tmp_path / "first.png").info["parameters"]
+
+
+def test_the_engine_draws_few_steps_too(quick_folder):
+    plain, fast = (TextToImage.load(quick_folder, device="cpu") for _ in range(2))
+    fast.accelerate(anywhere=True)
+    for steps in (2, 6, 1):
+        one, other = (finished(pipe, request(steps=steps))[0].picture.image for pipe in (plain, fast))
+        assert difference(one, other) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [({"steps": 9}, "1 to 4"), ({"negative": "red"}, "negative has no effect")]
+)
+def test_what_few_steps_cannot_do_is_said(quick_folder, change, says):
+    quick = TextToImage.load(quick_folder, device="cpu")
+    with pytest.raises(ConfigError, match=says):
+        finished(quick, request(edition="few-steps", **change))
+
+
+def test_a_model_without_a_few_step_edition_says_so(pipe):
+    with pytest.raises(ConfigError, match="no few-step edition"):
+        finished(pipe, request(edition="few-steps"))

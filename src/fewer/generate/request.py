@@ -10,6 +10,8 @@ from pydantic import ConfigDict, Field
 from fewer.core.errors import ConfigError
 from fewer.generate.sampling.few_steps import FewSteps
 
+_BUILT_IN = ("negative", "guidance", "guidance_start", "guidance_end", "sampler", "order", "shift")
+"""What a few-step edition has decided when it was trained."""
 Side = Annotated[int, Field(ge=1, le=16384)]
 
 
@@ -100,8 +102,8 @@ def with_edition(request: GenerateRequest, few_steps: FewSteps | None) -> Genera
     """
     most = few_steps.most if few_steps is not None else 4
     steps = request.steps or (2 if request.edition == "few-steps" else 20)
-    plain = {"negative": "", "guidance": None, "sampler": "flow-dpm", "order": 2, "shift": None}
-    given = [name for name, value in plain.items() if getattr(request, name) != value]
+    untouched = GenerateRequest()
+    given = [name for name in _BUILT_IN if getattr(request, name) != getattr(untouched, name)]
     if request.edition == "auto":
         if steps > most:
             return request
