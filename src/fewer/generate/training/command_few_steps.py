@@ -38,16 +38,16 @@ class TrainFewStepsRequest:
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     """Of the teacher, built into the edition; the model's own by default."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1200
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 2500
     seconds: Annotated[float, Field(gt=0, le=10_000_000)] | None = None
     """End after so much training time, or after --steps if that is sooner."""
-    batch: Annotated[int, Field(ge=1, le=65536)] = 256
+    batch: Annotated[int, Field(ge=1, le=65536)] = 128
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     teacher_steps: Annotated[int, Field(ge=2, le=1000)] = 12
     """Steps by which the teacher reaches a target from pure noise."""
     parts: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Batches of targets made at once."""
-    reuse: Annotated[int, Field(ge=1, le=1000)] = 5
+    reuse: Annotated[int, Field(ge=1, le=1000)] = 8
     """How often each target is learned from."""
     compiled: bool = True
     """On a GPU: each block compiled (half a minute at the start, then about twice the speed)."""

@@ -34,7 +34,7 @@ from fewer.generate.training.merged import MergedFactors
 from fewer.generate.training.transformer import is_plain, precision, refuse_fp16
 from fewer.generate.transformer.sana import SanaTransformer
 
-_ORDER = (0, 2, 0, 2, 1, 0, 2, 3)
+_ORDER = (0, 2, 0, 2, 1, 0, 2, 0, 2, 3)
 """Which level of the longest grid each part of a pool starts from: the two of two steps most often."""
 _SOFT = 0.1
 """Errors of a token below this count squared, above it linearly: the median of what is possible is sharper
@@ -47,8 +47,8 @@ class FewStepsTraining:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1200
-    batch: Annotated[int, Field(ge=1, le=65536)] = 256
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 2500
+    batch: Annotated[int, Field(ge=1, le=65536)] = 128
     rank: Annotated[int, Field(ge=1, le=4096)] = 64
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     guidance: Annotated[float, Field(ge=0, le=100)] = 4.5
@@ -58,7 +58,7 @@ class FewStepsTraining:
     """From pure noise; from a lower level fewer in proportion."""
     parts: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Batches of pairs that a round makes."""
-    reuse: Annotated[int, Field(ge=1, le=1000)] = 5
+    reuse: Annotated[int, Field(ge=1, le=1000)] = 8
     """How often a round learns from each pair."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.99
     dtype: DtypeName = "auto"
