@@ -1,6 +1,6 @@
 """One image on several devices: exact where the model allows it, displaced (DistriFusion) where it must be.
 
-`parallelize(module, plan, group)` wraps a model from outside, without touching it or its tensor names.
+`parallelize(module, plan)` wraps a model from outside, without touching it or its tensor names.
 """
 
 import importlib

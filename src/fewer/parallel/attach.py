@@ -18,19 +18,23 @@ from fewer.generate.engine.sana import FusedSana
 from fewer.generate.transformer.sana import SanaTransformer
 from fewer.parallel.agreement import check_agreement
 from fewer.parallel.group import Group
+from fewer.parallel.own_group import own_group
 from fewer.parallel.plan import ParallelPlan
 
 _DIFFUSERS = ("UNet2DConditionModel", "PixArtTransformer2DModel", "FluxTransformer2DModel")
 
 
-def parallelize(module: nn.Module, plan: ParallelPlan, group: Group) -> nn.Module:
+def parallelize(module: nn.Module, plan: ParallelPlan, group: Group | None = None) -> nn.Module:
     """Spreads `module` over the ranks of `group`. All ranks must call it, with equal weights and plan.
+
+    Without `group` these are all ranks of torch.distributed, or those that torchrun started.
 
     For our Sana and DC-AE, plain or accelerated (exact), our DiT, U-ViT and CaT, with condition-aware weights
     or without, and for diffusers' SDXL U-Net, PixArt and FLUX transformers (exact or displaced).
     Raises `ConfigError` for other models, or where ranks, plan and group do not fit together.
     """
     plan = plan.check()
+    group = own_group(plan.devices) if group is None else group
     if plan.devices != group.size:
         raise ConfigError(f"the plan is for {plan.devices} devices, the group has {group.size}")
     check_agreement(group, {"plan": plan}, module)

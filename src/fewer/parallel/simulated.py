@@ -83,6 +83,11 @@ class SimulatedGroup:
         return everyone
 
 
+def lone_rank() -> SimulatedGroup:
+    """A group of one, for code that wants a group where there are no others."""
+    return SimulatedGroup(_Board(1, 60.0), 0, 1)
+
+
 def run_simulated(
     size: int, rank_main: Callable[[SimulatedGroup], Answer], timeout: float = 60.0
 ) -> list[Answer]:
