@@ -10,7 +10,7 @@ from fewer.parallel.simulated import lone_rank
 
 
 def own_group(devices: int, timeout_seconds: float = 600.0) -> Group:
-    """All ranks of torch.distributed, joined first where torchrun started this process; alone, a group of one.
+    """All ranks of torch.distributed, joined first under torchrun; for a process alone, a group of one.
 
     Raises `ConfigError` if `devices` are asked for in a process that has no others beside it.
     """
