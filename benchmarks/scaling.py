@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from record import record
 from scaling_items import ITEMS, Stand
+from scaling_table import table
+from scaling_unet import UNET_MODES
 
 from fewer.core.ranks import announced_ranks
 from fewer.parallel import Group, run_on_devices
@@ -60,7 +62,8 @@ def rank_main(group: Group, options: argparse.Namespace) -> list[dict[str, objec
 def main() -> None:
     options = arguments()
     began = time.monotonic()
-    options.deadline = time.time() + options.seconds
+    options.began = time.time()
+    options.deadline = options.began + options.seconds
     rows = run_on_devices(
         rank_main, max(options.devices), options, device_type=options.device, timeout_seconds=options.timeout
     )
@@ -76,29 +79,6 @@ def main() -> None:
     print(record(options.name, figures))
 
 
-def table(rows: list[dict]) -> list[str]:
-    """The figures on one screen."""
-    lines = []
-    for row in rows:
-        if "ms" in row:
-            words = [
-                f"{row['item']:8}",
-                f"{row.get('size', ''):>5} px",
-                f"{row['devices']} x",
-                f"{row.get('mode', ''):26}",
-            ]
-            words += [f"{row['ms']:9.2f} ms"]
-            words += [
-                f"{name} {row[name]:.3g}"
-                for name in ("speedup", "relative_error", "exposed_ms", "received_mb")
-                if name in row
-            ]
-            lines.append("  ".join(words))
-        elif "failed" in row or "skipped" in row or "said" in row:
-            lines.append(f"{row['item']}: {row.get('failed', row.get('skipped', row.get('said')))}")
-    return lines
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,6 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", help="a published Sana, or tiny (default: sana-1.6b-1024 on GPUs)")
     parser.add_argument("--sizes", type=int, nargs="+", help="pixels (default: 1024 2048 4096 on GPUs)")
     parser.add_argument("--unet-sizes", type=int, nargs="+", help="pixels (default: 1024 3840 on GPUs)")
+    parser.add_argument("--unet-modes", nargs="+", choices=UNET_MODES, default=list(UNET_MODES))
     parser.add_argument(
         "--devices", type=int, nargs="+", help="counts (default: 1 2 4 8, as far as they are here)"
     )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from scaling_table import table
 from scaling_tools import build, in_graph, relative_error, wall_ms
 from scaling_unet import unet
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from fewer.generate.engine import sana as engine_sana
 from fewer.generate.sampling import sample
 from fewer.generate.transformer import SanaParams, SanaTransformer, published
 from fewer.parallel import Group, ParallelPlan, choose_plan, parallelize
-from fewer.parallel.link import measure_link, prefer_fast_sums
+from fewer.parallel.link import measure_link, prefer_fast_rows, prefer_fast_sums
 from fewer.parallel.plan import Work
 
 TINY = SanaParams(
@@ -59,6 +60,7 @@ class Stand:
         state = self.params.heads * self.params.head_dim * (self.params.head_dim + 1)
         for count, group in self.many():
             self.emit(item="sums", devices=count, said=prefer_fast_sums(group, self.device, state))
+            self.emit(item="rows", devices=count, said=prefer_fast_rows(group, self.device))
         self._sana: SanaTransformer | None = None
 
     def seconds_left(self) -> float:
@@ -66,9 +68,13 @@ class Stand:
 
     def emit(self, **row: object) -> None:
         self.rows.append(row)
-        if self.world.rank == 0 and self.options.lines:
-            with self.options.lines.open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
+        if self.world.rank == 0:
+            # As it is measured, so that a run that is cut short has not been in vain.
+            for line in table([row]):
+                print(f"{time.time() - self.options.began:6.1f} s  {line}", flush=True)
+            if self.options.lines:
+                with self.options.lines.open("a") as lines:
+                    lines.write(json.dumps(row) + "\n")
 
     def tidy(self) -> None:
         gc.collect()
@@ -97,13 +103,29 @@ class Stand:
         times = torch.full((samples,), 500.0, device=self.device)
         return latents.to(self.device, self.dtype), text.to(self.device, self.dtype), times
 
-    def timed(self, call: Callable[[], object], repeats: int | None = None, warm_up: int = 3) -> list[float]:
-        """Milliseconds of each call: CUDA events with nothing waited for in between, or the wall clock."""
+    def timed(
+        self,
+        call: Callable[[], object],
+        repeats: int | None = None,
+        warm_up: int = 3,
+        group: Group | None = None,
+    ) -> list[float]:
+        """Milliseconds of each call: CUDA events with nothing waited for in between, or the wall clock.
+
+        Slow calls are repeated less often: as often on every rank of the `group` that calls together.
+        """
         repeats = repeats or self.options.repeats
-        for _ in range(warm_up):
-            call()
         if self.device.type == "cpu":
+            for _ in range(warm_up):
+                call()
             return sorted(wall_ms(call) for _ in range(repeats))
+        call()
+        once = wall_ms(call, self.device)
+        for _ in range(warm_up - 2):
+            call()
+        if group is not None:
+            once = max(float(value) for value in group.gather_object(once))  # pyright: ignore[reportArgumentType]
+        repeats = min(repeats, max(6, int(1000 / max(once, 1e-3))))
         torch.cuda.synchronize()
         pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
         for start, end in pairs:
@@ -114,6 +136,21 @@ class Stand:
         return sorted(start.elapsed_time(end) for start, end in pairs)
 
 
+def warm(stand: Stand) -> None:
+    """Compiles kernels side by side: the last rank the decoder's, the others the transformer's, for all."""
+    if stand.world.rank == stand.world.size - 1 and "decode" in stand.options.items:
+        config = TINY_AUTOENCODER if stand.options.shape == "tiny" else published_config("f32c32-sana-1.0")
+        decoder = accelerate(build(lambda: DCAutoencoder(config), stand.device, stand.dtype))
+        latents = torch.ones(1, config.latent_channels, 32, 32, device=stand.device, dtype=stand.dtype)
+        decoder.decode(latents)
+    else:
+        size = stand.options.sizes[stand.world.rank % len(stand.options.sizes)]
+        latents, text, times = stand.inputs(size, 1)
+        stand.sana.denoise(latents, times, stand.sana.prepare(text))
+        stand.sana.graphs.forget()  # type: ignore[operator]
+    stand.world.gather_object(None)
+
+
 def link(stand: Stand) -> None:
     """Latency of the collectives at the sizes that matter, each in a graph of 20 where there are graphs."""
     for count, group in stand.many():
@@ -122,7 +159,7 @@ def link(stand: Stand) -> None:
                    gb_per_s=measured.bytes_per_second / 1e9)  # fmt: skip
         for name, call in collectives(stand, group).items():
             try:
-                times = stand.timed(in_graph(partial(twenty_times, call), stand.device), 40)
+                times = stand.timed(in_graph(partial(twenty_times, call), stand.device), 40, group=group)
             except Exception as error:
                 stand.emit(item="link", devices=count, failed=f"{name}: {error}"[:300])
                 if name.startswith("border"):
@@ -184,7 +221,7 @@ def steps_at(stand: Stand, size: int, samples: int, modes: tuple[str, ...], item
             row |= traffic_of(runner, lambda r=runner: r.denoise(latents, times, prepared))
             result = runner.denoise(latents, times, prepared)
             row["relative_error"] = relative_error(result, expected)
-            taken = stand.timed(lambda r=runner: r.denoise(latents, times, prepared))
+            taken = stand.timed(lambda r=runner: r.denoise(latents, times, prepared), group=group)
             found[mode] = row["ms"] = statistics.median(taken)  # pyright: ignore[reportArgumentType]
             row |= {"raw_ms": taken, "speedup": one_ms / found[mode], "graphed": is_graphed(runner)}
             if "naive" in found and "sync" in found and mode == "naive":
@@ -235,7 +272,7 @@ def decode(stand: Stand) -> None:
         for count, group in stand.many():
             runner = parallelize(one, ParallelPlan(devices=count), group)
             result = runner.decode(latents)
-            taken = stand.timed(lambda r=runner, z=latents: r.decode(z), repeats)
+            taken = stand.timed(lambda r=runner, z=latents: r.decode(z), repeats, group=group)
             stand.emit(item="decode", size=size, devices=count, mode="sync", ms=statistics.median(taken),
                        raw_ms=taken, speedup=one_ms / statistics.median(taken),
                        relative_error=relative_error(result, expected))  # fmt: skip
@@ -323,6 +360,6 @@ def is_graphed(runner: nn.Module) -> bool:
 
 
 ITEMS: dict[str, Callable[[Stand], None]] = {
-    "link": link, "step": step, "decode": decode, "picture": picture, "guided": guided, "nccl": nccl,
-    "unet": unet,
+    "warm": warm, "link": link, "step": step, "decode": decode, "picture": picture, "guided": guided,
+    "nccl": nccl, "unet": unet,
 }  # fmt: skip

@@ -34,6 +34,8 @@ def unet(stand: "Stand") -> None:
         stand.tidy()
         for count, group in stand.many():
             for mode, plan in unet_plans(count).items():
+                if mode not in stand.options.unet_modes:
+                    continue
                 runner = parallelize(model, plan, group)
                 if small:
                     runner = GraphedSteps(runner, call_unet)
@@ -42,12 +44,15 @@ def unet(stand: "Stand") -> None:
                     return runner(*inputs) if small else call_unet(runner, *inputs)  # pyright: ignore
 
                 error = relative_error(run(), expected)
-                taken = stand.timed(run, repeats, warm_up)
+                taken = stand.timed(run, repeats, warm_up, group)
                 stand.emit(item="unet", size=size, devices=count, mode=mode, ms=statistics.median(taken),
                            raw_ms=taken, speedup=one_ms / statistics.median(taken), graphed=small,
                            first_step_error=error)  # fmt: skip
                 del runner, run
                 stand.tidy()
+
+
+UNET_MODES = ("corrected_async_gn", "full_sync", "naive", "stale_gn", "sync_gn", "separate_gn")
 
 
 def unet_plans(count: int) -> dict[str, ParallelPlan]:

@@ -36,6 +36,21 @@ def test_order_of_keys_does_not_matter_and_zero_queries_give_zeros(draw) -> None
     assert torch.equal(linear_attention(torch.zeros_like(q), k, v), torch.zeros_like(q))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_exact_state_keeps_no_trace_of_the_order_of_its_sums(draw, dtype: torch.dtype) -> None:
+    # On a GPU blocks of 64 tokens are what is ordered; here parts begin with a block.
+    q, k, v = (draw(2, 448, 3, 32, dtype=dtype) for _ in range(3))
+    whole = linear_attention(q, k, v, exact=True)
+    parts = [
+        linear_attention_state(k[:, a:b], v[:, a:b], exact=True) for a, b in ((0, 64), (64, 256), (256, 448))
+    ]
+    for order in ((0, 1, 2), (2, 0, 1)):
+        total = sum(parts[place] for place in order)
+        assert isinstance(total, torch.Tensor) and total.dtype == torch.float64
+        assert torch.equal(linear_attention_apply(q, total), whole)
+    assert torch.allclose(whole.float(), linear_attention(q, k, v).float(), atol=1e-2)
+
+
 def test_large_half_precision_inputs_stay_finite(draw) -> None:
     q, k, v = (draw(1, 16_384, 1, 32, dtype=torch.float16, scale=100.0) for _ in range(3))
     out = linear_attention(q, k, v)

@@ -1,7 +1,7 @@
 import torch
 
 from fewer.parallel.group import Group
-from fewer.parallel.link import measure_link, median_seconds, prefer_fast_sums
+from fewer.parallel.link import measure_link, median_seconds, prefer_fast_rows, prefer_fast_sums
 from fewer.parallel.plan import Link
 from fewer.parallel.simulated import run_simulated
 
@@ -12,11 +12,13 @@ def test_all_ranks_hold_the_same_measurement() -> None:
     assert links[0].latency_seconds > 0 and links[0].bytes_per_second > 0
 
 
-def test_sums_stay_as_they_are_without_a_gpu() -> None:
-    def rank_main(group: Group) -> str:
-        return prefer_fast_sums(group, torch.device("cpu"))
+def test_sums_and_rows_stay_as_they_are_without_a_gpu() -> None:
+    def rank_main(group: Group) -> tuple[str, str]:
+        cpu = torch.device("cpu")
+        return prefer_fast_sums(group, cpu), prefer_fast_rows(group, cpu)
 
-    assert run_simulated(2, rank_main) == ["sums go through torch.distributed"] * 2
+    said = ("sums go through torch.distributed", "border rows go through torch.distributed")
+    assert run_simulated(2, rank_main) == [said] * 2
 
 
 def test_one_slow_call_does_not_move_the_median() -> None:

@@ -25,11 +25,12 @@ class ParallelLinearAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = original.to_q, original.to_k, original.to_v
         self.norm_q, self.norm_k, self.to_out = original.norm_q, original.norm_k, original.to_out
         self.session, self.layer = session, layer
+        self.exact = bool(getattr(original, "exact", False))
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         counted = self.summed_over(tokens)
         key, value = self._split(self.norm_k(self.to_k(counted))), self._split(self.to_v(counted))
-        state = self.session.start_state(self.layer, attention_state(key, value))
+        state = self.session.start_state(self.layer, attention_state(key, value, self.exact))
         query = self._split(self.norm_q(self.to_q(tokens)))
         attended = read_state(query, state.wait())
         attended = rearrange(attended, "batch heads tokens dim -> batch tokens (heads dim)")

@@ -12,7 +12,7 @@ from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.generate.transformer.sana import SanaTransformer
 from fewer.parallel.group import Group
-from fewer.parallel.link import measure_link, median_seconds, prefer_fast_sums
+from fewer.parallel.link import measure_link, median_seconds, prefer_fast_rows, prefer_fast_sums
 from fewer.parallel.plan import Link, ParallelPlan, Work, choose_plan, step_seconds
 
 
@@ -31,7 +31,7 @@ def plan_on_this_machine(
     """
     device = transformer.proj_out.weight.device
     link = measure_link(group, device)
-    sums = prefer_fast_sums(group, device)
+    sums = f"{prefer_fast_sums(group, device)}; {prefer_fast_rows(group, device)}"
     own = time_of_step(transformer, latents, text_tokens)
     alone = max(float(seconds) for seconds in group.gather_object(own))  # pyright: ignore[reportArgumentType]
     work = work_of(transformer.params, alone, latents, group.size, transformer.proj_out.weight.element_size())

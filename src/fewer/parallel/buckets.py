@@ -58,7 +58,7 @@ class NeighbourBucket:
         """Starts the exchange; nothing can be added afterwards."""
         if self.pending is None:
             first, last = (torch.cat([part.flatten() for part in side]) for side in (self.firsts, self.lasts))
-            self.pending = self.group.start_neighbours(first, last)
+            self.pending = self.group.start_neighbours(first, last, keep=True)
 
     def _rows(self, index: int) -> Neighbours:
         self.send()

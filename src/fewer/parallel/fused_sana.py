@@ -44,7 +44,7 @@ class BandSanaBlock(FusedSanaBlock):
         return block
 
     def read_tokens(self, query: Heads, key: Heads, value: Heads) -> Heads:
-        state = linear_attention_state(key, value)
+        state = linear_attention_state(key, value, exact=self.attn1.exact)
         whole = self.session.start_state(f"{self.layer}.attn1", state, ones=-2).wait()
         return linear_attention_apply(query, whole)
 
@@ -137,6 +137,11 @@ class ParallelFusedSana(FusedSana):
         velocity = super().step(spread.own_band(latents), timestep, text, guidance)
         spread.session.end_step()
         return spread.join_bands(velocity)
+
+    def _embed_time(
+        self, timestep: Shaped[Tensor, " batch"], guidance: Float[Tensor, " batch"] | None
+    ) -> tuple[Float[Tensor, "batch 6 dim"], Float[Tensor, "batch dim"]]:
+        return self.spread.embedded(super()._embed_time, timestep, guidance)
 
     def forget(self) -> None:
         """Drops all graphs and the places they point to."""

@@ -67,10 +67,11 @@ class Group(Protocol):
         """Sum over the ranks."""
         ...
 
-    def start_neighbours(self, first: Tensor, last: Tensor) -> Pending[Neighbours]:
+    def start_neighbours(self, first: Tensor, last: Tensor, keep: bool = False) -> Pending[Neighbours]:
         """Sends `first` to the rank before and `last` to the rank after; gives (its last, its first).
 
-        None stands where there is no neighbour.
+        None stands where there is no neighbour. What comes may be overwritten by the exchange after the next,
+        unless the caller means to `keep` it.
         """
         ...
 

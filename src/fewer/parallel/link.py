@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from fewer.parallel.group import Group
+from fewer.parallel.group import Group, Neighbours
 from fewer.parallel.plan import Link
 from fewer.parallel.process_group import ProcessGroup
 
@@ -30,17 +30,63 @@ def prefer_fast_sums(group: Group, device: torch.device, numel: int = 70 * 32 * 
     if device.type != "cuda" or not isinstance(group, ProcessGroup) or group.size == 1:
         return "sums go through torch.distributed"
     nccl = median_seconds(lambda: _sum(group, numel, device), device)
-    try:
-        group.use_one_shot(device)
-        one_shot = median_seconds(lambda: _sum(group, numel, device), device)
-    except (RuntimeError, AttributeError, ImportError) as error:
-        one_shot, reason = float("inf"), str(error).splitlines()[0][:120]
-    else:
-        reason = f"{1e6 * one_shot:.0f} us against {1e6 * nccl:.0f} us of NCCL for {4 * numel} bytes"
+    missing = _missing(group, lambda: group.use_one_shot(device))
+    if missing:
+        group.one_shot = None
+        return f"small sums go through NCCL: {missing}"
+    one_shot = median_seconds(lambda: _sum(group, numel, device), device)
     wins = all(bool(value) for value in group.gather_object(one_shot < nccl))
     if not wins:
         group.one_shot = None
+    reason = f"{1e6 * one_shot:.0f} us against {1e6 * nccl:.0f} us of NCCL for {4 * numel} bytes"
     return f"small sums go {'in one shot' if wins else 'through NCCL'}: {reason}"
+
+
+def prefer_fast_rows(group: Group, device: torch.device, numel: int = 32 * 11200) -> str:
+    """Lets neighbours read border rows where they lie, if that gives the same ones sooner; says why.
+
+    All ranks must call it. Nothing changes on a CPU, in a simulated group, or without symmetric memory.
+    """
+    if device.type != "cuda" or not isinstance(group, ProcessGroup) or group.size == 1:
+        return "border rows go through torch.distributed"
+    first, last = (torch.arange(numel, device=device) % 251 + 2 * group.rank + side for side in (0, 1))
+    first, last = first.bfloat16(), last.bfloat16()
+
+    def exchange() -> Neighbours:
+        return group.start_neighbours(first, last).wait()
+
+    expected = exchange()
+    sent = median_seconds(exchange, device)
+    missing = _missing(group, lambda: group.use_peer_rows(device))
+    if missing:
+        group.peer_rows = None
+        return f"border rows are sent: {missing}"
+    compared = [_same(exchange(), expected) for _ in range(3)]  # as often on every rank, whatever comes out
+    equal = all(compared)
+    read = median_seconds(exchange, device)
+    wins = all(bool(value) for value in group.gather_object(equal and read < sent))
+    if not wins:
+        group.peer_rows = None
+    reason = f"{1e6 * read:.0f} us against {1e6 * sent:.0f} us for {2 * numel} bytes, equal: {equal}"
+    return f"border rows {'are read where they lie' if wins else 'are sent'}: {reason}"
+
+
+def _missing(group: Group, prepare: Callable[[], None]) -> str:
+    """Why some rank lacks symmetric memory; empty if none does. Asked before anybody waits for the others."""
+    try:
+        prepare()
+    except (RuntimeError, AttributeError, ImportError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+    else:
+        reason = ""
+    return next((str(value) for value in group.gather_object(reason) if value), "")
+
+
+def _same(found: Neighbours, expected: Neighbours) -> bool:
+    return all(
+        one is other if one is None or other is None else torch.equal(one, other)
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def median_seconds(call: Callable[[], object], device: torch.device, repeats: int = 20) -> float:

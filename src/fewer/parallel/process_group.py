@@ -18,6 +18,7 @@ from fewer.parallel.group import (
 )
 from fewer.parallel.heartbeat import Heartbeat
 from fewer.parallel.one_shot import OneShotSums
+from fewer.parallel.peer_rows import PeerRows
 
 
 class ProcessGroup:
@@ -40,12 +41,18 @@ class ProcessGroup:
         self.traffic = Traffic()
         self.one_shot: OneShotSums | None = None
         """Where set, small sums between GPUs go through symmetric memory."""
+        self.peer_rows: PeerRows | None = None
+        """Where set, border rows between GPUs are read where they lie."""
         self.rows_by_gather = False
         """Exchange border rows by all-gather, where a backend cannot send and receive."""
 
     def use_one_shot(self, device: torch.device) -> None:
         """From now on small sums are made in one shot. All ranks must call it, with GPUs of one host."""
         self.one_shot = OneShotSums(self._handle, device)
+
+    def use_peer_rows(self, device: torch.device) -> None:
+        """From now on neighbours read border rows directly. All ranks must call it, with GPUs of one host."""
+        self.peer_rows = PeerRows(self._handle, device)
 
     def start_sum(self, tensor: Tensor) -> Pending[Tensor]:
         if self.one_shot is not None and self.size > 1 and self.one_shot.fits(tensor):
@@ -58,7 +65,11 @@ class ProcessGroup:
         work = self._guard(lambda: distributed.all_reduce(total, group=self._handle, async_op=True))
         return _Work([work], lambda: total, self)
 
-    def start_neighbours(self, first: Tensor, last: Tensor) -> Pending[Neighbours]:
+    def start_neighbours(self, first: Tensor, last: Tensor, keep: bool = False) -> Pending[Neighbours]:
+        if self.peer_rows is not None and not keep and self.size > 1 and self.peer_rows.fits(first, last):
+            sides = (self.rank > 0, self.rank < self.size - 1)
+            count_neighbours(self.traffic, tuple(first if side else None for side in sides), self.size)  # pyright: ignore[reportArgumentType]
+            return self.peer_rows.start(first, last)
         if self.rows_by_gather and self.size > 1:
             return self._neighbours_by_gather(first, last)
         before = torch.empty_like(last, memory_format=torch.contiguous_format) if self.rank > 0 else None
@@ -133,6 +144,9 @@ class ProcessGroup:
         if self.one_shot is not None and mine.size > 1:
             with contextlib.suppress(RuntimeError):
                 mine.use_one_shot(self.one_shot.buffer.device)
+        if self.peer_rows is not None and mine.size > 1:
+            with contextlib.suppress(RuntimeError):
+                mine.use_peer_rows(self.peer_rows.buffer.device)
         return mine
 
     def _guard(self, call: Callable) -> object:

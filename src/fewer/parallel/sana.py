@@ -58,6 +58,11 @@ class ParallelSana(SanaTransformer):
         spread.session.end_step()
         return spread.join_halves(spread.join_bands(velocity), samples)
 
+    def _embed_time(
+        self, timestep: Shaped[Tensor, " batch"], guidance: Float[Tensor, " batch"] | None
+    ) -> tuple[Float[Tensor, "batch 6 dim"], Float[Tensor, "batch dim"]]:
+        return self.spread.embedded(super()._embed_time, timestep, guidance)
+
 
 def replace_layers(model: nn.Module, session: Session, prefix: str = "") -> None:
     """Puts band layers in place of what looks beyond a token, in a tree that nobody else holds."""

@@ -149,8 +149,9 @@ class Session:
         last = features.narrow(axis, features.shape[axis] - depth, depth)
         key = (layer, "halo")
         if self.exact or self.plan.halo == "sync":
-            pending = self.group.start_neighbours(first, last)
-            if self.plan.mode == "displaced" and self.plan.halo == "stale":
+            keep = self.plan.mode == "displaced" and self.plan.halo == "stale"
+            pending = self.group.start_neighbours(first, last, keep)
+            if keep:
                 self.remember(key, pending)
             return pending
         rows = self.memories[key].pending.wait()

@@ -48,7 +48,7 @@ class SimulatedGroup:
             total += other
         return Done(total)  # pyright: ignore
 
-    def start_neighbours(self, first: Tensor, last: Tensor) -> Pending[Neighbours]:
+    def start_neighbours(self, first: Tensor, last: Tensor, keep: bool = False) -> Pending[Neighbours]:
         everyone = self._exchange((first, last))
         before = everyone[self.rank - 1][1].clone() if self.rank > 0 else None
         after = everyone[self.rank + 1][0].clone() if self.rank < self.size - 1 else None

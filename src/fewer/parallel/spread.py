@@ -1,5 +1,7 @@
 """What both parallel Sanas share, the plain one and the engine's: who denoises which half and which band."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,17 @@ class Spread:
         if self.halves is None or samples % 2:
             return velocity
         return self.halves.start_gather(velocity, [samples // 2] * 2, 0).wait()
+
+    def embedded(self, embed: Callable, timestep: Tensor, guidance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The time's embedding, `embed(timestep, guidance)`, bit for bit as one device would make it.
+
+        A product with a single row is summed in another order than one with several, and one device has at
+        least two rows where guidance is split: so a single row is made in company.
+        """
+        if self.halves is None or len(timestep) > 1:
+            return embed(timestep, guidance)
+        modulation, embedding = embed(timestep.repeat(2), None if guidance is None else guidance.repeat(2))
+        return modulation[:1], embedding[:1]
 
     def begin(self, latents: Tensor, timestep: Tensor) -> None:
         """Cuts the picture and counts the step."""

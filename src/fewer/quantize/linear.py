@@ -99,7 +99,8 @@ class QuantizedLinear(nn.Module):
                 f"layer {self.name!r} takes {self.in_features} channels, "
                 f"got an input of shape {tuple(inputs.shape)}"
             )
-        rows = moved.reshape(-1, self.in_features)
+        # Contiguous also for a batch of one: a product sums in another order where rows lie transposed.
+        rows = moved.reshape(-1, self.in_features).contiguous()
         product = fused_h8_product if self.form.name == "h8" and rows.is_cuda else reference_product
         outputs = product(self, rows).to(inputs.dtype)
         outputs = outputs.reshape(*moved.shape[:-1], self.out_features)

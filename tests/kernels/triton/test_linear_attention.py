@@ -36,6 +36,21 @@ def test_partial_states_are_added_up(draw) -> None:
     assert (launch_linear_attention(q, k, v, 1e-15) - wanted).norm() < 1e-5 * wanted.norm()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_exact_sums_are_the_same_bits_in_one_launch_and_in_several(dtype: torch.dtype, draw) -> None:
+    from fewer.kernels.triton.linear_attention import launch_apply, launch_linear_attention, launch_state
+
+    q, k, v = (draw(1, 320, 2, 16, dtype=dtype) for _ in range(3))
+    whole = launch_linear_attention(q, k, v, 1e-15, exact=True)
+    state = launch_state(k[:, 192:], v[:, 192:], exact=True) + launch_state(
+        k[:, :192], v[:, :192], exact=True
+    )
+    assert state.dtype == torch.float64
+    assert torch.equal(launch_apply(q, state, 1e-15), whole)
+    wanted = reference_apply(q, reference_state(k, v), 1e-15)
+    assert (whole.float() - wanted.float()).norm() <= TOLERANCE[dtype] * wanted.float().norm()
+
+
 def test_strided_views_need_no_copy(draw) -> None:
     from fewer.kernels.triton.linear_attention import launch_state
 

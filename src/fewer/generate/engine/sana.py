@@ -160,7 +160,7 @@ class FusedSanaBlock(SanaBlock):
 
     def read_tokens(self, query: Heads, key: Heads, value: Heads) -> Heads:
         """Linear attention; patch parallelism overrides it, to add the states of all bands."""
-        return linear_attention(query, key, value)
+        return linear_attention(query, key, value, exact=self.attn1.exact)
 
     def _attend(self, joint: Float[Tensor, "batch tokens 3 inner"]) -> Float[Tensor, "rows inner"]:
         attention = self.attn1

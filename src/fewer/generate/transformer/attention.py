@@ -18,6 +18,7 @@ def relu_linear_attention(
     key: Float[Tensor, "*batch others head_dim"],
     value: Float[Tensor, "*batch others value_dim"],
     eps: float = 1e-15,
+    exact: bool = False,
 ) -> Float[Tensor, "*batch tokens value_dim"]:
     """Attention with weights relu(q)·relu(k), normalised over the keys, in time linear in the tokens.
 
@@ -25,14 +26,19 @@ def relu_linear_attention(
     gives the normaliser. Both products run in fp32 whatever comes in: fp16 sums overflow at 16k tokens.
     A query that is nowhere positive yields zeros.
     """
-    return read_state(query, attention_state(key, value), eps)
+    return read_state(query, attention_state(key, value, exact), eps)
 
 
 def attention_state(
-    key: Float[Tensor, "*batch others head_dim"], value: Float[Tensor, "*batch others value_dim"]
+    key: Float[Tensor, "*batch others head_dim"],
+    value: Float[Tensor, "*batch others value_dim"],
+    exact: bool = False,
 ) -> Float[Tensor, "*batch head_dim value_dim_and_one"]:
-    """The sum over keys, in fp32 (fp64 stays fp64). States of disjoint keys add up to that of their union."""
-    wide = torch.promote_types(key.dtype, torch.float32)
+    """The sum over keys, in fp32 (fp64 stays fp64). States of disjoint keys add up to that of their union.
+
+    `exact` sums in fp64, so that after the rounding in `read_state` the order of the keys has left no trace.
+    """
+    wide = torch.float64 if exact else torch.promote_types(key.dtype, torch.float32)
     return relu(key).to(wide).transpose(-1, -2) @ pad(value.to(wide), (0, 1), value=1.0)
 
 
@@ -42,6 +48,7 @@ def read_state(
     eps: float = 1e-15,
 ) -> Float[Tensor, "*batch tokens value_dim"]:
     """What each query reads from a state."""
+    state = state.to(torch.promote_types(query.dtype, torch.float32))
     summed = relu(query).to(state.dtype) @ state
     return summed[..., :-1] / (summed[..., -1:] + eps)
 
@@ -65,6 +72,11 @@ class LinearAttention(nn.Module):
         self.fused = False
         """Training on a GPU: one kernel forward and one backward. The same result, up to rounding."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether sums leave no trace of their order: where layers round to few bits and would amplify it."""
+        return hasattr(self.to_k, "fuse")
+
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Order-independent: permuting the tokens permutes the result."""
         if self.fused and tokens.shape[1] <= MOST_TOKENS:
@@ -75,7 +87,7 @@ class LinearAttention(nn.Module):
         query = _split(self.norm_q(self.to_q(tokens)), self.heads)
         key = _split(self.norm_k(self.to_k(tokens)), self.heads)
         value = _split(self.to_v(tokens), self.heads)
-        attended = relu_linear_attention(query, key, value)
+        attended = relu_linear_attention(query, key, value, exact=self.exact)
         result = self.to_out(_merge(attended).to(tokens.dtype))
         if result.dtype == torch.float16:
             result = result.clamp(-_FP16_LARGEST, _FP16_LARGEST)

@@ -8,7 +8,7 @@ from torch import Tensor
 @triton.jit
 def _depthwise_row_kernel(
     above, middle, below, weight, bias, out, width, channels,
-    above_b, middle_b, below_b, out_b,
+    above_b, middle_b, below_b, out_b, weight_c, weight_y, weight_x,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(0).to(tl.int64)
@@ -30,10 +30,11 @@ def _depthwise_row_kernel(
             where = row + column[:, None].to(tl.int64) * (2 * channels) + channel[None, :]
             a = tl.load(where, mask=inside, other=0.0).to(tl.float32)
             b = tl.load(where + channels, mask=inside, other=0.0).to(tl.float32)
-            tap = dy * 3 + dx
-            value += a * tl.load(weight + channel * 9 + tap, mask=alive, other=0.0).to(tl.float32)[None, :]
-            other = weight + (channel + channels) * 9 + tap
-            gate += b * tl.load(other, mask=alive, other=0.0).to(tl.float32)[None, :]
+            tap = weight + dy * weight_y + dx * weight_x
+            w = tl.load(tap + channel * weight_c, mask=alive, other=0.0)
+            value += a * w.to(tl.float32)[None, :]
+            w = tl.load(tap + (channel + channels) * weight_c, mask=alive, other=0.0)
+            gate += b * w.to(tl.float32)[None, :]
     value += tl.load(bias + channel, mask=alive, other=0.0).to(tl.float32)[None, :]
     gate += tl.load(bias + channels + channel, mask=alive, other=0.0).to(tl.float32)[None, :]
     result = value * gate / (1.0 + tl.exp(-gate))
@@ -46,7 +47,8 @@ def launch_depthwise_row(
 ) -> None:
     """Three rows (batch, width, 2·channels) into `out` (batch, width, channels), in place.
 
-    Batches may lie apart; pixels and channels of a row must be contiguous.
+    Batches may lie apart; pixels and channels of a row must be contiguous. The weight may lie in any way: the
+    engine's is tap by tap.
     """
     batch, width, channels = out.shape
     rows = [
@@ -56,7 +58,7 @@ def launch_depthwise_row(
     pixels, block = 4, min(128, triton.next_power_of_2(channels))
     grid = (batch, triton.cdiv(width, pixels), triton.cdiv(channels, block))
     _depthwise_row_kernel[grid](
-        *rows, weight.contiguous(), bias.contiguous(), out, width, channels,
-        *(row.stride(0) for row in rows), out.stride(0),
+        *rows, weight, bias.contiguous(), out, width, channels,
+        *(row.stride(0) for row in rows), out.stride(0), *weight.stride(),
         PIXELS=pixels, CHANNELS=block,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Linear attention in two passes: states of token blocks (then summed, no atomics), then outputs.
 
-`WIDE` widens the operands of products to fp32, since the interpreter cannot multiply bf16.
+`WIDE` widens the operands of products to fp32, since the interpreter cannot multiply bf16. `EXACT` adds up
+blocks in fp64: fp32 numbers of like size fit into it without a rounding, so their order does not matter.
 """
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor
 def _state_kernel(
     key, value, states, tokens, heads, each,
     key_b, key_n, key_h, value_b, value_n, value_h,
-    HEAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    HEAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     columns = tl.arange(0, DIM)
     known = (columns < HEAD)[None, :]
-    total = tl.zeros((DIM, DIM), dtype=tl.float32)
-    ones = tl.zeros((DIM,), dtype=tl.float32)
+    SUM: tl.constexpr = tl.float64 if EXACT else tl.float32
+    total = tl.zeros((DIM, DIM), dtype=SUM)
+    ones = tl.zeros((DIM,), dtype=SUM)
     for start in range(part * each, tl.minimum((part + 1) * each, tokens), BLOCK):
         rows = start + tl.arange(0, BLOCK)
         inside = (rows < tokens)[:, None] & known
@@ -31,8 +33,11 @@ def _state_kernel(
         if WIDE:
             k, v = k.to(tl.float32), v.to(tl.float32)
         k = tl.maximum(k.to(tl.float32), 0.0).to(k.dtype)
-        total = tl.dot(tl.trans(v), k, acc=total, input_precision="ieee")
-        ones += tl.sum(k.to(tl.float32), axis=0)
+        if EXACT:
+            total += tl.dot(tl.trans(v), k, input_precision="ieee").to(SUM)
+        else:
+            total = tl.dot(tl.trans(v), k, acc=total, input_precision="ieee")
+        ones += tl.sum(k.to(tl.float32), axis=0).to(SUM)
     base = states + ((part * tl.num_programs(2) + batch) * heads + head) * (HEAD + 1) * HEAD
     inside = (columns < HEAD)[:, None] & known
     tl.store(base + columns[:, None] * HEAD + columns[None, :], total, mask=inside)
@@ -44,6 +49,7 @@ def _apply_kernel(
     query, state, output, tokens, heads, eps,
     query_b, query_n, query_h, output_b, output_n, output_h, parts, part_stride,
     HEAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, SPLIT: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = block * BLOCK + tl.arange(0, BLOCK)
@@ -54,13 +60,15 @@ def _apply_kernel(
     q = tl.load(query + batch * query_b + head * query_h + rows * query_n + columns, mask=inside, other=0.0)
     base = state + (batch * heads + head) * (HEAD + 1) * HEAD
     square = known[:, None] & known[None, :]
-    matrix = tl.zeros((DIM, DIM), dtype=tl.float32)
-    ones = tl.zeros((DIM,), dtype=tl.float32)
+    SUM: tl.constexpr = tl.float64 if EXACT else tl.float32
+    matrix = tl.zeros((DIM, DIM), dtype=SUM)
+    ones = tl.zeros((DIM,), dtype=SUM)
     # Summed in a fixed order, so the same input gives the same bits on every run.
     for _ in range(parts):
         matrix += tl.load(base + columns[:, None] * HEAD + columns[None, :], mask=square, other=0.0)
         ones += tl.load(base + HEAD * HEAD + columns, mask=known, other=0.0)
         base += part_stride
+    matrix, ones = matrix.to(tl.float32), ones.to(tl.float32)
     wide = tl.maximum(q.to(tl.float32), 0.0)
     if SPLIT:
         # 16-bit tensor cores with nearly fp32's precision: the state as the sum of two 16-bit numbers.
@@ -78,21 +86,23 @@ def _apply_kernel(
     tl.store(where, result.to(output.dtype.element_ty), mask=inside)
 
 
-def launch_linear_attention(query: Tensor, key: Tensor, value: Tensor, eps: float) -> Tensor:
+def launch_linear_attention(
+    query: Tensor, key: Tensor, value: Tensor, eps: float, exact: bool = False
+) -> Tensor:
     """Both passes; what programs of the first have added up is added by those of the second."""
-    tokens = key.shape[1]
-    return _apply(
-        query, _partial_states(key, value, max(256, triton.cdiv(tokens, 8 * 64) * 64), 64), eps, None, 128
-    )
+    each = max(256, triton.cdiv(key.shape[1], 8 * 64) * 64)
+    return _apply(query, _partial_states(key, value, each, 64, exact), eps, None, 128)
 
 
-def launch_state(key: Tensor, value: Tensor, block: int = 64, each: int | None = None) -> Tensor:
+def launch_state(
+    key: Tensor, value: Tensor, block: int = 64, each: int | None = None, exact: bool = False
+) -> Tensor:
     """Key and value (batch, tokens, heads, dim) with any strides but a contiguous last axis -> fp32 state.
 
     `each` is how many tokens one program adds up.
     """
     states = _partial_states(
-        key, value, each or max(256, triton.cdiv(key.shape[1], 8 * block) * block), block
+        key, value, each or max(256, triton.cdiv(key.shape[1], 8 * block) * block), block, exact
     )
     # Summed in a fixed order, so the same input gives the same bits on every run.
     return states[0] if states.shape[0] == 1 else states.sum(0)
@@ -101,22 +111,24 @@ def launch_state(key: Tensor, value: Tensor, block: int = 64, each: int | None =
 def launch_apply(
     query: Tensor, state: Tensor, eps: float, output: Tensor | None = None, block: int = 128
 ) -> Tensor:
-    """Query (batch, tokens, heads, dim) and fp32 state -> output of the query's shape and dtype.
+    """Query (batch, tokens, heads, dim) and fp32 or fp64 state -> output of the query's shape and dtype.
 
     `output` may have any strides but a contiguous last axis.
     """
     return _apply(query, state.contiguous()[None], eps, output, block)
 
 
-def _partial_states(key: Tensor, value: Tensor, each: int, block: int) -> Tensor:
+def _partial_states(key: Tensor, value: Tensor, each: int, block: int, exact: bool) -> Tensor:
     key, value = _last_contiguous(key), _last_contiguous(value)
     batch, tokens, heads, dim = key.shape
     parts = max(1, triton.cdiv(tokens, each))
-    states = torch.empty((parts, batch, heads, dim + 1, dim), dtype=torch.float32, device=key.device)
+    dtype = torch.float64 if exact else torch.float32
+    states = torch.empty((parts, batch, heads, dim + 1, dim), dtype=dtype, device=key.device)
     _state_kernel[(parts, heads, batch)](
         key, value, states, tokens, heads, each,
         key.stride(0), key.stride(1), key.stride(2), value.stride(0), value.stride(1), value.stride(2),
         HEAD=dim, DIM=max(16, triton.next_power_of_2(dim)), BLOCK=block, WIDE=not key.is_cuda,
+        EXACT=exact,
     )  # fmt: skip
     return states
 
@@ -133,6 +145,7 @@ def _apply(query: Tensor, states: Tensor, eps: float, output: Tensor | None, blo
             output.stride(0), output.stride(1), output.stride(2), states.shape[0], states.stride(0),
             HEAD=dim, DIM=max(16, triton.next_power_of_2(dim)), BLOCK=block,
             HALF=query.dtype == torch.float16, SPLIT=query.is_cuda and query.dtype == torch.bfloat16,
+            EXACT=states.dtype == torch.float64,
         )  # fmt: skip
     return output
 
