@@ -22,7 +22,7 @@ _QUICK = FewStepsTraining(
     guidance=3.0,
     shift=_SHIFT,
     teacher_steps=5,
-    parts=5,
+    parts=3,
     reuse=6,
     dtype="fp32",
 )
