@@ -23,8 +23,7 @@ FOLDER = Path("adapters") / "few-steps"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 MOST_STEPS = 4
 _FILE = "few_steps.json"
-STOPS = (0.75, 0.5, 0.25)
-"""Where two, three and four steps stand still: each takes one more of these."""
+_BETWEEN = {1: (), 2: (0.75,), 3: (0.75, 0.5), 4: (0.9, 0.75, 0.5)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +58,9 @@ class FewSteps:
 
 
 def few_step_levels(shift: float) -> tuple[tuple[float, ...], ...]:
-    """The levels of 1 to 4 steps: from Flow-DPM's first level down, each grid a part of the longest.
-
-    One step starts at 1 exactly: the network reads 1000 there in place of 999, and knows by that how far the
-    jump shall lead.
-    """
+    """The levels of 1 to 4 steps: from Flow-DPM's first level down, each grid a part of the longest."""
     first = float(flow_dpm_levels(1, shift)[0])
-    return ((1.0, 0.0), *((first, *STOPS[: steps - 1], 0.0) for steps in range(2, MOST_STEPS + 1)))
+    return tuple((first, *_BETWEEN[steps], 0.0) for steps in range(1, MOST_STEPS + 1))
 
 
 def open_few_steps(model: Path) -> FewSteps | None:

@@ -45,8 +45,8 @@ class TrainFewStepsRequest:
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     teacher_steps: Annotated[int, Field(ge=2, le=1000)] = 12
     """Steps by which the teacher reaches a target from pure noise."""
-    parts: Annotated[int, Field(ge=1, le=10_000)] = 12
-    """Batches that the teacher draws at once, for targets."""
+    parts: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Batches of targets made at once."""
     reuse: Annotated[int, Field(ge=1, le=1000)] = 8
     """How often each target is learned from."""
     compiled: bool = True

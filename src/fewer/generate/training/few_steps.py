@@ -1,11 +1,11 @@
 """A few-step edition: a LoRA with which one to four jumps give what the guided model gives in twenty steps.
 
-The guided model, by many steps of Flow-DPM, is the teacher. The first jump learns to stop where the teacher
-passes the first stop; jumps from the stops learn where it ends. Every third time the teacher starts from
-where the student's own first jump lands, so that the student learns to mend its own mistakes. Guidance and
-solver are distilled at once, and nothing is needed but prompts. Targets cost most, so each is learned from
-several times: a round makes a pool of pairs, then trains on it. (Segments of the teacher's path as in arXiv
-2405.18407; guidance distilled as in 2210.03142; jumps from the student's own states as in 2405.14867.)
+Every jump starts at a level of `few_step_levels`. The first starts from noise; the others from where the
+student's own first jump leads, so that it learns to mend its own mistakes. The target of a jump is where the
+guided teacher arrives from the same latents by many steps of Flow-DPM: guidance and solver are distilled at
+once, and nothing is needed but prompts. Targets cost most, so each is learned from several times: a round
+makes a pool of pairs, then trains on it. (Trajectory regression as in arXiv 2209.14577 and 2310.04378; jumps
+on the student's own states as in arXiv 2405.14867.)
 """
 
 import copy
@@ -28,16 +28,14 @@ from fewer.core.ranks import rank
 from fewer.core.train import FitPlan, FitResult, fit
 from fewer.generate.lora import LowRank
 from fewer.generate.sampling import Guidance, VelocityFn, guided_velocity, sample
-from fewer.generate.sampling.few_steps import STOPS, few_step_levels
+from fewer.generate.sampling.few_steps import MOST_STEPS, few_step_levels
 from fewer.generate.sampling.schedule import TRAINING_LEVELS, shift_levels
 from fewer.generate.training.merged import MergedFactors
 from fewer.generate.training.transformer import is_plain, precision, refuse_fp16
 from fewer.generate.transformer.sana import SanaTransformer
 
-_AT_ONCE = 0.15
-"""Share of first jumps that lead to the end, for one step."""
-_FROM_LATER = 0.15
-"""Share of later jumps from each of the stops that only three and four steps have."""
+_ORDER = (0, 2, 0, 2, 1, 0, 2, 0, 2, 3)
+"""Which level of the longest grid each part of a pool starts from: the two of two steps most often."""
 _SOFT = 0.1
 """Errors of a token below this count squared, above it linearly: the median of what is possible is sharper
 than its mean (latents have unit variance)."""
@@ -58,8 +56,8 @@ class FewStepsTraining:
     shift: Annotated[float, Field(gt=0, le=100)] = 3.0
     teacher_steps: Annotated[int, Field(ge=2, le=1000)] = 12
     """From pure noise; from a lower level fewer in proportion."""
-    parts: Annotated[int, Field(ge=1, le=10_000)] = 12
-    """Batches that the teacher draws in a round; they make up to twice as many batches of pairs."""
+    parts: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Batches of pairs that a round makes."""
     reuse: Annotated[int, Field(ge=1, le=1000)] = 8
     """How often a round learns from each pair."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.99
@@ -96,17 +94,6 @@ class Jumps:
     def at(self, rows: Int[Tensor, " batch"]) -> "Jumps":
         """Some of the pairs."""
         return Jumps(*(getattr(self, name)[rows] for name in self.__slots__))
-
-    @classmethod
-    def from_one_level(cls, latents: Tensor, level: float, prompts: Tensor, targets: Tensor) -> "Jumps":
-        """Pairs that all start at one level."""
-        levels, times = (latents.new_full((len(latents),), one) for one in (level, _time(level)))
-        return cls(latents, levels, times, prompts, targets)
-
-    def where(self, chosen: Bool[Tensor, " pairs"], other: "Jumps") -> "Jumps":
-        """These pairs, and in the chosen rows those of `other`."""
-        columns = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
-        return Jumps(*(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in columns))
 
 
 def distill_few_steps(
@@ -186,9 +173,8 @@ class _Workshop:
         self.teacher, self.student, self.factors = teacher, student, factors
         self.prompts, self.training, self.device, self.progress = prompts, training, device, progress
         self.dtype = refuse_fp16(training.dtype, device)
-        self.first = few_step_levels(training.shift)[1][0]
-        self.batches = sum(1 if part % 3 == 2 else 2 for part in range(training.parts))
-        self.steps_a_round = self.batches * training.reuse
+        self.levels = few_step_levels(training.shift)[MOST_STEPS - 1][:-1]
+        self.steps_a_round = training.parts * training.reuse
         self._round, self._pool = -1, None
 
     def batch_at(self, step: int, generator: torch.Generator) -> Jumps:
@@ -196,10 +182,11 @@ class _Workshop:
         number, place = divmod(step, self.steps_a_round)
         if number != self._round or self._pool is None:
             self._round, self._pool = number, self._make_pool(number)
-        time, part = divmod(place, self.batches)
-        batch, own = self.training.batch, seeded(self.training.seed, number, time, 23)
-        order = torch.randperm(self.batches * batch, generator=own)
-        rows = order[part * batch : (part + 1) * batch]
+        time, part = divmod(place, self.training.parts)
+        order = torch.randperm(
+            self.training.parts * self.training.batch, generator=seeded(self.training.seed, number, time, 23)
+        )
+        rows = order[part * self.training.batch : (part + 1) * self.training.batch]
         return self._pool.at(rows.to(self.device))
 
     def loss(self, batch: Jumps, generator: torch.Generator) -> Tensor:
@@ -216,50 +203,32 @@ class _Workshop:
     @torch.no_grad()
     def _make_pool(self, number: int) -> Jumps:
         self.factors.merge()
-        made = [pairs for part in range(self.training.parts) for pairs in self._make_part(number, part)]
+        made = [self._make_part(number, part) for part in range(self.training.parts)]
         return Jumps(*(torch.cat([getattr(part, name) for part in made]) for name in Jumps.__slots__))
 
-    def _make_part(self, number: int, part: int) -> list[Jumps]:
-        """Pairs of one run of the teacher: from noise, or every third time from where the student lands."""
+    def _make_part(self, number: int, part: int) -> Jumps:
         generator = torch.Generator(self.device)
         generator.manual_seed(seeded(self.training.seed, number, part, rank(), 22).initial_seed())
         batch, params = self.training.batch, self.teacher.params
         which = torch.randint(1, len(self.prompts.tokens), (batch,), generator=generator, device=self.device)
-        shape = (batch, params.in_channels, params.sample_size, params.sample_size)
-        noise = torch.randn(shape, generator=generator, device=self.device)
-        with precision(self.dtype, self.device):
-            if part % 3 == 2:
-                return [self._from_landing(noise, which)]
-            return self._from_noise(noise, which, generator)
-
-    def _from_landing(self, noise: Tensor, which: Tensor) -> Jumps:
-        """The student jumps to the first stop; the teacher shows where to go from there."""
-        with _eager(self.training.compiled):
-            velocity = self._velocity(self.student, *self.prompts.rows(which))(noise, _time(self.first))
-        # a straight jump to the guess, stopped on the way: first-order Flow-DPM
-        landed = noise + (STOPS[0] - self.first) * velocity.float()
-        *_, (_, arrived) = self._teach(landed, STOPS[0], which)
-        return Jumps.from_one_level(landed, STOPS[0], which, arrived)
-
-    def _from_noise(self, noise: Tensor, which: Tensor, generator: torch.Generator) -> list[Jumps]:
-        """First jumps to the first stop (some to the end), and jumps to the end from every stop."""
-        stations = dict(self._teach(noise, self.first, which))
-        arrived, stop = stations[0.0], stations[STOPS[0]]
-        # The guess with which a straight jump lands where the teacher passes the first stop.
-        guess = noise + self.first / (self.first - STOPS[0]) * (stop - noise)
-        first = Jumps.from_one_level(noise, self.first, which, guess)
-        chance = torch.rand(2, len(noise), generator=generator, device=self.device)
-        first = first.where(chance[0] < _AT_ONCE, Jumps.from_one_level(noise, 1.0, which, arrived))
-        later = Jumps.from_one_level(stop, STOPS[0], which, arrived)
-        for rest, level in enumerate(STOPS[1:], 1):
-            other = Jumps.from_one_level(stations[level], level, which, arrived)
-            later = later.where(chance[1] < _FROM_LATER * (len(STOPS) - rest), other)
-        return [first, later]
-
-    def _teach(self, latents: Tensor, level: float, which: Tensor) -> list[tuple[float, Tensor]]:
-        """The guided teacher from `latents` at `level`: where it stands at each stop, and where it ends."""
-        grid = levels_from(level, self.training.teacher_steps, self.training.shift)
         tokens, mask = self.prompts.rows(which)
+        shape = (batch, params.in_channels, params.sample_size, params.sample_size)
+        latents = torch.randn(shape, generator=generator, device=self.device)
+        place = (number * self.training.parts + part) % len(_ORDER)
+        first, level = self.levels[0], self.levels[_ORDER[place]]
+        with precision(self.dtype, self.device):
+            if level < first:
+                with _eager(self.training.compiled):
+                    velocity = self._velocity(self.student, tokens, mask)(latents, _time(first))
+                # a straight jump to the guess, stopped on the way: first-order Flow-DPM
+                latents = latents + (level - first) * velocity.float()
+            targets = self._arrive(latents, level, tokens, mask)
+        levels, times = (torch.full((batch,), x, device=self.device) for x in (level, _time(level)))
+        return Jumps(latents, levels, times, which, targets)
+
+    def _arrive(self, latents: Tensor, level: float, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Where the guided teacher ends from `latents` at `level`."""
+        grid = levels_from(level, self.training.teacher_steps, self.training.shift)
         guidance = Guidance(scale=self.training.guidance).check()
         conditional = self._velocity(self.teacher, tokens, mask)
         velocity = conditional
@@ -267,8 +236,9 @@ class _Workshop:
             nothing, nothing_mask = self.prompts.rows(torch.zeros(len(latents), dtype=torch.long))
             both = self._velocity(self.teacher, torch.cat([nothing, tokens]), torch.cat([nothing_mask, mask]))
             velocity = guided_velocity(conditional, both, guidance)
-        steps = sample(velocity, latents, levels=grid)
-        return [(step.sigma, step.latents) for step in steps if step.sigma in (*STOPS, 0.0)]
+        for step in sample(velocity, latents, levels=grid):
+            latents = step.latents
+        return latents
 
     def _velocity(self, network: SanaTransformer, tokens: Tensor, mask: Tensor) -> VelocityFn:
         text = network.prepare(tokens, mask, drop=False)
@@ -285,14 +255,11 @@ def _time(level: float) -> float:
 
 
 def levels_from(level: float, steps: int, shift: float) -> list[float]:
-    """Falling levels from `level` through the stops to zero, spaced as those of `steps` steps from noise."""
-    grid = [level]
-    for station in (*(stop for stop in STOPS if stop < level), 0.0):
-        high, low = (one / (shift - (shift - 1) * one) for one in (grid[-1], station))  # without the shift
-        count = max(1, round(steps * (high - low)))
-        grid += [shift_levels(high + (low - high) * place / count, shift) for place in range(1, count)]
-        grid.append(station)
-    return grid
+    """Falling levels from `level` to zero, spaced as those of `steps` steps from pure noise."""
+    unshifted = level / (shift - (shift - 1) * level)
+    count = max(2, round(steps * unshifted))
+    between = [shift_levels(unshifted * (1 - place / count), shift) for place in range(1, count)]
+    return [level, *between, 0.0]
 
 
 @contextmanager
