@@ -99,6 +99,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--border", choices=("tokens", "hidden"), default="hidden", help="what border rows are"
     )
+    parser.add_argument("--texts", type=Path, help="of parallel_quality.py --texts, for the item quality")
+    parser.add_argument("--judge", type=Path, help="of builtin_model.py --judge, for the item quality")
     parser.add_argument("--lines", type=Path, help="a file to which each row is added as it is measured")
     parser.add_argument("--name", default="scaling", help="of the file under benchmarks/results")
     options = parser.parse_args()

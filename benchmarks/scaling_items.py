@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from scaling_quality import quality
+from scaling_quantized import quantized
 from scaling_table import table
 from scaling_tools import build, in_graph, relative_error, wall_ms
 from scaling_unet import unet
@@ -361,5 +363,5 @@ def is_graphed(runner: nn.Module) -> bool:
 
 ITEMS: dict[str, Callable[[Stand], None]] = {
     "warm": warm, "link": link, "step": step, "decode": decode, "picture": picture, "guided": guided,
-    "nccl": nccl, "unet": unet,
+    "nccl": nccl, "quality": quality, "quantized": quantized, "unet": unet,
 }  # fmt: skip

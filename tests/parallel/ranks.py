@@ -48,6 +48,18 @@ def collectives(group: Group) -> list:
     ]
 
 
+def parts_of_parts(group: Group) -> list[float]:
+    """Ranks that have made different numbers of groups before they make one together."""
+    sums = []
+    part = group.split([[0, 1], [2]])
+    if part.size == 2:
+        alone = part.split([[0], [1]])
+        sums.append(alone.start_sum(torch.ones(1)).wait().item())
+        sums.append(part.start_sum(torch.ones(1)).wait().item())
+    sums.append(group.split([[0, 2], [1]]).start_sum(torch.full((1,), 1.0 + group.rank)).wait().item())
+    return [value for values in group.gather_object(sums) for value in values]  # type: ignore[attr-defined]
+
+
 def denoise(group: Group, mode: str, guidance: str) -> tuple[list, bool]:
     plan = ParallelPlan(devices=group.size, mode=mode, guidance=guidance, warmup_steps=0)  # type: ignore[arg-type]
     result = steps_of(parallelize(small_sana(), plan, group))

@@ -47,3 +47,8 @@ def test_a_group_lives_on_from_call_to_call_and_is_built_anew_after_a_death() ->
 def test_a_single_rank_that_dies_is_no_endless_wait() -> None:
     with pytest.raises(GroupFailed, match="rank 0"):
         run_on_devices(ranks.die, 1, 0, device_type="cpu")
+
+
+def test_parts_of_a_group_may_be_split_further_by_their_members_alone() -> None:
+    found = run_on_devices(ranks.parts_of_parts, 3, device_type="cpu")
+    assert found == [1.0, 2.0, 4.0, 1.0, 2.0, 2.0, 4.0]  # of ranks 0, 1 and 2, one behind the other

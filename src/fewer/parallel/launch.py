@@ -55,7 +55,7 @@ def _join_torchrun(
             f"torchrun started {announced_ranks()} ranks, but --devices is {devices}; make them equal"
         )
     with ranks_of_launcher(kind, timeout_seconds):
-        return rank_main(ProcessGroup(), *arguments)
+        return rank_main(ProcessGroup(timeout_seconds=timeout_seconds), *arguments)
 
 
 class RankPool:
@@ -180,7 +180,8 @@ def _rank_process(
         torch.set_num_threads(max(1, torch.get_num_threads() // devices))
     try:
         join_ranks(kind, timeout_seconds, init_method=f"file://{store}", own_rank=rank, ranks=devices)
-        group = ProcessGroup(heartbeat=Heartbeat(timeout_seconds) if kind == "cuda" else None)
+        heartbeat = Heartbeat(timeout_seconds) if kind == "cuda" else None
+        group = ProcessGroup(heartbeat=heartbeat, timeout_seconds=timeout_seconds)
         while (task := _next(pipe)) is not None:
             rank_main, arguments = task
             answers.put((rank, "answer", rank_main(group, *arguments)))

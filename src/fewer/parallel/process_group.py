@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
@@ -29,8 +30,9 @@ class ProcessGroup:
         ranks: Sequence[int] | None = None,
         handle: distributed.ProcessGroup | None = None,
         heartbeat: Heartbeat | None = None,
+        timeout_seconds: float = 60.0,
     ) -> None:
-        self._handle = handle
+        self._handle, self._timeout = handle, timeout_seconds
         self.heartbeat = heartbeat
         """Watches graphs, which torch.distributed's own timeout does not see."""
         self.kept: dict[str, object] = {}
@@ -134,13 +136,11 @@ class ProcessGroup:
         return values
 
     def split(self, partition: Sequence[Sequence[int]]) -> "ProcessGroup":
-        mine = None
-        for part in partition:
-            ranks = [self._ranks[rank] for rank in part]
-            handle = distributed.new_group(ranks)  # every rank has to create every group
-            if self._ranks[self.rank] in ranks:
-                mine = ProcessGroup(ranks, handle, self.heartbeat)
-        assert mine is not None, "the partition must list every rank"
+        part = next(part for part in partition if self.rank in part)
+        ranks = [self._ranks[rank] for rank in part]
+        self._level()
+        handle = self._guard(lambda: self._new_group(ranks))
+        mine = ProcessGroup(ranks, handle, self.heartbeat, self._timeout)  # pyright: ignore[reportArgumentType]
         if self.one_shot is not None and mine.size > 1:
             with contextlib.suppress(RuntimeError):
                 mine.use_one_shot(self.one_shot.buffer.device)
@@ -148,6 +148,18 @@ class ProcessGroup:
             with contextlib.suppress(RuntimeError):
                 mine.use_peer_rows(self.peer_rows.buffer.device)
         return mine
+
+    def _new_group(self, ranks: Sequence[int]) -> object:
+        # Its members alone make it: the world's other ranks may be busy with something else.
+        timeout = timedelta(seconds=self._timeout)
+        return distributed.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
+
+    def _level(self) -> None:
+        """Brings all ranks to the same number of groups made, which torch puts into the name of the next."""
+        made = len(distributed.distributed_c10d._world.pg_names)
+        most = max(int(count) for count in self.gather_object(made))  # pyright: ignore[reportArgumentType]
+        for _ in range(most - made):
+            self._new_group([self._ranks[self.rank]])
 
     def _guard(self, call: Callable) -> object:
         try:
