@@ -1,9 +1,10 @@
 """Is the search worth it? Rank of the found length among all fixed lengths, and its share of the grid's time.
-runs on: cpu
+runs on: cpu or cuda
 
 Every fixed length is trained to early stopping on validation NDCG@10 with the same settings. Searching and
 every length go on from their last epoch when the script is started again. ml-100k needs the user's copy
-(--path).
+(--path). Times are of the processor, or of the wall on a GPU, where both run step by step without recorded
+graphs.
 """
 # bench: cpu, 60 min:
 
@@ -29,11 +30,15 @@ def main() -> None:
     parser.add_argument("--path", type=Path)
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 2, 3, 5, 8, 12, 20])
     parser.add_argument("--search-epochs", type=int, default=10)
+    parser.add_argument("--penalty", type=float, default=SearchPlan().penalty)
+    parser.add_argument("--part", default="", help="results of other settings go to a file of their own")
+    parser.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--patience", type=int, default=5)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--long-branch", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cpu-seconds", type=float)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--checkpoints", type=Path, default=Path("outputs/recommend_grid"))
     given = parser.parse_args()
@@ -42,18 +47,22 @@ def main() -> None:
     sizes = Sizes(layers=1, dropout=0.3, candidates=tuple(given.candidates), long_branch=given.long_branch)
     shape = automlp_shape(sizes, split.interactions.item_count)
     branch = "" if given.long_branch else "_short"
-    name = f"recommend_grid_{given.data}{branch}_seed{given.seed}"
+    name = f"recommend_grid_{given.data}{branch}_seed{given.seed}{given.part}"
     folder, facts = given.checkpoints / name, recorded(name, given.results)
-    facts.setdefault("settings", {k: str(v) for k, v in vars(given).items() if k in ("patience", "rate")})
+    facts.setdefault(
+        "settings", {k: str(v) for k, v in vars(given).items() if k in ("patience", "rate", "device")}
+    )
     if "search" not in facts:
         plan = SearchPlan(
-            epochs=given.search_epochs, learning_rate=given.rate, validation_batch_size=1024, seed=given.seed
-        )
-        found = search_length(shape, split, plan, folder=folder / "search", resume=True)
+            epochs=given.search_epochs, learning_rate=given.rate, validation_batch_size=1024, seed=given.seed,
+            penalty=given.penalty,
+        )  # fmt: skip
+        device = torch.device(given.device)
+        found = search_length(shape, split, plan, device=device, folder=folder / "search", resume=True)
         facts["search"] = asdict(found)
         record(name, facts, given.results)
     grid = facts.setdefault("grid", {})
-    for length in given.candidates:
+    for length in given.candidates if given.grid else ():
         if grid.get(str(length), {}).get("stopped") != "early":
             grid[str(length)] = fixed_length(length, shape, split, given, folder / str(length))
             record(name, {**facts, **verdict(facts)}, given.results)
@@ -65,16 +74,18 @@ def fixed_length(
 ) -> dict[str, object]:
     """One length of the grid."""
     with isolated_randomness(given.seed):
-        network = AutoMLPNetwork(replace(shape, candidates=(length,)))
+        network = AutoMLPNetwork(replace(shape, candidates=(length,))).to(given.device)
     plan = TrainingPlan(
-        patience=given.patience, learning_rate=given.rate, cpu_seconds=given.cpu_seconds, seed=given.seed
-    )
+        patience=given.patience, learning_rate=given.rate, cpu_seconds=given.cpu_seconds,
+        seed=given.seed, graphs=False,
+    )  # fmt: skip
     result = train_network(network, split, plan, length=shape.length, folder=folder, resume=True)
     return {
         "ndcg_at_10": result.best_ndcg,
         "epochs": len(result.path),
         "stopped": result.stopped,
         "train_cpu_seconds": sum(entry["train_cpu_seconds"] for entry in result.path),
+        "train_seconds": sum(entry["train_seconds"] for entry in result.path),
     }
 
 
@@ -84,13 +95,14 @@ def verdict(facts: dict) -> dict[str, object]:
     order = sorted(grid, key=lambda length: -grid[length]["ndcg_at_10"])
     if str(found) not in grid:
         return {}
-    spent = sum(entry["train_cpu_seconds"] for entry in grid.values())
+    clock = "cpu_seconds" if facts["settings"]["device"] == "cpu" else "seconds"
+    spent = sum(entry[f"train_{clock}"] for entry in grid.values())
     return {
         "found": found,
         "rank": 1 + order.index(str(found)),
         "of": len(order),
         "order": order,
-        "share_of_grid_time": facts["search"]["cpu_seconds"] / spent,
+        "share_of_grid_time": facts["search"][clock] / spent,
     }
 
 

@@ -1,4 +1,5 @@
-"""NDCG@10 of AutoMLP beside SASRec, GRU4Rec, Markov and popularity, one protocol and one loop. runs on: cpu
+"""NDCG@10 of AutoMLP beside SASRec, GRU4Rec, Markov and popularity, one protocol and one loop.
+runs on: cpu or cuda
 
 Leave-last-out, full ranking, same length, dim and optimizer; every method is trained to early stopping on
 validation NDCG@10 at each of --rates with the first seed, keeps the rate with the best validation figure, and
@@ -85,6 +86,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wall-seconds", type=float, help="per training; it goes on with the next call")
     parser.add_argument("--cpu-seconds", type=float, help="likewise, of processor time")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True, help="on a GPU")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoints", type=Path, default=Path("outputs/recommend_quality"))
     parser.add_argument(
@@ -105,7 +107,8 @@ def complete(run: Run, split: Split, given: argparse.Namespace, runs: dict[str, 
     plan = TrainingPlan(
         learning_rate=run.rate, patience=given.patience, batch_size=given.batch_size,
         sequence_batch_size=given.sequence_batch_size, wall_seconds=given.wall_seconds,
-        cpu_seconds=given.cpu_seconds, seed=run.seed, loss=own_loss(run.method, "cross-entropy"),
+        cpu_seconds=given.cpu_seconds, seed=run.seed, graphs=given.graphs,
+        loss=own_loss(run.method, "cross-entropy"),
     )  # fmt: skip
     items = split.interactions.item_count
     with isolated_randomness(run.seed):
@@ -123,6 +126,8 @@ def complete(run: Run, split: Split, given: argparse.Namespace, runs: dict[str, 
         "epochs": len(result.path),
         "stopped": result.stopped,
         "cpu_seconds": sum(entry["train_cpu_seconds"] for entry in result.path),
+        "seconds": result.seconds,
+        "card": torch.cuda.get_device_name() if given.device != "cpu" else None,
         "path": [round(entry["ndcg_at_10"], 5) for entry in result.path],
         "layers": layers,
     }

@@ -3,7 +3,8 @@
 Pairs (history -> next item) learned per second of wall time, ml-100k, 2,048 pairs a step. RecBole 1.2.1's
 loader needs another environment; here its SASRec and GRU4Rec (--recbole: the package) get their padded
 batches by plain indexing, which flatters them. Ours is measured one pair a row, as RecBole does, and as we
-train: all positions of a window at once. Measurements alternate --rounds times; the medians are compared.
+train: all positions of a window at once; in both the training loop's own steps, recorded as CUDA graphs.
+Measurements alternate --rounds times; the medians are compared.
 """
 # bench: by hand: needs RecBole's package and its ml-100k file
 
@@ -20,10 +21,11 @@ import torch
 from recommend_record import RESULTS, record
 from torch import nn
 
+from fewer.core.device import seeded
 from fewer.recommend.data.reading import read_interactions
 from fewer.recommend.data.splits import Split, leave_last_out
 from fewer.recommend.methods import Sizes, build_network
-from fewer.recommend.training.loop import TrainingPlan, _Run, batch_loss
+from fewer.recommend.training.loop import TrainingPlan, _Run
 
 BATCH, LENGTH, ITEM, LIST, COUNT = 2048, 50, "item_id", "item_id_list", "item_length"
 CONFIG = {
@@ -84,22 +86,16 @@ def recbole_steps(model: nn.Module, split: Split, device: str) -> Iterator[int]:
             yield len(rows)
 
 
-def our_steps(method: str, split: Split, device: str, one_pair_a_row: bool) -> Iterator[int]:
-    """Our loop's pieces with the same sizes."""
+def our_epochs(method: str, split: Split, device: str, one_pair_a_row: bool) -> Iterator[int]:
+    """Our training loop with the same sizes; yields the pairs of each epoch."""
     network = build_network(method, Sizes(length=LENGTH, dim=64, dropout=0.2), split.interactions.item_count)
     network = network.to(device).train()
     if one_pair_a_row:
         network.learns_from = "prefixes"  # pyright: ignore
     plan = TrainingPlan(batch_size=BATCH, sequence_batch_size=BATCH // LENGTH)
-    run, generator, epoch = _Run(network, split, plan, LENGTH), torch.Generator().manual_seed(0), 0
+    run, epoch = _Run(network, split, plan, LENGTH), 0
     while True:
-        for positions in run._batches(epoch):
-            loss, rows = batch_loss(run, positions, generator)
-            run.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            run.optimizer.step()
-            loss.item()
-            yield rows
+        yield run._learn(epoch, seeded(0, epoch))[1]
         epoch += 1
 
 
@@ -125,12 +121,12 @@ def main() -> None:
         model = recbole_model(given.recbole, name, split.interactions.item_count, given.device)
         runs: dict[str, Callable[[], Iterator[int]]] = {
             "recbole": lambda model=model: recbole_steps(model, split, given.device),
-            "ours_one_pair_a_row": lambda method=method: our_steps(method, split, given.device, True),
-            "ours": lambda method=method: our_steps(method, split, given.device, False),
+            "ours_one_pair_a_row": lambda method=method: our_epochs(method, split, given.device, True),
+            "ours": lambda method=method: our_epochs(method, split, given.device, False),
         }
         steps = {key: make() for key, make in runs.items()}
         for one in steps.values():
-            pairs_per_second(one, given.seconds / 2)  # warm up
+            pairs_per_second(one, given.seconds)  # warm up, and record
         rounds = [
             {k: pairs_per_second(s, given.seconds) for k, s in steps.items()} for _ in range(given.rounds)
         ]

@@ -93,3 +93,12 @@ def test_nothing_to_ask_and_senseless_k(split: Split) -> None:
     ranks = rank_targets(random_table(), Prefixes(split, 5), split.test)
     with pytest.raises(ConfigError, match="at least 1"):
         metrics_from_ranks(ranks, (0,))
+
+
+def test_a_batch_of_one_question_is_a_batch(split: Split) -> None:
+    scorer, prefixes = random_table(3), Prefixes(split, 50)
+    whole = rank_targets(scorer, prefixes, split.test)
+    for size in (1, len(split.test) - 1):  # one question a batch; one question left over
+        parts = rank_targets(scorer, prefixes, split.test, batch_size=size)
+        assert (parts.higher == whole.higher).all() and (parts.tied == whole.tied).all()
+    assert metrics_from_ranks(rank_targets(scorer, prefixes, split.test[:1]))["users"] == 1

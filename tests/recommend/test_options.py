@@ -23,6 +23,10 @@ def test_a_log_is_read_with_its_cleaning(tmp_path: Path) -> None:
     assert LogOptions(data=path).read().item_count == 6
     cleaned = LearningOptions(data=path, user_minimum=2, item_minimum=2)
     assert cleaned.read().item_count == 2 and cleaned.item_features(cleaned.read()) is None
+    assert LogOptions(log=path).read().item_count == 6
+    for both in (LogOptions(), LogOptions(log=path, data=path)):
+        with pytest.raises(ConfigError, match="name one file"):
+            both.read()
     with pytest.raises(ConfigError, match="its own"):
         LogOptions(data=path, user_column="item", item_column="item").read()
 

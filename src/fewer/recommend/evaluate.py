@@ -67,7 +67,8 @@ def rank_targets(
     tied = np.zeros(len(positions), dtype=np.int64)
     generator = seeded(seed, 7)
     candidates = 0
-    for chosen, batch in prefixes.in_order(positions, batch_size):
+    for rows, batch in prefixes.in_order(positions, batch_size):
+        chosen = rows.numpy()  # a tensor of one element would be taken for a number
         # counted where the scores are: V floats a question are too many to move
         scores = scorer.scores(batch.histories).float()
         targets = batch.targets[:, None].to(scores.device)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
+from tyro.conf import Positional
 
 from fewer.core.device import DeviceName
+from fewer.core.errors import ConfigError
 from fewer.recommend.automlp import CANDIDATES
 from fewer.recommend.data.features import ItemFeatures, read_features
 from fewer.recommend.data.interactions import Interactions
@@ -27,16 +29,27 @@ class RunOptions:
 class LogOptions(RunOptions):
     """Where the interactions are and what their columns are called."""
 
-    data: Path
+    log: Positional[Path | None] = None
     """Interactions: .csv .tsv .parquet .jsonl .inter .txt (and .gz of them)."""
+    data: Path | None = None
+    """The same as an option, as the other verbs have it."""
     user_column: str | None = None
     item_column: str | None = None
     time_column: str | None = None
 
+    def file(self) -> Path:
+        """The log. Raises `ConfigError` unless exactly one was given."""
+        if (self.log is None) == (self.data is None):
+            given = "no log was given" if self.log is None else "two logs were given"
+            raise ConfigError(f"{given}; name one file of interactions, as LOG or as --data LOG")
+        path = self.log or self.data
+        assert path is not None
+        return path
+
     def read(self) -> Interactions:
-        """Raises `FileError`, `DataError`, and `ConfigError` for a column named twice."""
+        """Raises `FileError`, `DataError`, and `ConfigError` for a column named twice or no log."""
         return read_interactions(
-            self.data, column_names(self.user_column, self.item_column, self.time_column)
+            self.file(), column_names(self.user_column, self.item_column, self.time_column)
         )
 
 
@@ -70,7 +83,7 @@ class LearningOptions(LogOptions):
 
     def read(self) -> Interactions:
         columns = column_names(self.user_column, self.item_column, self.time_column)
-        interactions = read_interactions(self.data, columns, deduplicate=self.dedup)
+        interactions = read_interactions(self.file(), columns, deduplicate=self.dedup)
         if self.user_minimum > 1 or self.item_minimum > 1:
             interactions = interactions.core(self.user_minimum, self.item_minimum)
         return interactions

@@ -5,6 +5,7 @@ Batches gather their histories when they are needed, trimmed to the longest of t
 """
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +38,18 @@ class Prefixes:
         """How many items of history each position has, at most `length`."""
         return (positions - self.starts[positions]).clamp(max=self.length)
 
-    def gather(self, positions: Int[Tensor, "batch"]) -> Batch:
-        """Histories are cut to the longest one of the batch (at least one column)."""
+    def to(self, device: torch.device) -> "Prefixes":
+        """The same questions with items and starts on `device`; positions have to lie there too."""
+        moved = copy(self)
+        moved.items, moved.starts = self.items.to(device), self.starts.to(device)
+        return moved
+
+    def gather(self, positions: Int[Tensor, "batch"], width: int | None = None) -> Batch:
+        """Histories are cut to the longest one of the batch (at least one column), or to `width`."""
         lengths = self.lengths(positions)
-        width = max(int(lengths.max()), 1) if len(positions) else 1
-        index = positions[:, None] - width + torch.arange(width)
+        if width is None:
+            width = max(int(lengths.max()), 1) if len(positions) else 1
+        index = positions[:, None] - width + torch.arange(width, device=positions.device)
         inside = index >= (positions - lengths)[:, None]
         histories = self.items[index.clamp(min=0)].long() * inside
         return Batch(histories=histories, targets=self.items[positions].long())

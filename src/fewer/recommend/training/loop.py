@@ -29,8 +29,9 @@ from fewer.core.progress import Progress, SilentProgress
 from fewer.recommend.data.prefixes import Prefixes, Sequences
 from fewer.recommend.data.splits import Split
 from fewer.recommend.evaluate import evaluate
-from fewer.recommend.training.encoders import NetworkScorer, item_table
+from fewer.recommend.training.encoders import LearnsFrom, NetworkScorer, item_table
 from fewer.recommend.training.losses import LossName, next_item_loss
+from fewer.recommend.training.recorded import RECORDABLE, RecordedSteps
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class TrainingPlan:
     negatives: Annotated[int, Field(ge=1)] = 256
     validation_users: Annotated[int, Field(ge=1)] = 20_000
     """Early stopping looks at no more users than these."""
+    graphs: bool = True
+    """On a GPU, record the steps of full cross-entropy as CUDA graphs."""
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -131,11 +134,21 @@ class _Run:
     def __init__(self, network: nn.Module, split: Split, plan: TrainingPlan, length: int) -> None:
         self.network, self.split, self.plan = network, split, plan
         self.items = split.interactions.item_count
+        self.kind: LearnsFrom = getattr(network, "learns_from", "prefixes")
         self.prefixes = Prefixes(split, length)
         self.sequences = Sequences.of(split, length)
+        device = next(network.parameters()).device
+        on_gpu = device.type == "cuda"
         self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+            network.parameters(),
+            lr=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            capturable=on_gpu,
+            fused=on_gpu or None,
         )
+        self.recorded = None
+        if on_gpu and plan.graphs and plan.loss == "cross-entropy" and self.kind in RECORDABLE:
+            self.recorded = RecordedSteps(network, self.optimizer, self.prefixes.to(device), self.items)
         self.result, self.began = TrainingResult(), time.monotonic()
         self.best: dict[str, Tensor] = {}
         chosen = split.validation
@@ -148,28 +161,35 @@ class _Run:
         number, began, cpu = len(self.result.path), time.monotonic(), time.process_time()
         generator = seeded(self.plan.seed, 3, number)
         self.network.train()
-        total = count = 0.0
         with isolated_randomness(int(torch.randint(2**31, (1,), generator=generator))):
-            for positions in self._batches(number):
-                loss, rows = batch_loss(self, positions, generator)
-                if not math.isfinite(loss.item()):
-                    raise DataError(
-                        f"the loss is {loss.item()} in epoch {number + 1}; try a smaller --learning-rate"
-                        + (" (the last good epoch is saved)" if number else "")
-                    )
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                self.optimizer.step()
-                total, count = total + loss.item() * rows, count + rows
-        entry = {"epoch": number + 1, "loss": total / max(count, 1), "pairs": count}
-        train_cpu = time.process_time() - cpu
+            loss, count = self._learn(number, generator)
+        entry = {"epoch": number + 1, "loss": loss, "pairs": count}
+        train_cpu, train_seconds = time.process_time() - cpu, time.monotonic() - began
         if len(self.validation):
             figures = evaluate(NetworkScorer(self.network, self.items), self.prefixes, self.validation, (10,))
             entry |= {name: figures[name] for name in ("hr_at_10", "ndcg_at_10")}
         self.result.seconds += time.monotonic() - began
         self.result.cpu_seconds += time.process_time() - cpu
-        self.result.path.append({**entry, "train_cpu_seconds": train_cpu})
+        self.result.path.append({**entry, "train_cpu_seconds": train_cpu, "train_seconds": train_seconds})
         self._judge(entry.get("ndcg_at_10"))
+
+    def _learn(self, number: int, generator: torch.Generator) -> tuple[float, int]:
+        """All steps of an epoch: the mean loss and the number of targets."""
+        batches = self._batches(number)
+        if self.recorded is not None:
+            widths = [int(self.prefixes.lengths(positions).max()) for positions in batches]
+            loss, count = self.recorded.epoch(batches, widths)
+            _finite(loss, number)
+            return loss, count
+        total, count = 0.0, 0
+        for positions in batches:
+            loss, rows = batch_loss(self, positions, generator)
+            value = _finite(loss.item(), number)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total, count = total + value * rows, count + rows
+        return total / max(count, 1), count
 
     def _judge(self, ndcg: float | None) -> None:
         """Early stopping. Without validation there is nothing to judge by."""
@@ -190,7 +210,7 @@ class _Run:
 
     def _batches(self, number: int) -> list[Tensor]:
         plan = self.plan
-        if getattr(self.network, "learns_from", "prefixes") == "prefixes":
+        if self.kind == "prefixes":
             positions = self.split.train
             if plan.pairs_per_epoch is not None and plan.pairs_per_epoch < len(positions):
                 order = torch.randperm(len(positions), generator=seeded(plan.seed, 4, number))
@@ -222,11 +242,20 @@ class _Run:
             self.result.stopped, self.result.cpu_seconds = "epochs", 0.0
 
 
+def _finite(loss: float, number: int) -> float:
+    if not math.isfinite(loss):
+        raise DataError(
+            f"the loss is {loss} in epoch {number + 1}; try a smaller --learning-rate"
+            + (" (the last good epoch is saved)" if number else "")
+        )
+    return loss
+
+
 def batch_loss(run: _Run, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
     """(mean loss, rows) of one batch for whatever the network learns from."""
     network, plan = run.network, run.plan
     table = item_table(network, run.items)
-    kind = getattr(network, "learns_from", "prefixes")
+    kind = run.kind
     if kind == "prefixes":
         batch = run.prefixes.gather(positions)
         encoded, targets = network(batch.histories.to(table.device)), batch.targets.to(table.device)
