@@ -35,10 +35,10 @@ from fewer.kernels.depthwise_per_sample import (
 
 PARTS = ("kernels", "training", "inference")
 TILES = (
-    (4, 16, 64, 8), (16, 16, 64, 8), (8, 16, 64, 4), (16, 8, 64, 4), (8, 8, 64, 4), (8, 16, 32, 4),
-    (16, 4, 128, 4),
+    (16, 4, 4, 64, 4), (16, 2, 8, 64, 4), (8, 4, 4, 64, 4), (16, 4, 2, 64, 4), (16, 4, 4, 32, 2),
+    (16, 8, 2, 64, 4),
 )  # fmt: skip
-GRADIENT_TILES = ((1, 16, 64, 8), (1, 8, 64, 4), (1, 4, 64, 2))
+GRADIENT_TILES = ((16, 64, 8), (8, 64, 4), (4, 64, 2))
 
 
 class PerSampleStatic(nn.Module):

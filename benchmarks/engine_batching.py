@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 from engine_sana import TINY, TINY_AUTOENCODER, Scene
-from stopwatch import Figures, contest, finish, measure, options
+from stopwatch import Figures, contest, finish, keeping, measure, options
 from torch import Tensor
 
 from fewer.generate.autoencoder import DCAutoencoder, published_config
@@ -72,7 +72,8 @@ def main() -> None:
         for kind in models
         for name, batch in (("one after another", 1), ("one batch", REQUESTS))
     }
-    rows = contest(ways, None, given.only)
+    results: dict[str, object] = {"requests": REQUESTS}
+    rows = contest(ways, None, given.only, keeping("engine_batching", results, "so far", given))
     median = {name: figures.get("median_ms") for name, figures in rows.items()}
     gain = {
         kind: round(one / many, 3)

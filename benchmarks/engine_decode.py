@@ -13,9 +13,9 @@ import torch
 from stopwatch import (
     PEAK_BF16,
     Figures,
-    captured,
     contest,
     finish,
+    keeping,
     measure,
     needs_gpu,
     options,
@@ -43,8 +43,8 @@ def contenders(
     fast = accelerate(copy.deepcopy(plain))
     expected = plain.decode(latents, tile=min(tiles)).cpu()
 
-    def row(call: Callable[[], Tensor], graph: bool = False) -> Figures:
-        facts = measure(captured(call, given.device) if graph else call, given.device, given.runs)
+    def row(call: Callable[[], Tensor]) -> Figures:
+        facts = measure(call, given.device, given.runs)
         facts["relative_error"] = relative_error(call().cpu(), expected)
         return facts
 
@@ -62,7 +62,6 @@ def contenders(
         "diffusers compiled": needs_gpu(given.device, lambda: diffusers(True)),
         "fewer plain": lambda: row(lambda: plain.decode(latents, tile=None)),
         "fewer engine": lambda: row(lambda: fast.decode(latents, tile=None)),
-        "fewer engine + graph": lambda: row(lambda: fast.decode(latents, tile=None), graph=True),
     }
     for tile in tiles:
         ways[f"fewer engine, tiles of {tile} px"] = lambda tile=tile: row(
@@ -85,7 +84,8 @@ def main() -> None:
         latents = torch.randn(1, config.latent_channels, side, side).to(given.device, dtype)
         floor = {"": 1e3 * FLOP.get(pixels, 0.0) / PEAK_BF16}
         tiles = (4,) if given.tiny else (512, 1024)
-        rows = contest(contenders(plain, latents, tiles, given), floor, given.only)
+        keep = keeping("engine_decode", results, f"{pixels} px", given)
+        rows = contest(contenders(plain, latents, tiles, given), floor, given.only, keep)
         results[f"{pixels} px"] = {
             "contenders": rows, "floor_ms": floor[""],
             "times_as_long_as_engine": ratios(rows, "fewer engine"),

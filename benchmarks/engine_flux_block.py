@@ -19,6 +19,7 @@ from stopwatch import (
     captured,
     contest,
     finish,
+    keeping,
     measure,
     needs_gpu,
     options,
@@ -203,24 +204,29 @@ def contenders(
     return ways
 
 
-@torch.no_grad()
-def main() -> None:
-    given = options("engine_flux_block")
+def inputs_of(given: argparse.Namespace, dtype: torch.dtype) -> tuple[int, int, tuple]:
+    """Width, heads, and the inputs of a block."""
     dim, heads, image, text = (64, 2, 5, 3) if given.tiny else (3072, 24, 4096, 512)
-    dtype = torch.bfloat16 if given.device.startswith("cuda") else torch.float32
-    torch.manual_seed(0)
 
     def tensor(*shape: int) -> Tensor:
         return torch.randn(shape).to(given.device, dtype)
 
     angles = tensor(image + text, dim // heads // 2)
-    inputs = (
-        tensor(1, image, dim), tensor(1, text, dim), 0.1 * tensor(6, 1, 1, dim), (angles.cos(), angles.sin()),
-    )  # fmt: skip
+    turn = (angles.cos(), angles.sin())
+    return dim, heads, (tensor(1, image, dim), tensor(1, text, dim), 0.1 * tensor(6, 1, 1, dim), turn)
+
+
+@torch.no_grad()
+def main() -> None:
+    given = options("engine_flux_block")
+    dtype = torch.bfloat16 if given.device.startswith("cuda") else torch.float32
+    torch.manual_seed(0)
+    dim, heads, inputs = inputs_of(given, dtype)
     results: dict[str, object] = {}
     for name, kind in (("joint block", JointBlock), ("single block", SingleBlock)):
         block = kind(dim, heads).to(given.device, dtype)
-        rows = contest(contenders(block, inputs, dtype, given), None, given.only)
+        keep = keeping("engine_flux_block", results, name, given)
+        rows = contest(contenders(block, inputs, dtype, given), None, given.only, keep)
         results[name] = {"contenders": rows, "times_as_long_as_h8": ratios(rows, "h8 fewer")}
     finish("engine_flux_block", results, given)
 

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator
 
 import torch
-from stopwatch import PEAK_BF16, PEAK_BYTES, PEAK_INT8, Figures, finish, options, relative_error
+from stopwatch import PEAK_BF16, PEAK_BYTES, PEAK_INT8, Figures, finish, options, relative_error, store
 from torch import Tensor
 from torch.nn import functional
 
@@ -237,7 +237,12 @@ def main() -> None:
     given = options("engine_kernels")
     torch.manual_seed(0)
     bench, groups = Bench(given.device, given.tiny), (products, convolutions, passes, attentions)
-    found = {name: figures for group in groups for name, figures in group(bench) if given.only in name}
+    found: Figures = {}
+    for group in groups:
+        for name, figures in group(bench):
+            if given.only in name:
+                found[name] = figures
+                store("engine_kernels", found, given)
     finish("engine_kernels", found, given)
 
 

@@ -20,6 +20,7 @@ from stopwatch import (
     captured,
     contest,
     finish,
+    keeping,
     measure,
     needs_gpu,
     options,
@@ -151,8 +152,10 @@ def main() -> None:
     for rows, dim, outputs in ((5, 64, 123), (7, 128, 65)) if given.tiny else SHAPES:
         flop = 2 * rows * dim * outputs
         floors = {"bf16": 1e3 * flop / PEAK_BF16, "h8": 1e3 * flop / PEAK_INT8}
-        found = contest(Case((rows, dim, outputs), given).contenders(), floors, given.only)
-        results[f"M={rows} K={dim} N={outputs}"] = {
+        title = f"M={rows} K={dim} N={outputs}"
+        keep = keeping("engine_linear", results, title, given)
+        found = contest(Case((rows, dim, outputs), given).contenders(), floors, given.only, keep)
+        results[title] = {
             "contenders": found, "floor_ms": floors, "times_as_long_as_h8": ratios(found, "h8 fewer"),
             "times_as_long_as_product_alone": ratios(found, "h8 fewer, product alone"),
         }  # fmt: skip

@@ -19,6 +19,7 @@ from stopwatch import (
     captured,
     contest,
     finish,
+    keeping,
     measure,
     needs_gpu,
     options,
@@ -104,6 +105,10 @@ class Scene:
         quantized = sana_in_h8(copy.deepcopy(self.model))
         return accelerate(quantized, "svdquant", keep_expanded=keep)
 
+    def quantized(self, keep: bool) -> Figures:
+        model = self.h8(keep)
+        return {**self.row(lambda: self.ours(model)), "weights_gib": weight_gib(model)}
+
     def row(self, build: Callable[[], Callable[[], Tensor]], graph: bool = False) -> Figures:
         call = build()
         timed = captured(call, self.device) if graph else call
@@ -119,10 +124,8 @@ class Scene:
             "bf16 fewer engine": lambda: {
                 **self.row(lambda: self.ours(fused())), "block_relative_error": self.block_error(),
             },
-            "h8 fewer engine": lambda: {
-                **self.row(lambda: self.ours(self.h8(False))), "weights_gib": weight_gib(self.h8(False)),
-            },
-            "h8 fewer engine, weights kept expanded": lambda: self.row(lambda: self.ours(self.h8(True))),
+            "h8 fewer engine": lambda: self.quantized(False),
+            "h8 fewer engine, weights kept expanded": lambda: self.quantized(True),
             "bf16 diffusers compiled + graph": needs_gpu(
                 self.device, lambda: self.row(lambda: self.diffusers(True), graph=True)
             ),
@@ -164,6 +167,7 @@ class Scene:
         return {
             "bf16 fewer engine": lambda: row(lambda: accelerate(self.model), fast_decoder),
             "h8 fewer engine": lambda: row(lambda: self.h8(False), fast_decoder),
+            "h8 fewer engine, weights kept expanded": lambda: row(lambda: self.h8(True), fast_decoder),
         }
 
 
@@ -177,8 +181,9 @@ def main() -> None:
         scene = Scene(params, 4 if given.tiny else pixels // 32, 5 if given.tiny else 300, given)
         flop = 4 * MACS.get((name, pixels), 0.0) * 1e12  # batch 2, two operations a multiply-add
         floors = {"bf16": 1e3 * flop / PEAK_BF16, "h8": 1e3 * flop / PEAK_INT8}
-        rows = contest(scene.step(), floors, given.only)
-        results[f"{name} {pixels} px, one step"] = {
+        title = f"{name} {pixels} px, one step"
+        rows = contest(scene.step(), floors, given.only, keeping("engine_sana", results, title, given))
+        results[title] = {
             "contenders": rows, "floor_ms": floors,
             "times_as_long_as_bf16_engine": ratios(rows, "bf16 fewer engine"),
             "times_as_long_as_h8_engine": ratios(rows, "h8 fewer engine"),
@@ -189,8 +194,10 @@ def main() -> None:
             autoencoder = DCAutoencoder(config).eval().to(given.device, scene.dtype)
             decode = DECODE_FLOP.get(pixels, 0.0) / PEAK_BF16
             floors = {kind: 20 * floor + 1e3 * decode for kind, floor in floors.items()}
-            rows = contest(scene.picture(autoencoder, pixels), floors, given.only)
-            results[f"{name} {pixels} px, 20 steps and decode"] = {
+            title = f"{name} {pixels} px, 20 steps and decode"
+            keep = keeping("engine_sana", results, title, given)
+            rows = contest(scene.picture(autoencoder, pixels), floors, given.only, keep)
+            results[title] = {
                 "contenders": rows, "floor_ms": floors,
                 "times_as_long_as_bf16_engine": ratios(rows, "bf16 fewer engine"),
             }  # fmt: skip

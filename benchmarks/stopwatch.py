@@ -80,9 +80,15 @@ def captured(function: Callable[[], Tensor], device: str) -> Callable[[], object
 
 
 def contest(
-    contenders: dict[str, Callable[[], Figures]], floor_ms: dict[str, float] | None = None, only: str = ""
+    contenders: dict[str, Callable[[], Figures]],
+    floor_ms: dict[str, float] | None = None,
+    only: str = "",
+    keep: Callable[[dict[str, Figures]], None] | None = None,
 ) -> dict[str, Figures]:
-    """Runs each contender; adds its share of the floor that its name starts with, and frees its memory."""
+    """Runs each contender; adds its share of the floor that its name starts with, and frees its memory.
+
+    `keep` is given all rows so far after each contender, so that what ends early loses nothing.
+    """
     rows: dict[str, Figures] = {}
     for name, run in contenders.items():
         if only not in name:
@@ -98,6 +104,8 @@ def contest(
             if name.startswith(start) and isinstance(median, float):
                 row["share_of_floor"] = round(floor / median, 4)
         rows[name] = row
+        if keep is not None:
+            keep(rows)
         print(f"{name}: {row.get('median_ms', row.get('skipped'))}", file=sys.stderr, flush=True)
         gc.collect()
         if torch.cuda.is_available():
@@ -121,13 +129,29 @@ def ratios(rows: dict[str, Figures], ours: str) -> dict[str, float]:
     return {name: round(time / own, 3) for name, time in others.items() if isinstance(time, float)}
 
 
-def finish(name: str, figures: Figures, given: argparse.Namespace) -> None:
-    """Writes benchmarks/results/NAME.json (not of a dry run) and --output; prints the figures."""
+def keeping(
+    name: str, results: dict[str, object], title: str, given: argparse.Namespace
+) -> Callable[[dict[str, Figures]], None]:
+    """What `contest` calls after each contender: the file is written with all results so far."""
+
+    def keep(rows: dict[str, Figures]) -> None:
+        store(name, {**results, title: {"contenders": rows}}, given)
+
+    return keep
+
+
+def store(name: str, figures: Figures, given: argparse.Namespace) -> str:
+    """Writes benchmarks/results/NAME.json (not of a dry run) and --output; returns the text."""
     summary = {**figures, "tiny": given.tiny, "device": given.device}
     text = json.dumps(summary, indent=1) if given.tiny else record(name, summary).read_text()
     if given.output is not None:
         given.output.write_text(text)
-    print(text)
+    return text
+
+
+def finish(name: str, figures: Figures, given: argparse.Namespace) -> None:
+    """As `store`, and prints the figures."""
+    print(store(name, figures, given))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -22,6 +22,7 @@ class WeightScratch:
         # A CUDA graph that was captured with a smaller buffer keeps writing there, so it must stay alive.
         self._retired: list[Tensor] = []
         self._side: torch.cuda.Stream | None = None
+        self._busy = False
 
     def reserve(self, elements: int, device: torch.device) -> None:
         """Makes sure `elements` fit; do this for every layer before anything is captured."""
@@ -64,9 +65,11 @@ class WeightScratch:
         if self._side is None or self._side.device != device:
             self._side = torch.cuda.Stream(device)
         self._side.wait_stream(torch.cuda.current_stream(device))
+        self._busy = True
         return torch.cuda.stream(self._side)
 
     def join(self, device: torch.device) -> None:
         """What is launched from now on waits for what ran beside."""
-        if self._side is not None:
+        if self._side is not None and self._busy:
             torch.cuda.current_stream(device).wait_stream(self._side)
+            self._busy = False

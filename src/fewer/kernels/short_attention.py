@@ -42,6 +42,13 @@ def _short_attention(query: Tensor, key: Tensor, value: Tensor, eps: float) -> T
 def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return reference_short_attention_backward(grad, query, key, value, eps)
+
+
+def reference_short_attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value in plain torch: the oracle."""
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v, g = (tensor.to(wide).transpose(1, 2) for tensor in (query, key, value, grad))
     positive_q, positive_k = q.relu(), k.relu()
@@ -68,6 +75,8 @@ def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, eps: float) -> tu
 
 @_short_attention.register_kernel("cuda")
 def _(query: Tensor, key: Tensor, value: Tensor, eps: float) -> Tensor:
+    if query.dtype == torch.float64:  # the kernels sum in fp32
+        return reference_short_attention(query, key, value, eps)
     from fewer.kernels.triton.short_attention import launch_short_attention
 
     return launch_short_attention(query, key, value, eps)
@@ -75,6 +84,8 @@ def _(query: Tensor, key: Tensor, value: Tensor, eps: float) -> Tensor:
 
 @_backward.register_kernel("cuda")
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    if query.dtype == torch.float64:
+        return reference_short_attention_backward(grad, query, key, value, eps)
     from fewer.kernels.triton.short_attention import launch_short_attention_backward
 
     return launch_short_attention_backward(grad, query, key, value, eps)

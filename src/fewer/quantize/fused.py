@@ -24,7 +24,9 @@ from fewer.quantize.linear import QuantizedLinear
 
 _JOINED = ("codes", "group_scale", "channel_scale")
 LEAST_WEIGHTS_IN_INT8 = 3_500_000
-"""Measured on one H100 with 2,048 rows: below, quantizing the rows costs what the faster product saves."""
+LEAST_OUTPUTS_IN_INT8 = 2560
+"""Measured on one H100 from 2,048 to 32,768 rows: below, quantizing the rows costs what the faster product
+saves. Both grow with rows × inputs, so the number of outputs decides, and for small layers the launches."""
 
 
 class FusedH8:
@@ -59,8 +61,7 @@ class FusedH8:
         self.down = None if down is None else pad_to(down.to(dtype), self.group)
         self.up = None if up is None else up.to(dtype).contiguous()
         self.shape = (self.codes.shape[0], 2 * self.codes.shape[1])
-        small = self.codes.is_cuda and self.shape[0] * self.shape[1] < LEAST_WEIGHTS_IN_INT8
-        self.int8 = not small if int8 is None else int8
+        self.int8 = (not self.codes.is_cuda or _pays(*self.shape)) if int8 is None else int8
         self.dtype = torch.int8 if self.int8 else dtype
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
         scratch.reserve(0 if keep else size, self.codes.device)
@@ -85,12 +86,14 @@ class FusedH8:
         """(silu?(layer(modulate?(total))), total) with total = rows + gate · update."""
         dtype, total, activation = rows.dtype, rows, "silu" if silu else activation
         weight = self.scratch.take(self) if self.kept is None else self.kept
-        with self.scratch.beside(self.codes.device):
-            weight = self._expanded(self._room()) if weight is None else weight
-            # Rows that nothing changes before can be projected while they are quantized.
-            early = self.int8 and rows.is_cuda and self.down is not None and update is None and shift is None
-            padded = pad_to(rows, self.group) if early else rows
-            projected = functional.linear(padded, self.down) if early and self.down is not None else None
+        # Rows that nothing changes before can be projected while they are quantized.
+        early = self.int8 and rows.is_cuda and self.down is not None and update is None and shift is None
+        projected = None
+        if weight is None or early:
+            with self.scratch.beside(self.codes.device):
+                weight = self._expanded(self._room()) if weight is None else weight
+                if early and self.down is not None:
+                    projected = functional.linear(pad_to(rows, self.group), self.down)
         if not self.int8 or self.inputs % self.group:
             # The padding would count in the kernel's norms, so these are a pass of their own.
             total, rows = summed_and_modulated(rows, update, gate, shift, scale, eps)
@@ -107,7 +110,7 @@ class FusedH8:
             weight,
             self.channel_scale,
             bias=self.bias,
-            projected=projected if early else quantized.projected,
+            projected=quantized.projected if projected is None else projected,
             up=self.up,
             activation=activation,
             dtype=dtype,
@@ -150,6 +153,11 @@ def fuse(
         if layer.smooth is not None and not torch.equal(layer.smooth, first.smooth):
             return None
     return FusedH8(layers, scratch, dtype, keep=keep)
+
+
+def _pays(outputs: int, dim: int) -> bool:
+    """Whether 8-bit rows save more in the product than they cost before it."""
+    return outputs >= LEAST_OUTPUTS_IN_INT8 and outputs * dim >= LEAST_WEIGHTS_IN_INT8
 
 
 def _whole_rank(rank: int) -> int:

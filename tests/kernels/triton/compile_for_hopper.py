@@ -28,12 +28,13 @@ def product() -> int:
     from fewer.kernels.triton.hopper_product import _product_kernel
 
     types = {
-        "rows_desc": descriptor([64, 128], "i8"), "weight_desc": descriptor([128, 128], "i8"),
-        "low_desc": descriptor([64, 32]), "up_desc": descriptor([128, 32]), "out_desc": descriptor([64, 128]),
+        "rows_desc": descriptor([128, 128], "i8"), "weight_desc": descriptor([128, 128], "i8"),
+        "low_desc": descriptor([128, 32]), "up_desc": descriptor([128, 32]),
+        "out_desc": descriptor([128, 64]),
         "row_scale": "*fp32", "column_scale": "*fp32", "bias": "*bf16",
     }  # fmt: skip
     constants = {
-        "HALF": 64, "COLUMNS": 128, "CHUNK": 128, "STAGES": 6, "GROUPED": 8, "RANK": 32, "INT8": True,
+        "ROWS": 128, "COLUMNS": 128, "CHUNK": 128, "STAGES": 6, "GROUPED": 8, "RANK": 32, "INT8": True,
         "BIAS": True, "ACTIVATION": 1,
     }  # fmt: skip
     return build(_product_kernel, types, constants)
@@ -44,8 +45,9 @@ def convolution() -> int:
 
     types = {
         "pixels_desc": descriptor([1, 8, 16, 64]), "weight_desc": descriptor([128, 64]),
-        "out_desc": descriptor([1, 8, 16, 64]), "bias": "*bf16", "norm_weight": "*bf16",
-        "other": "*bf16", "eps": "fp32",
+        "out_desc": descriptor([1, 8, 16, 64]), "other_desc": descriptor([1, 8, 16, 64]),
+        "bias": "*bf16", "norm_weight": "*bf16",
+        "eps": "fp32",
     }  # fmt: skip
     constants = {
         "HIGH": 8, "WIDE": 16, "COLUMNS": 128, "CHUNK": 64, "STAGES": 4, "SIDE": 3, "BIAS": True,
@@ -54,5 +56,15 @@ def convolution() -> int:
     return build(_convolution_kernel, types, constants)
 
 
+def attention() -> int:
+    from fewer.kernels.triton.hopper_attention import _attention_kernel
+
+    types = {"visible": "*u8", "scale": "fp32"}
+    for name, box in (("query", [1, 64, 1]), ("key", [1, 1, 64]), ("value", [1, 1, 64]), ("out", [1, 64, 1])):
+        types |= {f"{name}_desc": descriptor([*box, 64]), f"{name}_rest_desc": descriptor([*box, 16])}
+    constants = {"QUERIES": 64, "CHUNK": 64, "CHUNKS": 5, "REST": 16, "MASKED": False}
+    return build(_attention_kernel, types, constants)
+
+
 if __name__ == "__main__":
-    print({"product": product, "convolution": convolution}[sys.argv[1]]())
+    print({"product": product, "convolution": convolution, "attention": attention}[sys.argv[1]]())

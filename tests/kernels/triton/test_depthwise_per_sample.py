@@ -21,7 +21,7 @@ def test_agrees_with_the_reference(dtype: torch.dtype, shape: tuple, silu: bool,
     assert out.shape == wanted.shape and error < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
-@pytest.mark.parametrize("tile", [(1, 2, 4, 1), (4, 16, 64, 2)])
+@pytest.mark.parametrize("tile", [(1, 2, 1, 4, 1), (4, 4, 4, 64, 2)])
 def test_tiles_larger_and_smaller_than_the_picture_agree(tile: tuple, draw) -> None:
     from fewer.kernels.triton.depthwise_per_sample import launch_depthwise_per_sample
 

@@ -64,4 +64,4 @@ def combine(
     negative: Float[Tensor, "*shape"], positive: Float[Tensor, "*shape"], scale: float
 ) -> Float[Tensor, "*shape"]:
     """Extrapolates from the negative through the positive prediction."""
-    return negative + scale * (positive - negative)
+    return torch.lerp(negative, positive, scale)

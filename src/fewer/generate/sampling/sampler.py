@@ -80,9 +80,10 @@ def _iterate(
         if time == "thousand" and method == "flow-dpm":
             timestep = float(math.trunc(timestep))
         velocity = velocity_fn(latents, timestep).float()
-        clean = latents - sigma * velocity
+        # Here and below one kernel for a product and a sum: between two steps a GPU does nothing else.
+        clean = torch.sub(latents, velocity, alpha=sigma)
         if method == "flow-euler":
-            latents = latents + (following - sigma) * velocity
+            latents = torch.add(latents, velocity, alpha=following - sigma)
         else:
             guesses = [clean, *guesses][:order]
             latents = dpm_update(latents, guesses[: _usable(order, index, total)], grid, index, solver)
@@ -116,15 +117,15 @@ def dpm_update(
     h = _lambda(following) - _lambda(sigma)
     decay = math.exp(-h)  # 0 when the first level is pure noise
     alpha = 1 - following
-    result = following / sigma * latents - alpha * (decay - 1) * guesses[0]
+    result = torch.sub(following / sigma * latents, guesses[0], alpha=alpha * (decay - 1))
     if len(guesses) == 1:
         return result
     # r are past step sizes in units of this one; D are divided differences of the guesses.
     r0 = (_lambda(sigma) - _lambda(grid[index - 1])) / h
-    slope = (guesses[0] - guesses[1]) / r0
     if len(guesses) == 2:
         factor = -0.5 * (decay - 1) if solver == "midpoint" else (decay - 1) / h + 1
-        return result + alpha * factor * slope
+        return torch.add(result, guesses[0] - guesses[1], alpha=alpha * factor / r0)
+    slope = (guesses[0] - guesses[1]) / r0
     r1 = (_lambda(grid[index - 1]) - _lambda(grid[index - 2])) / h
     earlier = (guesses[1] - guesses[2]) / r1
     first = slope + r0 / (r0 + r1) * (slope - earlier)

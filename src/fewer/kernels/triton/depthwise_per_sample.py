@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fewer.kernels.triton.gates import silu
+from fewer.kernels.triton.taps import columns, filled, row_of_taps, weights
+
 
 @triton.jit
 def _row(x, start, across, channel, row, height, width, channels, alive):
@@ -19,48 +22,38 @@ def _row(x, start, across, channel, row, height, width, channels, alive):
 
 
 @triton.jit
-def _taps(taps, channel, channels, alive, dy: tl.constexpr):
-    """The three taps of one row of a sample's kernels, left to right."""
-    where = taps + dy * 3 * channels + channel
-    left = tl.load(where, mask=alive, other=0.0).to(tl.float32)[None, :]
-    middle = tl.load(where + channels, mask=alive, other=0.0).to(tl.float32)[None, :]
-    right = tl.load(where + 2 * channels, mask=alive, other=0.0).to(tl.float32)[None, :]
-    return left, middle, right
-
-
-@triton.jit
 def _depthwise_per_sample_kernel(
     x, taps, bias, out, height, width, channels,
-    ROWS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SILU: tl.constexpr,
+    LINES: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr, CHANNELS: tl.constexpr, SILU: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
-    strips = tl.cdiv(height, ROWS)
-    sample = (tl.program_id(0) // strips).to(tl.int64)
-    top = (tl.program_id(0) % strips) * ROWS
-    across = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
-    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    strips = tl.cdiv(height, LINES)
+    sample, top = (tl.program_id(2) // strips).to(tl.int64), (tl.program_id(2) % strips) * LINES
+    first = (tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)) * EACH
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     alive = channel < channels
-    start = sample * height * width * channels
-    taps += sample * 9 * channels
-    a0, b0, c0 = _taps(taps, channel, channels, alive, 0)
-    a1, b1, c1 = _taps(taps, channel, channels, alive, 1)
-    a2, b2, c2 = _taps(taps, channel, channels, alive, 2)
-    offset = tl.load(bias + channel, mask=alive, other=0.0).to(tl.float32)[None, :]
-    above = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
-    here = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
-    for step in tl.static_range(ROWS + 2):  # pyright: ignore
-        row = top + step - 1
-        left = _row(x, start, across - 1, channel, row, height, width, channels, alive)
-        middle = _row(x, start, across, channel, row, height, width, channels, alive)
-        right = _row(x, start, across + 1, channel, row, height, width, channels, alive)
-        if step >= 2:
-            total = above + left * a2 + middle * b2 + right * c2 + offset
+    w = weights(taps + (sample * channels + channel) * 9, 1, alive)
+    zero = tl.zeros((GROUPS, CHANNELS), dtype=tl.float32)
+    start = filled(zero + tl.load(bias + channel, mask=alive, other=0.0).to(tl.float32)[None, :], EACH)
+    # Sums of the line above the one that is read, and of that line itself.
+    above, here = start, start
+    for index in range(LINES + 2):
+        y = top + index - 1
+        # A line outside the picture has no pixels.
+        limit = tl.where((y >= 0) & (y < height), width, 0)
+        at = x + (sample * height + y) * width * channels + channel[None, :]
+        line = columns(at, first, channels, limit, alive, EACH, False, FAST)
+        total = row_of_taps(above, line, w, EACH, 2)
+        done = y - 1
+        limit = tl.where((index >= 2) & (done < height), width, 0)
+        to = out + (sample * height + done) * width * channels + channel[None, :]
+        for place in tl.static_range(EACH):  # pyright: ignore
+            pixel, result = first + place, total[place]
             if SILU:
-                total = total / (1.0 + tl.exp(-total))
-            where = out + start + ((row - 1) * width + across[:, None]) * channels + channel[None, :]
-            seen = (across < tl.where(row - 1 < height, width, 0))[:, None] & alive[None, :]
-            tl.store(where, total.to(out.dtype.element_ty), mask=seen)
-        above = here + left * a1 + middle * b1 + right * c1
-        here = left * a0 + middle * b0 + right * c0
+                result = silu(result, FAST)
+            inside = (pixel < limit)[:, None] & alive[None, :]
+            tl.store(to + pixel[:, None] * channels, result.to(out.dtype.element_ty), mask=inside)
+        above, here = row_of_taps(here, line, w, EACH, 1), row_of_taps(start, line, w, EACH, 0)
 
 
 @triton.jit
@@ -112,33 +105,39 @@ def _depthwise_per_sample_gradients_kernel(
     tl.store(to_bias + sample * channels + channel, tl.sum(whole, 0), mask=alive)
 
 
-Tile = tuple[int, int, int, int]
-"""Rows, pixels and channels of a program, and its warps."""
-FORWARD_TILE: Tile = (8, 16, 64, 4)
-GRADIENT_TILE: Tile = (1, 16, 32, 4)
+Tile = tuple[int, int, int, int, int]
+"""Lines, groups of pixels, pixels in a group and channels of a program, and its warps."""
+FORWARD_TILE: Tile = (16, 4, 4, 64, 2)
+GradientTile = tuple[int, int, int]
+"""Pixels and channels of a program, and its warps."""
+GRADIENT_TILE: GradientTile = (16, 32, 4)
 
 
 def launch_depthwise_per_sample(
-    features: Tensor, weight: Tensor, bias: Tensor, silu: bool, tile: Tile = FORWARD_TILE
+    features: Tensor, weight: Tensor, bias: Tensor, activated: bool, tile: Tile = FORWARD_TILE
 ) -> Tensor:
     """(batch, height, width, channels), (batch, channels, 3, 3) -> (batch, height, width, channels)."""
     features = features.contiguous()
     batch, height, width, channels = features.shape
     out = torch.empty_like(features)
     if out.numel():
-        rows, pixels, block = _fitted(tile, height, width, channels)
-        grid = (batch * triton.cdiv(height, rows), triton.cdiv(width, pixels), triton.cdiv(channels, block))
-        # Channels last here too: nine strided gathers a thread would cost more than all of its other loads.
-        taps = weight.flatten(2).transpose(1, 2).contiguous()
+        lines, groups, each, block, warps = tile
+        lines, groups = min(lines, height), min(groups, triton.next_power_of_2(triton.cdiv(width, each)))
+        block = min(block, triton.next_power_of_2(channels))
+        grid = (
+            triton.cdiv(channels, block), triton.cdiv(width, groups * each),
+            batch * triton.cdiv(height, lines),
+        )  # fmt: skip
         _depthwise_per_sample_kernel[grid](
-            features, taps, bias.contiguous(), out, height, width, channels,
-            ROWS=rows, PIXELS=pixels, CHANNELS=block, SILU=silu, num_warps=tile[3],
+            features, weight.contiguous(), bias.contiguous(), out, height, width, channels,
+            LINES=lines, GROUPS=groups, EACH=each, CHANNELS=block, SILU=activated,
+            FAST=features.is_cuda and features.dtype.itemsize == 2, num_warps=warps,
         )  # fmt: skip
     return out
 
 
 def launch_depthwise_per_sample_gradients(
-    features: Tensor, gradient: Tensor, tile: Tile = GRADIENT_TILE
+    features: Tensor, gradient: Tensor, tile: GradientTile = GRADIENT_TILE
 ) -> tuple[Tensor, Tensor]:
     """Both (batch, height, width, channels) -> (batch, channels, 3, 3) and (batch, channels), in fp32."""
     features, gradient = features.contiguous(), gradient.contiguous()
@@ -146,16 +145,10 @@ def launch_depthwise_per_sample_gradients(
     to_weight = features.new_zeros(batch, channels, 3, 3, dtype=torch.float32)
     to_bias = features.new_zeros(batch, channels, dtype=torch.float32)
     if features.numel():
-        _, pixels, block = _fitted(tile, height, width, channels)
+        pixels = min(tile[0], triton.next_power_of_2(width))
+        block = min(tile[1], triton.next_power_of_2(channels))
         _depthwise_per_sample_gradients_kernel[(batch, triton.cdiv(channels, block))](
             features, gradient, to_weight, to_bias, height, width, channels,
-            PIXELS=pixels, CHANNELS=block, num_warps=tile[3],
+            PIXELS=pixels, CHANNELS=block, num_warps=tile[2],
         )  # fmt: skip
     return to_weight, to_bias
-
-
-def _fitted(tile: Tile, height: int, width: int, channels: int) -> tuple[int, int, int]:
-    """A program is never larger than the picture."""
-    sides = zip(tile[:3], (height, width, channels), strict=True)
-    rows, pixels, block = (min(wanted, triton.next_power_of_2(there)) for wanted, there in sides)
-    return rows, pixels, block

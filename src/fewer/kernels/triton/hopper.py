@@ -1,4 +1,4 @@
-"""When the kernels for Hopper run, and with which tiles: the door to `hopper_product`.
+"""When the kernels for Hopper run: the door to `hopper_product`.
 
 The kernels are written in Gluon, Triton's lower level; where that or the GPU is missing, the portable
 kernels do the work.
@@ -45,27 +45,11 @@ def hopper_product(
     projected: Tensor | None = None,
     up: Tensor | None = None,
     activation: str = "none",
-    columns: int | None = None,
 ) -> Tensor:
-    """activation((rows weightᵀ) · scales + projected upᵀ + bias) in bf16, for int8 or bf16 operands.
-
-    `columns` overrides the width of a tile.
-    """
+    """activation((rows weightᵀ) · scales + projected upᵀ + bias) in bf16, for int8 or bf16 operands."""
     from fewer.kernels.triton.hopper_product import launch_product
 
-    columns = columns or _columns(rows, weight)
     low_rank = (None, None) if projected is None or up is None else (projected.contiguous(), up.contiguous())
     return launch_product(
-        rows.contiguous(), weight.contiguous(), scales, bias, *low_rank, ACTIVATIONS[activation], columns
+        rows.contiguous(), weight.contiguous(), scales, bias, *low_rank, ACTIVATIONS[activation]
     )
-
-
-def _columns(rows: Tensor, weight: Tensor) -> int:
-    """The width of a tile, 256 or 128, by how many rounds of tiles the processors need (one H100, measured).
-
-    A narrow tile takes half as long as a wide one, in int8 a tenth more than that.
-    """
-    processors = torch.cuda.get_device_properties(rows.device).multi_processor_count
-    down = -(-rows.shape[0] // 128)
-    wide, narrow = (-(-down * -(-weight.shape[0] // width) // processors) for width in (256, 128))
-    return 128 if narrow * (1.1 if rows.dtype == torch.int8 else 1.0) < 2 * wide else 256

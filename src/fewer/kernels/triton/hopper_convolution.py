@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fewer.kernels.triton.hopper_product import RENAMED, fetch, send
+from fewer.kernels.triton.hopper_product import RENAMED, fetch, gate_by_tanh, send
 
 CHUNK = 64
 STAGES = 4
@@ -39,10 +39,10 @@ def _place(tile, column_blocks, across, down, HIGH: gl.constexpr, WIDE: gl.const
 
 @gluon.jit
 def _fetch(
-    pixels_desc, weight_desc, upper, lower, weights, full, empty,
+    pixels_desc, weight_desc, other_desc, upper, lower, weights, full, empty,
     tiles, column_blocks, across, down, chunks, top, left,
     HIGH: gl.constexpr, WIDE: gl.constexpr, COLUMNS: gl.constexpr, CHUNK: gl.constexpr, STAGES: gl.constexpr,
-    SIDE: gl.constexpr,
+    SIDE: gl.constexpr, SUM: gl.constexpr,
 ):  # fmt: skip
     index = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
@@ -59,44 +59,78 @@ def _fetch(
             fetch(pixels_desc, [image, line, column, channel], bar, lower.index(stage))
             fetch(weight_desc, [block * COLUMNS, step * CHUNK], bar, weights.index(stage))
             index += 1
+        if SUM:
+            # What is added comes through the same ring, as further steps.
+            for piece in range(COLUMNS // CHUNK):
+                stage = index % STAGES
+                mbarrier.wait(empty.index(stage), ((index // STAGES) & 1) ^ 1)
+                bar = full.index(stage)
+                mbarrier.expect(bar, other_desc.block_type.nbytes * 2)
+                channel = block * COLUMNS + piece * CHUNK
+                fetch(other_desc, [image, y, x, channel], bar, upper.index(stage))
+                line = y + HIGH
+                fetch(other_desc, [image, line, x, channel], bar, lower.index(stage))
+                index += 1
+
+
+@gluon.jit
+def _flat(buffer, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """A patch of shared memory as rows of pixels."""
+    FLAT: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    if RENAMED:
+        return buffer.reinterpret(gl.bfloat16, [ROWS, COLUMNS], FLAT)
+    else:  # noqa: RET505
+        return buffer._reinterpret(gl.bfloat16, [ROWS, COLUMNS], FLAT)
+
+
+@gluon.jit
+def _halves(y, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """The left and the right half of the columns."""
+    return y.reshape((ROWS, 2, COLUMNS // 2)).permute((0, 2, 1)).split()
 
 
 @gluon.jit
 def _finish(
-    y, other, out_desc, buffer, image, y0, x0, first, height, width, channels,
-    HIGH: gl.constexpr, WIDE: gl.constexpr, PIECE: gl.constexpr, SUM: gl.constexpr,
+    y, out_desc, bias, norm_weight, half, buffer, full, empty, index, image, y0, x0, first, channels,
+    HIGH: gl.constexpr, WIDE: gl.constexpr, CHUNK: gl.constexpr, STAGES: gl.constexpr, BIAS: gl.constexpr,
+    ACTIVATION: gl.constexpr, NORM: gl.constexpr, SUM: gl.constexpr,
 ):  # fmt: skip
-    """Adds what is added and sends some channels of the tile off."""
+    """The rest of the work on some channels of the tile, which are then sent off; few, so that they fit."""
+    channel = first + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, y.type.layout))
+    if NORM:
+        y *= gl.load(norm_weight + channel, mask=channel < channels, other=0.0).to(gl.float32)[None, :]
+    if BIAS:
+        y += gl.load(bias + channel, mask=channel < channels, other=0.0).to(gl.float32)[None, :]
+    if ACTIVATION == 1:
+        y = gate_by_tanh(y, y)
+    elif ACTIVATION == 2:
+        y = gl.maximum(y, 0.0)
     if SUM:
-        L: gl.constexpr = y.type.layout
-        pixel = gl.arange(0, HIGH * WIDE, layout=gl.SliceLayout(1, L))
-        line, across = y0 + pixel // WIDE, x0 + pixel % WIDE
-        channel = first + gl.arange(0, PIECE, layout=gl.SliceLayout(0, L))
-        where = ((image * height + line) * width + across).to(gl.int64) * channels
-        inside = ((line < height) & (across < width))[:, None] & (channel < channels)[None, :]
-        y += gl.load(other + where[:, None] + channel[None, :], mask=inside, other=0.0).to(gl.float32)
+        stage = index % STAGES
+        mbarrier.wait(full.index(stage), (index // STAGES) & 1)
+        y += _flat(half.index(stage), HIGH * WIDE, CHUNK).load(y.type.layout).to(gl.float32)
+        mbarrier.arrive(empty.index(stage), count=1)
+        index += 1
     tma.store_wait(0)
     buffer.store(y.to(gl.bfloat16))
     fence_async_shared()
     if RENAMED:
-        view = buffer.reinterpret(gl.bfloat16, [1, HIGH, WIDE, PIECE], out_desc.layout)
+        view = buffer.reinterpret(gl.bfloat16, [1, HIGH, WIDE, CHUNK], out_desc.layout)
     else:
-        view = buffer._reinterpret(gl.bfloat16, [1, HIGH, WIDE, PIECE], out_desc.layout)
+        view = buffer._reinterpret(gl.bfloat16, [1, HIGH, WIDE, CHUNK], out_desc.layout)
     send(out_desc, [image, y0, x0, first], view)
+    return index
 
 
 @gluon.jit
 def _multiply(
-    out_desc, bias, norm_weight, other, half, weights, buffer, full, empty,
+    out_desc, bias, norm_weight, half, weights, buffer, full, empty,
     tiles, column_blocks, across, down, chunks, height, width, channels, eps,
     WHICH: gl.constexpr, HIGH: gl.constexpr, WIDE: gl.constexpr, COLUMNS: gl.constexpr, CHUNK: gl.constexpr,
     STAGES: gl.constexpr, SIDE: gl.constexpr, BIAS: gl.constexpr, ACTIVATION: gl.constexpr,
-    NORM: gl.constexpr,
-    SUM: gl.constexpr,
+    NORM: gl.constexpr, SUM: gl.constexpr,
 ):  # fmt: skip
     HALF: gl.constexpr = HIGH * WIDE
-    PIECE: gl.constexpr = COLUMNS // 2
-    FLAT: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     F: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, COLUMNS, 16]
     )
@@ -108,10 +142,7 @@ def _multiply(
         for step in range(SIDE * SIDE * chunks):
             stage = index % STAGES
             mbarrier.wait(full.index(stage), (index // STAGES) & 1)
-            if RENAMED:
-                pixels = half.index(stage).reinterpret(gl.bfloat16, [HALF, CHUNK], FLAT)
-            else:
-                pixels = half.index(stage)._reinterpret(gl.bfloat16, [HALF, CHUNK], FLAT)
+            pixels = _flat(half.index(stage), HALF, CHUNK)
             total = warpgroup_mma(pixels, weights.index(stage).permute((1, 0)), total, is_async=True)
             # The product before this one is done, so its stage may be filled again.
             total = warpgroup_mma_wait(num_outstanding=1, deps=[total])
@@ -119,31 +150,37 @@ def _multiply(
             index += 1
         total = warpgroup_mma_wait(num_outstanding=0, deps=[total])
         mbarrier.arrive(empty.index((index + STAGES - 1) % STAGES), count=1)
-        column = block * COLUMNS + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, F))
         if NORM:
-            total = total / gl.sqrt(gl.sum(total * total, axis=1) / channels + eps)[:, None]
-            total = (
-                total
-                * gl.load(norm_weight + column, mask=column < channels, other=0.0).to(gl.float32)[None, :]
-            )
-        if BIAS:
-            total += gl.load(bias + column, mask=column < channels, other=0.0).to(gl.float32)[None, :]
-        if ACTIVATION == 1:
-            total = total / (1.0 + gl.exp(-total))
-        elif ACTIVATION == 2:
-            total = gl.maximum(total, 0.0)
-        low, high = total.reshape((HALF, 2, PIECE)).permute((0, 2, 1)).split()
+            # One division a pixel, not one a number.
+            total = total * (1.0 / gl.sqrt(gl.sum(total * total, axis=1) / channels + eps))[:, None]
         first = block * COLUMNS
-        _finish(low, other, out_desc, buffer, image, y0, x0, first, height, width, channels,
-                HIGH, WIDE, PIECE, SUM)  # fmt: skip
-        _finish(high, other, out_desc, buffer, image, y0, x0, first + PIECE, height, width, channels,
-                HIGH, WIDE, PIECE, SUM)  # fmt: skip
+        low, high = _halves(total, HALF, COLUMNS)
+        if COLUMNS == 256:
+            one, two = _halves(low, HALF, 128)
+            index = _finish(
+                one, out_desc, bias, norm_weight, half, buffer, full, empty, index, image, y0, x0, first,
+                channels, HIGH, WIDE, CHUNK, STAGES, BIAS, ACTIVATION, NORM, SUM,
+            )  # fmt: skip
+            index = _finish(
+                two, out_desc, bias, norm_weight, half, buffer, full, empty, index, image, y0, x0, first + 64,
+                channels, HIGH, WIDE, CHUNK, STAGES, BIAS, ACTIVATION, NORM, SUM,
+            )  # fmt: skip
+            low, high = _halves(high, HALF, 128)
+            first += 128
+        index = _finish(
+            low, out_desc, bias, norm_weight, half, buffer, full, empty, index, image, y0, x0, first,
+            channels, HIGH, WIDE, CHUNK, STAGES, BIAS, ACTIVATION, NORM, SUM,
+        )  # fmt: skip
+        index = _finish(
+            high, out_desc, bias, norm_weight, half, buffer, full, empty, index, image, y0, x0, first + 64,
+            channels, HIGH, WIDE, CHUNK, STAGES, BIAS, ACTIVATION, NORM, SUM,
+        )  # fmt: skip
     tma.store_wait(0)
 
 
 @gluon.jit
 def _convolution_kernel(
-    pixels_desc, weight_desc, out_desc, bias, norm_weight, other,
+    pixels_desc, weight_desc, out_desc, other_desc, bias, norm_weight,
     tiles, column_blocks, across, down, chunks, height, width, channels, top, left, eps,
     HIGH: gl.constexpr, WIDE: gl.constexpr, COLUMNS: gl.constexpr, CHUNK: gl.constexpr, STAGES: gl.constexpr,
     SIDE: gl.constexpr, BIAS: gl.constexpr, ACTIVATION: gl.constexpr, NORM: gl.constexpr, SUM: gl.constexpr,
@@ -152,8 +189,8 @@ def _convolution_kernel(
     upper = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 1, HIGH, WIDE, CHUNK], pixels_desc.layout)
     lower = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 1, HIGH, WIDE, CHUNK], pixels_desc.layout)
     weights = gl.allocate_shared_memory(gl.bfloat16, [STAGES, COLUMNS, CHUNK], weight_desc.layout)
-    first_out = gl.allocate_shared_memory(gl.bfloat16, [HIGH * WIDE, COLUMNS // 2], FLAT)
-    second_out = gl.allocate_shared_memory(gl.bfloat16, [HIGH * WIDE, COLUMNS // 2], FLAT)
+    first_out = gl.allocate_shared_memory(gl.bfloat16, [HIGH * WIDE, CHUNK], FLAT)
+    second_out = gl.allocate_shared_memory(gl.bfloat16, [HIGH * WIDE, CHUNK], FLAT)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
@@ -163,19 +200,19 @@ def _convolution_kernel(
     gl.warp_specialize(
         [
             (_multiply, (
-                out_desc, bias, norm_weight, other, upper, weights, first_out, full, empty,
+                out_desc, bias, norm_weight, upper, weights, first_out, full, empty,
                 tiles, column_blocks, across, down, chunks, height, width, channels, eps,
                 0, HIGH, WIDE, COLUMNS, CHUNK, STAGES, SIDE, BIAS, ACTIVATION, NORM, SUM,
             )),
             (_multiply, (
-                out_desc, bias, norm_weight, other, lower, weights, second_out, full, empty,
+                out_desc, bias, norm_weight, lower, weights, second_out, full, empty,
                 tiles, column_blocks, across, down, chunks, height, width, channels, eps,
                 1, HIGH, WIDE, COLUMNS, CHUNK, STAGES, SIDE, BIAS, ACTIVATION, NORM, SUM,
             )),
             (_fetch, (
-                pixels_desc, weight_desc, upper, lower, weights, full, empty,
+                pixels_desc, weight_desc, other_desc, upper, lower, weights, full, empty,
                 tiles, column_blocks, across, down, chunks, top, left,
-                HIGH, WIDE, COLUMNS, CHUNK, STAGES, SIDE,
+                HIGH, WIDE, COLUMNS, CHUNK, STAGES, SIDE, SUM,
             )),
         ],
         [4, 1],
@@ -213,9 +250,9 @@ def launch_convolution(
     filler = weight
     _convolution_kernel[(min(processors, tiles),)](
         _describe(pixels, [1, high, WIDE, CHUNK]), _describe(weight, [columns, CHUNK]),
-        _describe(out, [1, high, WIDE, columns // 2]),
+        _describe(out, [1, high, WIDE, CHUNK]),
+        _describe(out if other is None else other, [1, high, WIDE, CHUNK]),
         filler if bias is None else bias, filler if norm_weight is None else norm_weight,
-        filler if other is None else other,
         tiles, column_blocks, across, down, channels_in // CHUNK, height, width, channels, top, left, eps,
         HIGH=high, WIDE=WIDE, COLUMNS=columns, CHUNK=CHUNK, STAGES=STAGES, SIDE=side, BIAS=bias is not None,
         ACTIVATION=ACTIVATIONS[activation], NORM=norm_weight is not None, SUM=other is not None,

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fewer.kernels.triton.gates import silu
+
 ACTIVATIONS = {"none": 0, "silu": 1, "relu": 2}
 
 
@@ -17,7 +19,8 @@ def _modulated_norm_kernel(x, shift, scale, out, tokens, dim, eps, shift_b, scal
     v = tl.load(x + row * dim + columns, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(v, axis=0) / dim
     centred = tl.where(inside, v - mean, 0.0)
-    normed = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps)
+    # One division a row, not one a number.
+    normed = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps))
     a = tl.load(scale + batch * scale_b + columns, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(shift + batch * shift_b + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * dim + columns, (normed * (1.0 + a) + b).to(out.dtype.element_ty), mask=inside)
@@ -42,7 +45,7 @@ def _gated_add_kernel(
         v = rounded.to(tl.float32)
         mean = tl.sum(v, axis=0) / dim
         centred = tl.where(inside, v - mean, 0.0)
-        v = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps)
+        v = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps))
         a = tl.load(scale + batch * scale_b + columns, mask=inside, other=0.0).to(tl.float32)
         b = tl.load(shift + batch * shift_b + columns, mask=inside, other=0.0).to(tl.float32)
         v = v * (1.0 + a) + b
@@ -53,18 +56,19 @@ def _gated_add_kernel(
 def _rms_norm_add_kernel(
     x, weight, bias, residual, out, rows, channels, eps,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (columns < channels)[None, :]
     where = row[:, None] * channels + columns[None, :]
     v = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
-    v = v / tl.sqrt(tl.sum(v * v, axis=1) / channels + eps)[:, None]
+    v = v * (1.0 / tl.sqrt(tl.sum(v * v, axis=1) / channels + eps))[:, None]
     w = tl.load(weight + columns, mask=columns < channels, other=0.0).to(tl.float32)
     b = tl.load(bias + columns, mask=columns < channels, other=0.0).to(tl.float32)
     v = v * w[None, :] + b[None, :]
     if ACTIVATION == 1:
-        v = v / (1.0 + tl.exp(-v))
+        v = silu(v, FAST)
     elif ACTIVATION == 2:
         v = tl.maximum(v, 0.0)
     if RESIDUAL:
@@ -135,6 +139,7 @@ def launch_rms_norm_add(
         _rms_norm_add_kernel[(triton.cdiv(rows, rows_each),)](
             features, weight, bias, other, out, rows, channels, eps,
             BLOCK=block, ROWS=rows_each, ACTIVATION=ACTIVATIONS[activation], RESIDUAL=residual is not None,
+            FAST=features.is_cuda and features.dtype.itemsize == 2,
         )  # fmt: skip
     return out
 

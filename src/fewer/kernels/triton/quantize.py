@@ -74,14 +74,15 @@ def _project(total, v, down, columns, dim, rank, RANK: tl.constexpr, WIDE: tl.co
 @triton.jit
 def _smoothed(v, smooth, columns, dim, SMOOTH: tl.constexpr):
     if SMOOTH:
-        v = v / tl.load(smooth + columns, mask=columns < dim, other=1.0).to(tl.float32)[None, :]
+        v = v * (1.0 / tl.load(smooth + columns, mask=columns < dim, other=1.0).to(tl.float32))[None, :]
     return v
 
 
 @triton.jit
 def _store_codes(codes, v, size, row, alive, columns, dim):
-    divisor = tl.where(size > 0.0, size, 1.0)
-    code = tl.minimum(tl.maximum(round_half_even(v / divisor[:, None]), -127.0), 127.0)
+    # A division a row; one a number would cost more than reading and writing it.
+    inverse = 1.0 / tl.where(size > 0.0, size, 1.0)
+    code = tl.minimum(tl.maximum(round_half_even(v * inverse[:, None]), -127.0), 127.0)
     inside = alive[:, None] & (columns < dim)[None, :]
     tl.store(codes + row[:, None] * dim + columns[None, :], code.to(tl.int8), mask=inside)
 
@@ -145,17 +146,17 @@ def _row_kernel(
     if NORM:
         mean = tl.sum(v, axis=0) / dim
         centred = tl.where(known, v - mean, 0.0)
-        v = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps)
+        v = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps))
         a = tl.load(scale + batch * scale_b + columns, mask=known, other=0.0).to(tl.float32)
         b = tl.load(shift + batch * shift_b + columns, mask=known, other=0.0).to(tl.float32)
         v = tl.where(known, v * (1.0 + a) + b, 0.0)
         if KEEP:
             tl.store(normed + where, v.to(normed.dtype.element_ty), mask=known)
     if SMOOTH:
-        v = v / tl.load(smooth + columns, mask=known, other=1.0).to(tl.float32)
+        v = v * (1.0 / tl.load(smooth + columns, mask=known, other=1.0).to(tl.float32))
     size = tl.max(tl.abs(v), axis=0) / 127.0  # pyright: ignore
     tl.store(row_scale + row, size)
-    code = round_half_even(v / tl.where(size > 0.0, size, 1.0))
+    code = round_half_even(v * (1.0 / tl.where(size > 0.0, size, 1.0)))
     tl.store(codes + where, tl.minimum(tl.maximum(code, -127.0), 127.0).to(tl.int8), mask=known)
 
 
