@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from fewer.learn.distillation.scores import (
     score_distilled,
     score_full,
     score_random,
+    score_steadily,
 )
 from fewer.learn.distillation.task import Source
 from fewer.learn.distillation.training import Recipe
@@ -53,7 +55,7 @@ from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.scores import score_distilled
 torch.set_num_threads(1)
 made, test = DistilledSet.load(sys.argv[1]), load_images(sys.argv[2]).evaluation()
-print(score_distilled(made, test, seeds=tuple(range(100, 100 + int(sys.argv[3])))).balanced_accuracy)
+print(score_distilled(made, test, seeds=tuple(range(1000, 1000 + int(sys.argv[3])))).balanced_accuracy)
 """
 
 
@@ -65,10 +67,15 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=150)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--sets", type=int, default=3)
-    parser.add_argument("--networks", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="number (seed) of the first set")
+    parser.add_argument("--networks", type=int, default=3, help="0: as many as it takes, at most 20")
     parser.add_argument("--side", type=int, default=16)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--full-steps", type=int, default=600)
+    parser.add_argument("--real-batch", type=int, default=64)
     parser.add_argument("--steps", type=int, help="of the recipe, instead of epochs")
+    parser.add_argument("--no-fresh-process", action="store_true")
     parser.add_argument("--audit", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE")
@@ -84,13 +91,16 @@ def main() -> None:
     train, validation, test = (
         resized(one, (options.side, options.side)) for one in (learnt, validation, splits.test)
     )
-    network, recipe = NetworkPlan(width=32), Recipe(epochs=options.epochs, steps=options.steps)
-    source = Source.of(train, torch.device("cpu"))
-    model = build_network(network, 1, train.size, train.classes)
-    judged, checked = (TestPictures.of(one, source.mean, source.deviation) for one in (test, validation))
-    seeds = tuple(range(options.networks))
+    network, recipe = NetworkPlan(width=options.width), Recipe(epochs=options.epochs, steps=options.steps)
+    device = torch.device(options.device)
+    source = Source.of(train, device)
+    model = build_network(network, 1, train.size, train.classes).to(device)
+    judged, checked = (
+        TestPictures.of(one, source.mean, source.deviation, device) for one in (test, validation)
+    )
+    seeds = tuple(range(options.networks or 5))
     facts = {"recipe": asdict(recipe), "torch": torch.__version__, "threads": 1, "side": options.side}
-    facts |= {"python": platform.python_version(), "machine": platform.machine(), "width": 32}
+    facts |= {"python": platform.python_version(), "machine": platform.machine(), "width": options.width}
     for method in options.methods:
         began = time.time()
         if method == "random":
@@ -101,7 +111,7 @@ def main() -> None:
             row = asdict(score) | {"validation": known.balanced_accuracy}
         elif method == "full":
             whole = replace(recipe, steps=options.full_steps)
-            both = score_full(source, model, judged, whole, seeds[:1])
+            both = score_full(source, model, judged, whole, seeds)
             row = {name: asdict(one) for name, one in both.items()}
             score = both["balanced"]
         else:
@@ -115,16 +125,18 @@ def main() -> None:
 def distilled_row(method, options, train, validation, test, network, recipe) -> tuple[Score, dict]:
     """Several sets by one method, each judged by several networks here and by others in a fresh process."""
     scores, checks, seconds, again, made = [], [], [], [], None
-    seeds = tuple(range(options.networks))
-    for number in range(options.sets):
+    seeds = tuple(range(options.networks or 5))
+    for number in range(options.first, options.first + options.sets):
         began = time.time()
         made = make(method, train, options, network, number)
         seconds.append(time.time() - began)
-        scores.append(score_distilled(made, test, network=network, recipe=recipe, seeds=seeds))
-        checks.append(score_distilled(made, validation, network=network, recipe=recipe, seeds=seeds))
+        judge = partial(judged_by, made, test, network, recipe, options.device)
+        scores.append(judge(seeds) if options.networks else score_steadily(judge))
+        checks.append(judged_by(made, validation, network, recipe, options.device, seeds))
         if method != "plain":
             made = replace(made, datasheet=replace(made.datasheet, recipe=recipe))
-            again.append(reproduced(made, options.data, options.networks))
+            if not options.no_fresh_process:
+                again.append(reproduced(made, options.data, scores[-1].runs))
     assert made is not None
     both = pooled(scores)
     means = [s.balanced_accuracy for s in scores]
@@ -134,6 +146,10 @@ def distilled_row(method, options, train, validation, test, network, recipe) -> 
     if options.audit:
         row["audit"] = audit(made, train, validation, networks=1).summary()
     return both, row
+
+
+def judged_by(made, test, network, recipe: Recipe, device: str, seeds: tuple[int, ...]) -> Score:
+    return score_distilled(made, test, network=network, recipe=recipe, seeds=seeds, device=device)
 
 
 def keep(path: Path, key: str, method: str, row: dict, facts: dict) -> None:
@@ -184,14 +200,14 @@ def make(method: str, train, options, network: NetworkPlan, number: int) -> Dist
         method=name,
         images_per_class=options.images_per_class,
         iterations=options.iterations,
-        real_batch=64,
+        real_batch=options.real_batch,
         network=network,
         seed=number,
         start=start or None,
         outer_steps=min(10, options.images_per_class) if name in ("dc", "dsa", "idc") else None,
         inner_steps=5 if name in ("dc", "dsa", "idc") else None,
     )
-    return distill(train, plan=plan)
+    return distill(train, plan=plan, device=options.device)
 
 
 def plain_gradient_matching(train, options, network: NetworkPlan, number: int) -> DistilledSet:

@@ -52,7 +52,8 @@ def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
         for name, method in METHODS.items()
     }
     targets = domains.names[:1] if arguments.small else domains.names
-    return domains, sweep_jobs(domains, plans, targets, arguments.seeds, 1, "training-domain")
+    jobs = sweep_jobs(domains, plans, targets, arguments.seeds, 1, "training-domain")
+    return domains, sorted(jobs, key=lambda job: job.method == "rigl")  # the control comes last
 
 
 def summarise(runs: list[tuple[Job, dict]]) -> dict[str, object]:

@@ -6,10 +6,11 @@
     python benchmarks/instant_end_to_end.py --side 28 --steps 300 --batch 32 --output X.json
 
 One (method, seed) after the other; what is already in the JSON file is not run again, so it can be stopped.
-The result of a run is the averaged model at the last step. `instant:NAME[:POSTERIOR]` is InstanT with that
-estimator of the transition matrix (and that posterior). Purity: the share of accepted pseudo-labels that is
-right, and that of a constant threshold which accepts as many; at the end, and over all batches after the
-warm-up (`during`). How well a score tells right from wrong on frozen classifiers: instant_selection.py.
+The result of a run is the averaged model at the last step. `instant:NAME[:POSTERIOR[:VIEWS]]` is InstanT with
+that estimator of the transition matrix (and that posterior from so many views). Purity: the share of accepted
+pseudo-labels that is right, and that of a constant threshold which accepts as many; at the end, and over all
+batches after the warm-up (`during`). How well a score tells right from wrong on frozen classifiers:
+instant_selection.py.
 """
 # bench: cpu, 60 min: --data mnist10k
 
@@ -42,7 +43,7 @@ def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[st
     splits = read(data, given.side or settings["side"])
     train = splits.train
     rows = pick_labels(train.labels, settings["labels_per_class"], train.classes, seed)
-    name, estimation, posterior = (*method.split(":"), "", "")[:3]
+    name, estimation, posterior, views = (*method.split(":"), "", "", "")[:4]
     plan = SemiSupervisedPlan(
         method=name,  # pyright: ignore
         steps=given.steps or settings["steps"],
@@ -53,6 +54,7 @@ def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[st
         device=given.device,
         **({"estimation": estimation} if estimation else {}),  # pyright: ignore
         **({"posterior": posterior} if posterior else {}),  # pyright: ignore
+        **({"views": int(views)} if views else {}),
     )
     began = time.process_time(), time.perf_counter()
     result = semi_supervised(train, rows, plan=plan, test=splits.test)
@@ -60,6 +62,7 @@ def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[st
     return {
         "method": method,
         "seed": seed,
+        "data": data,
         "cpu_seconds": round(time.process_time() - began[0], 1),
         "wall_seconds": round(time.perf_counter() - began[1], 1),
         **{name: getattr(result.figures, name) for name in ("accuracy", "balanced_accuracy", "auc")},
@@ -137,7 +140,10 @@ def paired(ours: list[float], theirs: list[float]) -> dict[str, float | None]:
     """Mean difference with a 95 % Student interval."""
     from scipy import stats
 
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    pairs = zip(ours, theirs, strict=True)
+    differences = [a - b for a, b in pairs if a is not None and b is not None]  # None: nothing accepted
+    if not differences:
+        return {"mean": None, "low": None, "high": None}
     mean = statistics.mean(differences)
     if len(differences) < 2:
         return {"mean": mean, "low": None, "high": None}

@@ -6,9 +6,10 @@ runs on: gpu (one H100, about a minute). `--device cpu --small` proves the scrip
 
 Peer: FixMatch's recipe as the field's benchmark code has it, written plainly: Pillow's augmentation picture
 by picture in the workers of a DataLoader, float32, launched kernel by kernel; the same network, pictures and
-batch. Ours goes through `semi_supervised` as a user calls it: the views are a CUDA graph, the network is
-launched (recorded as well it was slower). `launched` is ours without any graph. The pictures are noise: no
-figure of accuracy comes from here.
+batch. `peer, views ready` is its loop alone, as if augmentation and transfers cost nothing. Ours goes through
+`semi_supervised` as a user calls it: the views are a CUDA graph, the network is launched (recorded as well it
+was slower). `flattened` is InstanT without the other view; `launched` is ours without any graph. The pictures
+are noise: no figure of accuracy comes from here.
 """
 # bench: gpu, 2 min:
 
@@ -19,6 +20,8 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +40,7 @@ from fewer.learn.graphed import GraphedFunction
 from fewer.learn.networks import NetworkPlan, build_network
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.learn.few_labels.test_randaugment import pillow
+from tests.learn.few_labels.one_by_one import pillow
 
 
 class Clock:
@@ -67,7 +70,9 @@ def pictures(count: int) -> LabelledImages:
     )
 
 
-def ours(train: LabelledImages, method: str, steps: int, skip: int, options: argparse.Namespace) -> dict:
+def ours(
+    train: LabelledImages, method: str, steps: int, skip: int, options: argparse.Namespace, **more: object
+) -> dict:
     plan = SemiSupervisedPlan(
         method=method,  # pyright: ignore
         network="small-cnn" if options.small else "wrn-28-2",
@@ -76,6 +81,7 @@ def ours(train: LabelledImages, method: str, steps: int, skip: int, options: arg
         ratio=7,
         flip=True,
         device=options.device,
+        **more,  # pyright: ignore
     )
     clock = Clock()
     semi_supervised(train, pick_labels(train.labels, 4, 10, 0), plan=plan, progress=clock)
@@ -138,24 +144,33 @@ class OneByOne(Dataset):
         return out
 
 
-def peer(train: LabelledImages, options: argparse.Namespace, steps: int, skip: int, workers: int) -> dict:
-    batch, device = (4 if options.small else 64), torch.device(options.device)
-    generator = np.random.default_rng(0)
+def loaders(train: LabelledImages, options: argparse.Namespace, steps: int, workers: int) -> Iterator[tuple]:
+    """(labelled, labels, weak, strong) of each step on the host, from workers."""
+    batch, generator = (4 if options.small else 64), np.random.default_rng(0)
     needed = (steps + 1) * batch
     known = OneByOne(train, [int(r) for r in generator.integers(0, 40, needed)], False)
     unknown = OneByOne(train, [int(r) for r in generator.integers(0, len(train), 7 * needed)], True)
-    loaders = [
-        iter(DataLoader(data, size, num_workers=n, drop_last=True, multiprocessing_context="spawn"))
+    both = [
+        iter(DataLoader(data, size, num_workers=n, drop_last=True, pin_memory=options.device != "cpu"))
         for data, size, n in ((known, batch, min(2, workers)), (unknown, 7 * batch, workers))
     ]
+    for (images, labels), (weak, strong, _) in zip(*both, strict=False):
+        yield images, labels, weak, strong
+
+
+def peer(train: LabelledImages, options: argparse.Namespace, steps: int, workers: int) -> dict:
+    """The plain loop; without workers on one batch that is ready on the device."""
+    device = torch.device(options.device)
     name = "small-cnn" if options.small else "wrn-28-2"
     network = build_network(NetworkPlan(name=name, channels=3, height=32, width=32)).to(device)
     optimizer = torch.optim.SGD(network.parameters(), 0.03, 0.9, weight_decay=5e-4, nesterov=True)
     average = {key: value.detach().clone() for key, value in network.named_parameters()}
+    drawn = loaders(train, options, steps, workers or 1)
+    if not workers:
+        drawn = repeat(tuple(x.to(device) for x in next(drawn)))
     clock = Clock()
     for _ in range(steps):
-        images, labels = (x.to(device, non_blocking=True) for x in next(loaders[0]))
-        weak, strong, _ = (x.to(device, non_blocking=True) for x in next(loaders[1]))
+        images, labels, weak, strong = (x.to(device, non_blocking=True) for x in next(drawn))
         logits = network(torch.cat([images, weak, strong]))
         own, easy, hard = logits.split([len(images), len(weak), len(strong)])
         confidence, pseudo = easy.detach().softmax(1).max(1)
@@ -168,7 +183,7 @@ def peer(train: LabelledImages, options: argparse.Namespace, steps: int, skip: i
             for key, value in network.named_parameters():
                 average[key].lerp_(value, 0.001)
         clock.advance(loss=float(loss.detach()))
-    rates = clock.rates(skip)
+    rates = clock.rates(steps // 3)
     return {"steps_per_second": statistics.median(rates), "raw": rates, "workers": workers}
 
 
@@ -192,9 +207,14 @@ def main() -> None:
     contenders = {
         "augmentation, ms": lambda: augmentation(train, options.device, 50),
         "instant": lambda: ours(train, "instant", options.steps, skip, options),
+        "instant, flattened": lambda: ours(
+            train, "instant", options.steps, skip, options, posterior="flattened"
+        ),
         "fixmatch": lambda: ours(train, "fixmatch", options.steps, skip, options),
         "instant, launched": lambda: launched(train, options),
-        "peer": lambda: peer(train, options, options.peer_steps, options.peer_steps // 3, options.workers),
+        "peer": lambda: peer(train, options, options.peer_steps, options.workers),
+        "peer, 4 workers": lambda: peer(train, options, options.peer_steps, 4),
+        "peer, views ready": lambda: peer(train, options, options.peer_steps, 0),
     }
     for name, contender in contenders.items():
         try:

@@ -24,7 +24,7 @@ from fewer.learn.thresholds.guarantee import monte_carlo_check
 from fewer.learn.thresholds.transition import ClassTransition, forward_corrected_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.learn.few_labels.test_randaugment import pillow
+from tests.learn.few_labels.one_by_one import pillow
 
 
 def estimator_error(seed: int) -> float:

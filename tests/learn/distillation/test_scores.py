@@ -6,13 +6,16 @@ from fewer.learn.data import LabelledImages
 from fewer.learn.distillation.architectures import NetworkPlan, build_network
 from fewer.learn.distillation.loop import distill
 from fewer.learn.distillation.scores import (
+    Score,
     TestPictures,
     fit_to,
+    joined_runs,
     pooled,
     resized,
     score_distilled,
     score_full,
     score_random,
+    score_steadily,
     summarise,
 )
 from fewer.learn.distillation.task import Source
@@ -64,3 +67,34 @@ def test_resizing_keeps_the_mean() -> None:
     small = resized(data, (5, 7))
     assert small.images.shape[1:] == (5, 7, 3)
     assert abs(float(small.images.float().mean() - data.images.float().mean())) < 2
+
+
+def test_networks_are_added_until_their_mean_is_certain() -> None:
+    def judge(spread: float, asked: list[tuple[int, ...]]):
+        def one(seeds: tuple[int, ...]) -> Score:
+            asked.append(seeds)
+            return summarise([(0.8 + spread * (seed % 2), 0.8 + spread * (seed % 2), 0.9) for seed in seeds])
+
+        return one
+
+    calm: list[tuple[int, ...]] = []
+    assert score_steadily(judge(0.001, calm), first_seed=100).runs == 5
+    assert calm == [(100, 101, 102, 103, 104)]
+    noisy: list[tuple[int, ...]] = []
+    score = score_steadily(judge(0.2, noisy))
+    assert score.runs == 20 and sum(noisy, ()) == tuple(range(20))
+    whole = summarise([(0.8 + 0.2 * (seed % 2), 0.8 + 0.2 * (seed % 2), 0.9) for seed in range(20)])
+    assert score.balanced_accuracy == pytest.approx(whole.balanced_accuracy)
+    assert score.balanced_spread == pytest.approx(whole.balanced_spread)
+    assert score.each == whole.each
+
+
+def test_joined_runs_of_unequal_numbers_are_one_sample() -> None:
+    rows = [(0.1 * k, 0.05 * k * k, 0.5) for k in range(7)]
+    whole, parts = (
+        summarise(rows),
+        joined_runs([summarise(rows[:1]), summarise(rows[1:3]), summarise(rows[3:])]),
+    )
+    for name in ("accuracy", "balanced_accuracy", "auc", "accuracy_spread", "balanced_spread", "auc_spread"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name))
+    assert parts.runs == 7 and parts.each == pytest.approx(whole.each)

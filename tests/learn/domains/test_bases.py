@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fewer.learn.domains.bases import (
+    FISH_RATE,
     BaseState,
     base_gradients,
     coral_distance,
@@ -20,7 +21,7 @@ from fewer.learn.domains.bases import (
 from fewer.learn.domains.plan import InvariantPlan
 
 PLAN = InvariantPlan(method="none", steps=10, device="cpu")
-BASES = ("erm", "irm", "vrex", "sam", "group-dro", "coral", "mmd", "mixup", "fishr", "and-mask")
+BASES = ("erm", "irm", "vrex", "sam", "group-dro", "coral", "mmd", "mixup", "fish", "fishr", "and-mask")
 
 
 def gradients(base: str, network: torch.nn.Module, batch, plan: InvariantPlan = PLAN, masks=None):
@@ -129,6 +130,42 @@ def test_and_mask_drops_what_the_domains_disagree_about(toy) -> None:
     agree = one.sign() == two.sign()
     assert (found["hidden.weight"][~agree] == 0).all()
     assert torch.allclose(found["hidden.weight"][agree], ((one + two) / 2 / agree.float().mean())[agree])
+
+
+def test_fish_is_the_mean_gradient_less_the_slope_of_the_inner_product(toy) -> None:
+    network, batch = toy.network().double(), toy.batch(8)
+    batch = replace(batch, images=batch.images.double())
+    weights = list(network.parameters())
+    losses = domain_losses(network(batch.images), batch)
+    one, two = (torch.autograd.grad(loss, weights, create_graph=True) for loss in losses)
+    product = torch.stack([(a * b).sum() for a, b in zip(one, two, strict=True)]).sum()
+    slope = torch.autograd.grad(product, weights)
+    found = [
+        gradients_of_fish(network, batch, seed)
+        for seed in range(8)  # both orders of the domains, the same number of times or nearly so
+    ]
+    orders = {tuple(round(float(x), 9) for x in one_order[0].flatten()): one_order for one_order in found}
+    assert len(orders) == 2
+    both = [torch.stack(parts).mean(0) for parts in zip(*orders.values(), strict=True)]
+    for got, a, b, s in zip(both, one, two, slope, strict=True):
+        expected = (a + b).detach() / 2 - FISH_RATE / 4 * s
+        assert torch.allclose(got, expected, atol=FISH_RATE**2)
+        assert not torch.allclose((a + b).detach() / 2, expected, atol=1e-9)
+
+
+def gradients_of_fish(network: torch.nn.Module, batch, seed: int) -> list[torch.Tensor]:
+    plan = replace(PLAN, base="fish")
+    generator = torch.Generator().manual_seed(seed)
+    base_gradients(network, batch, plan, BaseState(2), {}, 0, generator)
+    return [p.grad.clone() for p in network.parameters()]
+
+
+def test_fish_leaves_masked_weights_where_they_are(toy) -> None:
+    network, batch = toy.network(), toy.batch(9)
+    mask = torch.tensor([[True, False, True, False]] * 3)
+    _, found, _ = gradients("fish", network, batch, PLAN, {"hidden.weight": mask})
+    assert (found["hidden.weight"][~mask] == 0).all()
+    assert (found["hidden.weight"][mask] != 0).any()
 
 
 def test_sam_climbs_only_on_kept_weights(toy) -> None:

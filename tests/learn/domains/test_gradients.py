@@ -6,9 +6,9 @@ from fewer.learn.domains.gradients import EPSILON, GradientAverage, first_score,
 
 def filled() -> GradientAverage:
     average = GradientAverage()
-    average.add("task", ["w"], [torch.tensor([1.0, -3.0])])
-    average.add("task", ["w"], [torch.tensor([3.0, 3.0])])
-    average.add("domain", ["w"], [torch.tensor([0.5, -2.0])])
+    average.add("task", ["w"], [torch.tensor([1.0, -3.0])], squares=True)
+    average.add("task", ["w"], [torch.tensor([3.0, 3.0])], squares=True)
+    average.add("domain", ["w"], [torch.tensor([0.5, -2.0])], squares=True)
     average.add("env0", ["w"], [torch.tensor([1.0, 1.0])])
     average.add("env1", ["w"], [torch.tensor([1.0, 5.0])])
     return average
@@ -51,3 +51,10 @@ def test_an_average_survives_a_checkpoint() -> None:
     for kind in ("task", "domain"):
         assert torch.equal(average.mean(kind, "w"), again.mean(kind, "w"))
         assert torch.equal(average.mean_square(kind, "w"), again.mean_square(kind, "w"))
+
+
+def test_squares_are_kept_only_where_they_are_asked_for() -> None:
+    average = GradientAverage()
+    average.add("domain", ["w"], [torch.ones(3)])
+    assert average.squares == {}
+    assert average.mean("domain", "w").tolist() == [1.0, 1.0, 1.0]

@@ -9,6 +9,7 @@ from torch import nn
 from fewer.core.errors import ConfigError
 from fewer.learn.domains.masks import (
     apply_masks,
+    best,
     clear_masked_state,
     density_of,
     exchange,
@@ -39,6 +40,20 @@ def test_ties_go_to_the_larger_weight_then_to_the_lower_position() -> None:
     weight = torch.tensor([0.1, 0.2, -0.5, 0.1, 0.2])
     assert preference(score, weight).tolist() == [1, 4, 2, 0, 3]
     assert top_mask(score, weight, 3).tolist() == [False, True, True, False, True]
+
+
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_picking_without_a_sort_is_the_order_of_preference(levels: int) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    score = torch.randint(levels, (5, 41), generator=generator).float()  # few levels: many ties
+    weight = torch.randint(-2, 3, (5, 41), generator=generator).float()
+    among = torch.rand(5, 41, generator=generator) < 0.6
+    order = preference(score, weight)
+    order = order[among.flatten()[order]]
+    for count in (0, 1, 60, len(order) - 1, len(order)):
+        expected = torch.zeros(5 * 41, dtype=torch.bool)
+        expected[order[:count]] = True
+        assert torch.equal(best(score, weight, among, count), expected.view(5, 41))
 
 
 @pytest.mark.parametrize("count", [1, 5, 123])

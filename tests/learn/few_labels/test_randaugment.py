@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from fewer.core.errors import ConfigError
 from fewer.learn.few_labels.randaugment import (
@@ -15,40 +15,7 @@ from fewer.learn.few_labels.randaugment import (
     apply_picked,
     rand_augment,
 )
-
-
-def pillow(name: str, picture: Image.Image, v: float) -> Image.Image:
-    """The reference: one image, as the field's code calls Pillow."""
-    width, height = picture.size
-    shift = round(v * (width if name == "translate_x" else height) * 65536) / 65536
-    match name:
-        case "autocontrast":
-            return ImageOps.autocontrast(picture)
-        case "brightness":
-            return ImageEnhance.Brightness(picture).enhance(v)
-        case "colour":
-            return ImageEnhance.Color(picture).enhance(v)
-        case "contrast":
-            return ImageEnhance.Contrast(picture).enhance(v)
-        case "equalize":
-            return ImageOps.equalize(picture)
-        case "posterize":
-            return ImageOps.posterize(picture, int(v))
-        case "rotate":
-            return picture.rotate(v)
-        case "sharpness":
-            return ImageEnhance.Sharpness(picture).enhance(v)
-        case "shear_x":
-            return picture.transform(picture.size, Image.Transform.AFFINE, (1, v, 0, 0, 1, 0))
-        case "shear_y":
-            return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, v, 1, 0))
-        case "solarize":
-            return ImageOps.solarize(picture, v)
-        case "translate_x":
-            return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, shift, 0, 1, 0))
-        case "translate_y":
-            return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, shift))
-    return picture
+from tests.learn.few_labels.one_by_one import pillow
 
 
 def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -58,6 +58,7 @@ def test_a_published_run_file_becomes_a_plan(tmp_path: Path) -> None:
     )
     assert plan.warm_up * plan.steps == 10_240
     assert (plan.estimation, plan.transition_scale, plan.threshold_temperature) == ("class", 5.0, 0.5)
+    assert plan.posterior == "flattened"  # as released, although ours looks at another view
     assert (run.labels, run.image_size, run.unknown) == (40, 32, ())
 
 

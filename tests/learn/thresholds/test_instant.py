@@ -27,8 +27,9 @@ def test_warm_up_has_the_base_threshold_and_plain_loss(network: nn.Module, batch
 
 
 def test_later_the_threshold_is_that_of_the_module(network: nn.Module, batch: Batch) -> None:
-    state = InstantState(PLAN, 1, 3, 8)
-    got = instant(network, batch, state, PLAN)
+    plan = replace(PLAN, posterior="flattened")
+    state = InstantState(plan, 1, 3, 8)
+    got = instant(network, batch, state, plan)
     aligned = state.alignment(batch.weak.flatten(1)[:, :3].softmax(1))
     expected = InstanceThreshold(classes=3)(aligned, state.transition().detach())
     torch.testing.assert_close(got.threshold, expected.threshold)

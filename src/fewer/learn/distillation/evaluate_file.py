@@ -8,22 +8,29 @@ from fewer.core.device import pick_device
 from fewer.core.progress import Progress
 from fewer.learn.data import LabelledImages
 from fewer.learn.distillation.distilled_set import DistilledSet
-from fewer.learn.distillation.scores import score_distilled
+from fewer.learn.distillation.scores import Score, score_distilled, score_steadily
 
-NETWORKS = 3
+MOST_REPORTED = 100
+"""A datasheet that claims more networks than `fewer learn distill` trains is not taken at its word."""
 
 
 def evaluate_file(
     path: Path, data: LabelledImages, *, seed: int, device: str, progress: Progress
 ) -> dict[str, object]:
-    """Mean and spread over three networks on `data`, beside what the file's datasheet reports.
+    """Mean and spread on `data` over as many networks as the datasheet's figure is of (with `seed` 0 the very
+    same ones), beside that figure. A file without one is judged by as many as it takes (`score_steadily`).
 
     Raises `FileError` for a file that is no distilled set, `DataError` for pictures that do not fit it.
     """
     distilled = DistilledSet.load(path)
-    seeds = tuple(range(NETWORKS * seed, NETWORKS * (seed + 1)))
-    score = score_distilled(distilled, data, seeds=seeds, device=pick_device(device), progress=progress)
     reported = distilled.datasheet.metrics.get("distilled")
+    runs = reported.get("runs") if isinstance(reported, dict) else None
+
+    def judge(seeds: tuple[int, ...]) -> Score:
+        return score_distilled(distilled, data, seeds=seeds, device=pick_device(device), progress=progress)
+
+    networks = runs if isinstance(runs, int) and 1 <= runs <= MOST_REPORTED else None
+    score = score_steadily(judge, networks, (networks or MOST_REPORTED) * seed)
     return {
         "model": str(path),
         **score.as_dict(),

@@ -19,7 +19,7 @@ EPSILON = 0.05
 
 
 class GradientAverage:
-    """Sums of gradients and of their squares for the named weights, by source of the gradient.
+    """Sums of gradients and, where asked for, of their squares for the named weights, by source.
 
     Kinds: `task` and `domain`, and `env<e>` for the task gradient on domain e alone.
     """
@@ -30,15 +30,19 @@ class GradientAverage:
         self.counts: dict[str, int] = {}
 
     @torch.no_grad()
-    def add(self, kind: str, names: Sequence[str], gradients: Sequence[Tensor]) -> None:
+    def add(
+        self, kind: str, names: Sequence[str], gradients: Sequence[Tensor], *, squares: bool = False
+    ) -> None:
         """One batch's gradients."""
         for name, gradient in zip(names, gradients, strict=True):
             key = f"{kind}/{name}"
             if key in self.sums:
                 self.sums[key].add_(gradient)
-                self.squares[key].addcmul_(gradient, gradient)
             else:
                 self.sums[key] = gradient.detach().clone()
+            if squares and key in self.squares:
+                self.squares[key].addcmul_(gradient, gradient)
+            elif squares:
                 self.squares[key] = gradient.detach().square()
         self.counts[kind] = self.counts.get(kind, 0) + 1
 

@@ -64,9 +64,30 @@ def top_mask(
     score: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"], count: int
 ) -> Bool[Tensor, "*shape"]:
     """Keeps the `count` weights of largest score."""
-    mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-    mask[preference(score, weight)[:count]] = True
-    return mask.view(weight.shape)
+    return best(score, weight, torch.ones_like(weight, dtype=torch.bool), count)
+
+
+def best(
+    score: Float[Tensor, "*shape"],
+    weight: Float[Tensor, "*shape"],
+    among: Bool[Tensor, "*shape"],
+    count: int,
+) -> Bool[Tensor, "*shape"]:
+    """The `count` positions of `among` that `preference` puts first. Only ties are sorted: the mask of a
+    large layer is found in a tenth of the time that four sorts of all its weights take."""
+    picked = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    positions = among.flatten().nonzero().flatten()
+    values = score.flatten()[positions]
+    if 0 < count < len(positions):
+        cut = values.kthvalue(len(positions) - count + 1).values
+        above = values > cut
+        tied, left = positions[values == cut], count - int(above.sum())
+        if left < len(tied):
+            tied = tied[weight.detach().flatten()[tied].abs().sort(descending=True, stable=True).indices]
+        positions = torch.cat([positions[above], tied[:left]])
+    if count > 0:
+        picked[positions] = True
+    return picked.view(weight.shape)
 
 
 def exchange_fraction(step: int, alpha: float, end: int) -> float:
@@ -89,29 +110,37 @@ def exchange(
     EVIL: keep_score = |w|, grow_score = -|dL_domain/dw|. RigL: grow_score = |dL_task/dw|. With `guard` no
     output channel loses more than 90 % of its kept inputs, even if fewer than p are then exchanged.
     """
-    flat = mask.flatten()
-    order = preference(keep_score, weight)
-    leaving = order[flat[order]].flip(0)
+    leaving = math.floor(fraction * int(mask.sum()))
+    survivors = best(keep_score, weight, mask, int(mask.sum()) - leaving)
     if guard:
-        leaving = _guarded(leaving, mask)
-    leaving = leaving[: math.floor(fraction * int(flat.sum()))]
-    survivors = flat.clone()
-    survivors[leaving] = False
-    candidates = preference(grow_score, weight)
-    candidates = candidates[~survivors[candidates]]
-    survivors[candidates[: len(leaving)]] = True
-    return survivors.view(mask.shape)
+        survivors = _guarded(survivors, keep_score, weight, mask, leaving)
+        leaving = int(mask.sum()) - int(survivors.sum())
+    return survivors | best(grow_score, weight, ~survivors, leaving)
 
 
-def _guarded(leaving: Int64[Tensor, " n"], mask: Bool[Tensor, " out *inputs"]) -> Int64[Tensor, " m"]:
-    """Those of `leaving`, in order, that stay within each output channel's allowance."""
-    channel = leaving // max(1, mask[0].numel())
+def _guarded(
+    survivors: Bool[Tensor, " out *inputs"],
+    keep_score: Float[Tensor, " out *inputs"],
+    weight: Float[Tensor, " out *inputs"],
+    mask: Bool[Tensor, " out *inputs"],
+    leaving: int,
+) -> Bool[Tensor, " out *inputs"]:
+    """`survivors`, or, where an output channel would lose more than its allowance, those that stay when the
+    weights of lowest score leave one after the other, each as long as its channel can spare it."""
     kept = mask.flatten(1).sum(1)
+    allowance = (GUARD * kept).floor()
+    if bool((kept - survivors.flatten(1).sum(1) <= allowance).all()):
+        return survivors
+    order = preference(keep_score, weight)
+    first = order[mask.flatten()[order]].flip(0)
+    channel = first // max(1, mask[0].numel())
     grouped = channel.sort(stable=True).indices
     starts = kept.cumsum(0) - kept
     rank = torch.empty_like(channel)
     rank[grouped] = torch.arange(len(channel), device=channel.device) - starts[channel[grouped]]
-    return leaving[rank < (GUARD * kept)[channel].floor()]
+    remaining = mask.flatten().clone()
+    remaining[first[rank < allowance[channel]][:leaving]] = False
+    return remaining.view(mask.shape)
 
 
 @torch.no_grad()

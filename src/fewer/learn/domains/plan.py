@@ -11,7 +11,9 @@ from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError
 from fewer.learn.networks import NetworkName
 
-BaseName = Literal["erm", "irm", "vrex", "sam", "group-dro", "coral", "mmd", "mixup", "fishr", "and-mask"]
+BaseName = Literal[
+    "erm", "irm", "vrex", "sam", "group-dro", "coral", "mmd", "mixup", "fish", "fishr", "and-mask"
+]
 MaskMethod = Literal["evil", "rigl", "random", "magnitude", "none"]
 FirstMask = Literal["weight", "random", "sensitivity", "fisher", "domain-fisher"]
 Drop = Literal["magnitude", "domain", "magnitude/domain"]

@@ -180,14 +180,14 @@ class MaskedTraining:
         weights = list(self.weights.values())
         if first or score in ("task", "mixed"):
             gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-            self.average.add("task", self.names, gradients)
+            self.average.add("task", self.names, gradients, squares=first)
         assert features is not None
         last = self.policy.updates_at(masked_step)
         if (first and self.policy.first == "domain-fisher") or (
             not first and (score == "domain" or (score == "mixed" and last))
         ):
             loss = F.cross_entropy(self.head(features), batch.domains)
-            self.average.add("domain", self.names, torch.autograd.grad(loss, weights))
+            self.average.add("domain", self.names, torch.autograd.grad(loss, weights), squares=first)
         elif not first and score == "covariance":
             losses = domain_losses(self.network.classifier(features), batch)  # pyright: ignore
             for env, loss in enumerate(losses):

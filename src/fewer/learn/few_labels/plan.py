@@ -71,9 +71,11 @@ class SemiSupervisedPlan:
     """InstanT: network of the instance estimator."""
     threshold_temperature: Annotated[float, Field(gt=0, le=100)] = 0.5
     """InstanT: of the flattened posterior."""
-    posterior: Literal["flattened", "plain", "views"] = "flattened"
-    """InstanT: `plain` is the form that the guarantee needs; `views` (ours) is its estimate from two other
-    weak views of the picture, which tells right pseudo-labels better and costs a third more a step."""
+    posterior: Literal["flattened", "plain", "views"] = "views"
+    """InstanT: `plain` is the form that the guarantee needs; `views` (ours) is its estimate from other weak
+    views of the picture, which tells right pseudo-labels better."""
+    views: Annotated[int, Field(ge=1, le=8)] = 1
+    """InstanT, `views`: how many; each costs about a seventh of a step."""
     compare: Literal["posterior", "noisy"] = "posterior"
     """InstanT: `noisy` is the form that the guarantee needs."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
@@ -85,7 +87,7 @@ class SemiSupervisedPlan:
 
     def other_views(self) -> int:
         """Further weak views that InstanT looks at."""
-        return 2 if self.method == "instant" and self.posterior == "views" else 0
+        return self.views if self.method == "instant" and self.posterior == "views" else 0
 
     def ema_decay(self) -> float:
         """Short runs need a shorter memory than 0.999, or their first weights never fade."""

@@ -99,7 +99,9 @@ def read_usb_config(path: Path) -> UsbRun:
         if not isinstance(steps, int) or not isinstance(warm_up, int) or not 0 <= warm_up <= steps:
             raise ConfigError(f"{path.name}: warm_up_it is {warm_up}; allowed: 0 .. num_train_iter ({steps})")
         values["warm_up"] = warm_up / steps
-        values.setdefault("estimation", "class")  # the released code's default, not ours
+        # The released code's defaults, not ours.
+        values.setdefault("estimation", "class")
+        values["posterior"] = "flattened"
         if "T" in found:
             values["threshold_temperature"] = found["T"]
     known = PLAIN.keys() | FIXED.keys() | WITHOUT_EFFECT
