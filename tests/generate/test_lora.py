@@ -14,6 +14,7 @@ from fewer.generate.lora import (
     collect,
     detach,
     fresh,
+    in_dtype,
     parse_lora,
     read_lora,
     set_scale,
@@ -195,3 +196,13 @@ def test_strength_behind_the_name(text, file, scale):
 def test_strengths_that_are_no_numbers(text):
     with pytest.raises(ConfigError, match="strength"):
         parse_lora(text)
+
+
+def test_another_number_format_changes_the_factors_alone(tiny):
+    adapter = fresh(tiny(), 2, torch.Generator().manual_seed(0))
+    half = in_dtype(adapter, torch.bfloat16)
+    assert half.keys() == adapter.keys()
+    for layer, one in half.items():
+        assert one.down.dtype == one.up.dtype == torch.bfloat16
+        assert one.alpha == adapter[layer].alpha
+        torch.testing.assert_close(one.down.float(), adapter[layer].down, rtol=2**-8, atol=0)

@@ -173,6 +173,11 @@ def read_lora(path: str | Path) -> dict[str, LowRank]:
     return {_own_name(layer): low_rank for layer, low_rank in pairs.items()}
 
 
+def in_dtype(adapter: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, LowRank]:
+    """The adapter with factors of another number format."""
+    return {layer: LowRank(one.down.to(dtype), one.up.to(dtype), one.alpha) for layer, one in adapter.items()}
+
+
 def write_lora(path: str | Path, adapter: Mapping[str, LowRank]) -> Path:
     """Writes an adapter as diffusers and PEFT read it (`transformer.` names, alpha in the metadata)."""
     path = Path(path)

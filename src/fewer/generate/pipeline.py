@@ -24,7 +24,7 @@ from torch import Tensor
 from fewer.core.config import validate
 from fewer.core.device import pick_device, pick_dtype, seeded
 from fewer.core.errors import ConfigError
-from fewer.generate.lora import attach, detach, parse_lora, read_lora, set_scale
+from fewer.generate.lora import attach, detach, in_dtype, parse_lora, read_lora, set_scale
 from fewer.generate.model_folder import ModelSettings, Parts, open_parts
 from fewer.generate.picture import Picture
 from fewer.generate.request import GenerateRequest, as_prompts, with_edition
@@ -297,7 +297,9 @@ class TextToImage:
             detach(self.transformer)
             self._attached = ()
             for number, path in enumerate(files):
-                attach(self.transformer, read_lora(path), name=f"lora{number}")
+                # in the network's dtype at once: else every step would convert the factors again
+                adapter = in_dtype(read_lora(path), self.transformer.proj_out.weight.dtype)
+                attach(self.transformer, adapter, name=f"lora{number}")
             self._attached = files
         for number, (_, scale) in enumerate(wanted):
             set_scale(self.transformer, f"lora{number}", scale)

@@ -67,7 +67,7 @@ def train_few_steps_command(request: TrainFewStepsRequest, progress: Progress) -
 
 def _train(request: TrainFewStepsRequest, progress: Progress) -> dict[str, object]:
     from fewer.generate.conditional.for_sana import ConditionedSana
-    from fewer.generate.lora import LowRank, write_lora
+    from fewer.generate.lora import in_dtype, write_lora
     from fewer.generate.model_folder import open_parts
     from fewer.generate.sampling.few_steps import FOLDER, WEIGHTS, FewSteps, few_step_levels, write_few_steps
     from fewer.generate.training.encoded import encode_captions
@@ -102,11 +102,7 @@ def _train(request: TrainFewStepsRequest, progress: Progress) -> dict[str, objec
     if rank() == 0:
         levels = few_step_levels(parts.settings.shift)
         write_few_steps(request.output, FewSteps(levels=levels, guidance=guidance))
-        halves = {
-            layer: LowRank(one.down.to(torch.bfloat16), one.up.to(torch.bfloat16), one.alpha)
-            for layer, one in adapter.items()
-        }
-        write_lora(folder / WEIGHTS, halves)
+        write_lora(folder / WEIGHTS, in_dtype(adapter, torch.bfloat16))
     last = result.losses[-50:]
     return {
         "output": str(folder),
