@@ -44,6 +44,7 @@ from fewer.generate.sampling.sampler import sample
 
 DATA = Path(__file__).parents[1] / "data"
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
+KEYS = ("data", "method", "rate", "seed", "steps")
 PAPER = ("patch_embed", "dwconv", "attn_out")
 MAIN = ("tokens", "aks", "adaln", "can", "adaln+can")
 METHODS: dict[str, tuple[str, ConditionPlan | None, int]] = {
@@ -309,11 +310,28 @@ class Protocol:
                         for seed in SEEDS for data in options.data for method in methods
                     ]
                 )  # fmt: skip
+                if whole and methods is main and steps == options.steps:
+                    self._alone()
         self.table()
 
+    def _alone(self) -> None:
+        """One run of every main method again, with nothing beside it: the error must be the wave's."""
+        data, steps = self.options.data[0], self.options.steps
+        for method in MAIN:
+            row = (data, method, self._best_rate(data, method), SEEDS[0], steps)
+            beside = next(
+                (r for r in self.runs if tuple(r[k] for k in KEYS) == row and "test_error" in r), None
+            )
+            if beside is None or "test_error_alone" in beside or time.monotonic() > self.deadline:
+                continue
+            one = trainee(*row, self.sets[data][0], self.options)
+            train_side_by_side([one])
+            beside["test_error_alone"] = validation_error(one.model, self.sets[data][2])
+            print(f"{method}: {beside['test_error_alone']:.5f} alone, {beside['test_error']:.5f} in a wave")
+        record(self.options.name, {"runs": self.runs, "judges": self.judges, "batch": self.options.batch})
+
     def _waves(self, wanted: list[tuple[str, str, float, int, int]]) -> bool:
-        keys = ("data", "method", "rate", "seed", "steps")
-        missing = [row for row in wanted if not any(tuple(r[k] for k in keys) == row for r in self.runs)]
+        missing = [row for row in wanted if not any(tuple(r[k] for k in KEYS) == row for r in self.runs)]
         for start in range(0, len(missing), self.options.wave):
             part = missing[start : start + self.options.wave]
             began = time.monotonic()
@@ -323,7 +341,7 @@ class Protocol:
                 return False
             trained = time.monotonic()
             for row, done in zip(part, trainees, strict=True):
-                self.runs.append(self._figures(dict(zip(keys, row, strict=True)), done))
+                self.runs.append(self._figures(dict(zip(KEYS, row, strict=True)), done))
             record(self.options.name, {"runs": self.runs, "judges": self.judges, "batch": self.options.batch})
             print(
                 f"{len(part)} networks in {trained - began:.1f} s, "

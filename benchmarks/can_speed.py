@@ -1,6 +1,7 @@
 """Speed of condition-aware weights on one GPU: training step, merged inference, and the per-sample kernel.
 
-python benchmarks/can_speed.py [--kernels] [--training] [--inference] [--no-slow-peers]
+python benchmarks/can_speed.py [--kernels] [--training] [--inference] [--no-slow-peers] [--no-eager]
+[--no-tiles]
 (`--device cpu --tiny` only checks that it runs)
 writes benchmarks/results/can_speed_{kernels,training,inference}.json.
 
@@ -76,7 +77,9 @@ def correctness(device: str) -> dict[str, float]:
     return errors
 
 
-def kernels(batch: int, side: int, channels: int, device: str, runs: int) -> dict[str, Callable[[], Figures]]:
+def kernels(
+    batch: int, side: int, channels: int, device: str, runs: int, tiles: bool
+) -> dict[str, Callable[[], Figures]]:
     """Every tile on fresh inputs (four sets in turn, more than the cache holds), and a copy beside them."""
     dtype = torch.bfloat16
     sets = [
@@ -108,7 +111,7 @@ def kernels(batch: int, side: int, channels: int, device: str, runs: int) -> dic
             )
         ),
     }  # fmt: skip
-    if device == "cuda":
+    if device == "cuda" and tiles:
         from fewer.kernels.triton.depthwise_per_sample import (
             launch_depthwise_per_sample,
             launch_depthwise_per_sample_gradients,
@@ -176,16 +179,12 @@ def main() -> None:
         return run
 
     few = min(given.runs, 20)
-    if "kernels" in parts:
-        rows = contest(kernels(batch, params.size // 2, 4 * params.width, device, few), only=given.only)
-        channels = 4 * params.width
-        nbytes = 2 * batch * (2 * (params.size // 2) ** 2 * channels + 9 * channels)
-        finish("can_speed_kernels", {**shape, "rows": rows, "summary": of_kernels(nbytes, rows)}, given)
     if "training" in parts:
         wanted = {
             f"train graph, {form}": row(form, True, few) for form in ("static", "static, our kernel", "fused")
         }
-        wanted |= {f"train eager, {form}": row(form, False, 10) for form in ("static", "fused")}
+        if "eager" not in left_out:
+            wanted |= {f"train eager, {form}": row(form, False, 10) for form in ("static", "fused")}
         if "slow-peers" not in left_out:
             wanted["train eager, split"] = row("split", False, 3)
             wanted["train eager, loop over samples"] = row("split", False, 1, loop=True)
@@ -194,6 +193,12 @@ def main() -> None:
     if "inference" in parts:
         rows = inference(network("fused").to(device), inputs, device, 5 * given.runs)
         finish("can_speed_inference", {**shape, "rows": rows, "summary": of_inference(rows)}, given)
+    if "kernels" in parts:
+        contenders = kernels(batch, params.size // 2, 4 * params.width, device, few, "tiles" not in left_out)
+        rows = contest(contenders, only=given.only)
+        channels = 4 * params.width
+        nbytes = 2 * batch * (2 * (params.size // 2) ** 2 * channels + 9 * channels)
+        finish("can_speed_kernels", {**shape, "rows": rows, "summary": of_kernels(nbytes, rows)}, given)
 
 
 @torch.no_grad()

@@ -36,8 +36,10 @@ def crop_pool(
     numbers = np.repeat(np.arange(len(paths)), each)
     order = np.random.default_rng(seed).permutation(len(numbers))
     crops, numbers = np.concatenate(parts)[order], numbers[order]
-    if kept:
-        np.savez(kept, crops=crops, numbers=numbers)
+    if kept:  # whole or not at all: others may be waiting for it
+        part = kept.with_suffix(".part.npz")
+        np.savez(part, crops=crops, numbers=numbers)
+        part.replace(kept)
     return torch.from_numpy(crops), torch.from_numpy(numbers)
 
 

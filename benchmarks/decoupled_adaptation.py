@@ -4,35 +4,60 @@ A small f32 net learns on 32-px crops (latents of 1 x 1) and is then asked for 1
 there: that net as it is; after phase 2 with 0, 1 and 2 trained stages a side; after the same steps with
 everything trained; and a net trained on 128-px crops from the start. Then phase 3 against a critic.
 
-python benchmarks/decoupled_adaptation.py [--steps 400] [--adapt-steps 50] [--refine-steps 100] [--gpu]
+python benchmarks/decoupled_adaptation.py [--steps 400] [--adapt-steps 100] [--refine-steps 100]
 writes benchmarks/results/decoupled_adaptation.json after every part; parts found there are not run again,
-and the long ones go on from their checkpoints in --work.
+and the long ones go on from their checkpoints in --work. `--parts high --name NAME` and `--merge NAME`
+spread it over two processes. With --gpu the crops are drawn beforehand (`crop_pool.py`), widths are 32 to
+256, and seconds are wall seconds.
 """
 # bench: cpu, 30 min:
 
 import argparse
 import copy
 import json
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from crop_pool import crop_pool
+from record import RESULTS, record
 from residual_autoencoding import WIDTHS, build, small_config
 
 from fewer.generate.autoencoder import DCAutoencoder, ReconstructionWeights
 from fewer.generate.autoencoder.crops import PictureFolder
-from fewer.generate.autoencoder.phases import PhasePlan
+from fewer.generate.autoencoder.phases import PhasePlan, prepare
 from fewer.generate.autoencoder.training import TrainingOptions, train_autoencoder, training_losses
 from fewer.generate.image_metrics import psnr, sharpness
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "decoupled_adaptation.json"
+FACTS = ("when", "command", "python", "versions", "machine")
 SMALL, LARGE = 32, 128
+WIDE = (32, 64, 128, 256, 256, 256)
 
 
-def quality(model: DCAutoencoder, pictures: PictureFolder, side: int, count: int) -> tuple[float, float]:
+class Crops:
+    """Crops of the photographs: cut when asked for, or drawn from pools made beforehand."""
+
+    def __init__(self, pooled: bool, folder: Path | None) -> None:
+        self.pictures = PictureFolder(ROOT / "data" / "photos")
+        self.pools = {
+            (side, held_out): crop_pool(side, each, 99 if held_out else 0, held_out, folder=folder)[0]
+            for side, held_out, each in (
+                (SMALL, False, 600), (LARGE, False, 200), (SMALL, True, 80), (LARGE, True, 20),
+            )
+        } if pooled else {}  # fmt: skip
+
+    def crops(
+        self, count: int, side: int, generator: torch.Generator, held_out: bool = False
+    ) -> torch.Tensor:
+        if not self.pools:
+            return self.pictures.crops(count, side, generator, held_out)
+        pool = self.pools[side, held_out]
+        return pool[torch.randint(len(pool), (count,), generator=generator)].float() / 127.5 - 1
+
+
+def quality(model: DCAutoencoder, pictures: Crops, side: int, count: int) -> tuple[float, float]:
     """(PSNR in dB, sharpness) on held-out crops."""
     device = next(model.parameters()).device
     test = pictures.crops(count, side, torch.Generator().manual_seed(99), held_out=True)
@@ -62,37 +87,58 @@ class SavedTensors:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--adapt-steps", type=int, default=50)
+    parser.add_argument("--adapt-steps", type=int, default=100)
     parser.add_argument("--refine-steps", type=int, default=100)
     parser.add_argument("--parts", nargs="+", default=["low", "adapt", "refine", "high"])
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "decoupled_adaptation")
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
+    parser.add_argument("--name", default="decoupled_adaptation", help="of the result's file")
+    parser.add_argument("--merge", help="take the parts of this result in, and only say what they show")
     options = parser.parse_args()
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    found |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    found = {}
+    for name in (options.merge, options.name):
+        path = RESULTS / f"{name}.json"
+        found |= json.loads(path.read_text()) if name and path.exists() else {}
+    if options.merge:
+        keep(found, options)
+        return
     found |= {
-        "steps": options.steps,
-        "adapt_steps": options.adapt_steps,
-        "refine_steps": options.refine_steps,
-    }
-    pictures = PictureFolder(ROOT / "data" / "photos")
+        "steps": options.steps, "adapt_steps": options.adapt_steps, "refine_steps": options.refine_steps,
+    }  # fmt: skip
+    pictures = Crops(options.gpu, options.pool)
     training = TrainingOptions(
-        device="cuda" if options.gpu else "cpu", ema_decay=None, schedule="cosine", warmup=10,
+        device="cuda" if options.gpu else "cpu", ema_decay=None, schedule="cosine", warmup=20,
         weights=ReconstructionWeights(gradients=0.5, pyramid=0.0), critic_width=32, checkpoint_every=50,
         resume=True,
     )  # fmt: skip
-    RESULT.parent.mkdir(exist_ok=True)
     for part in options.parts:
         if part not in found or part == "adapt":
             PARTS[part](found, pictures, training, options)
-            RESULT.parent.mkdir(exist_ok=True)
-            RESULT.write_text(json.dumps(found, indent=1) + "\n")
-            print(part, json.dumps(found[part]))
+            keep(found, options)
+            print(part, json.dumps(found[part]), flush=True)
+
+
+def keep(found: dict, options: argparse.Namespace) -> None:
+    """Writes what there is, and what it shows once the nets to compare with are there."""
+    if {"low", "high", "adapt"} <= set(found):
+        before, after = found["low"]["psnr_large"], found["high"]["psnr_large"]
+        found["shown"] = {
+            name: {
+                "gap_closed": (row["psnr_large"] - before) / (after - before),
+                "share_of_time": row["seconds"] / found["high"]["seconds"],
+                "share_of_bytes_kept": row["bytes_kept_for_backward"]
+                / found["adapt"]["everything"]["bytes_kept_for_backward"],
+            }
+            for name, row in found["adapt"].items()
+            if "everything" in found["adapt"]
+        }
+    record(options.name, {key: value for key, value in found.items() if key not in FACTS})
 
 
 def train(
     model: DCAutoencoder,
-    pictures: PictureFolder,
+    pictures: Crops,
     training: TrainingOptions,
     plan: PhasePlan,
     folder: Path | None,
@@ -107,10 +153,11 @@ def train(
 
 
 def fresh(options: argparse.Namespace) -> DCAutoencoder:
-    return build(small_config(32, WIDTHS, True), True, False, 0).to("cuda" if options.gpu else "cpu")
+    widths = WIDE if options.gpu else WIDTHS
+    return build(small_config(32, widths, True), True, False, 0).to("cuda" if options.gpu else "cpu")
 
 
-def low(found: dict, pictures: PictureFolder, training: TrainingOptions, options: argparse.Namespace) -> None:
+def low(found: dict, pictures: Crops, training: TrainingOptions, options: argparse.Namespace) -> None:
     model = fresh(options)
     plan = PhasePlan(phase=1, steps=options.steps, crop=SMALL, batch=16, rate=1e-3, weight_decay=0.01)
     seconds = train(model, pictures, training, plan, options.work / "low")
@@ -122,18 +169,14 @@ def low(found: dict, pictures: PictureFolder, training: TrainingOptions, options
     }
 
 
-def high(
-    found: dict, pictures: PictureFolder, training: TrainingOptions, options: argparse.Namespace
-) -> None:
+def high(found: dict, pictures: Crops, training: TrainingOptions, options: argparse.Namespace) -> None:
     model = fresh(options)
     plan = PhasePlan(phase=1, steps=options.steps, crop=LARGE, batch=4, rate=1e-3, weight_decay=0.01)
     seconds = train(model, pictures, training, plan, options.work / "high")
     found["high"] = {"psnr_large": quality(model, pictures, LARGE, 64)[0], "seconds": round(seconds, 1)}
 
 
-def adapt(
-    found: dict, pictures: PictureFolder, training: TrainingOptions, options: argparse.Namespace
-) -> None:
+def adapt(found: dict, pictures: Crops, training: TrainingOptions, options: argparse.Namespace) -> None:
     low_model = DCAutoencoder.load(options.work / "low-model").to(training.device)
     rows = found.setdefault("adapt", {})
     for name, phase, depth in (
@@ -155,8 +198,6 @@ def adapt(
             depth=depth,
         )
         seconds = train(model, pictures, training, plan, None)
-        from fewer.generate.autoencoder.phases import prepare
-
         prepare(model, phase, depth)
         batch = pictures.crops(4, LARGE, torch.Generator().manual_seed(0)).to(training.device)
         with SavedTensors() as saved:
@@ -168,12 +209,10 @@ def adapt(
         }
         if name == "1 stage":
             model.save(options.work / "adapted-model")
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        keep(found, options)
 
 
-def refine(
-    found: dict, pictures: PictureFolder, training: TrainingOptions, options: argparse.Namespace
-) -> None:
+def refine(found: dict, pictures: Crops, training: TrainingOptions, options: argparse.Namespace) -> None:
     model = DCAutoencoder.load(options.work / "adapted-model").to(training.device)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     psnr_before, sharpness_before = quality(model, pictures, SMALL, 256)

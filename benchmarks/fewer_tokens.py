@@ -207,7 +207,7 @@ def pictures_quality(options: argparse.Namespace) -> None:
     wave = [
         (name, seed)
         for seed in options.seeds
-        for name in DIFFUSION
+        for name in options.latents
         if seed == 0 or name in list(DIFFUSION)[:2]
     ]
     nets = [diffusion_trainee(name, seed, crops, latents, options) for name, seed in wave]
@@ -319,6 +319,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="speed: small shapes, to see that it runs")
+    parser.add_argument("--latents", nargs="+", default=list(DIFFUSION), choices=list(DIFFUSION))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--each", type=int, default=600, help="crops of each photograph")
     parser.add_argument("--drawn", type=int, default=4096)

@@ -2,20 +2,21 @@
 
 python benchmarks/residual_autoencoding.py [--seeds 0 1 2] [--steps 400]
 writes benchmarks/results/residual_autoencoding.json. Runs found there are not made again, and a run that was
-stopped goes on from its checkpoint in outputs/ (its `cpu_seconds` are those of the last piece). The plain
-net is the same one with every shortcut around a change of resolution, and around the latents, switched off.
+stopped goes on from its checkpoint in outputs/ (its `cpu_seconds` are those of the last piece); `--name` and
+`--merge` spread them over processes. The plain net is the same one with every shortcut around a change of
+resolution, and around the latents, switched off.
 `residual_curve.py` trains wider nets on a GPU, at f8, f16, f32 and f64.
 """
 # bench: cpu, 60 min:
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 import torch
+from record import RESULTS, record
 from torch import nn
 
 from fewer.core.device import isolated_randomness
@@ -28,7 +29,6 @@ from fewer.generate.autoencoder.training import TrainingOptions, train_autoencod
 from fewer.generate.image_metrics import psnr
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "residual_autoencoding.json"
 WIDTHS = (16, 32, 32, 64, 64, 128)
 LATENTS = {8: 2, 16: 8, 32: 32, 64: 128}
 
@@ -108,24 +108,32 @@ def main() -> None:
     parser.add_argument("--ratios", type=int, nargs="+", default=[32])
     parser.add_argument("--runs", nargs="+", default=["residual", "plain"])
     parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--name", default="residual_autoencoding", help="of the result's file")
+    parser.add_argument("--merge", nargs="+", default=[], help="only take the runs of these results in")
     options = parser.parse_args()
     pictures = PictureFolder(ROOT / "data" / "photos")
-    found = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
+    found: list[dict] = []
+    for name in (options.name, *options.merge):
+        path = RESULTS / f"{name}.json"
+        rows = json.loads(path.read_text())["runs"] if path.exists() else []
+        found += [row for row in rows if not any(same(row, other) for other in found)]
+    if options.merge:
+        record(options.name, {"runs": found})
+        return
     for seed in options.seeds:
         for ratio in options.ratios:
             for name in options.runs:
-                key = (name, ratio, seed, options.steps, "cpu")
-                if any((r["run"], r["ratio"], r["seed"], r["steps"], r["device"]) == key for r in found):
+                wanted = {"run": name, "ratio": ratio, "seed": seed, "steps": options.steps, "device": "cpu"}
+                if any(same(row, wanted) for row in found):
                     continue
                 found.append(run(name, options, pictures, ratio, seed))
-                print(json.dumps(found[-1]))
-                RESULT.parent.mkdir(exist_ok=True)
-                machine = {
-                    "machine": platform.processor() or platform.machine(),
-                    "torch": torch.__version__,
-                    "threads": torch.get_num_threads(),
-                }
-                RESULT.write_text(json.dumps({**machine, "runs": found}, indent=1) + "\n")
+                print(json.dumps(found[-1]), flush=True)
+                record(options.name, {"runs": found})
+
+
+def same(row: dict, other: dict) -> bool:
+    """Whether two rows tell of one run."""
+    return all(row[key] == other[key] for key in ("run", "ratio", "seed", "steps", "device"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ knows, on coloured backgrounds; captions do not name the style. 50 pictures to l
 three learning rates, 40 others to judge: flow error, and of drawings for their captions the shares that are
 silhouettes (half of what is not background is ink), show the right thing (nearest of 16 outlines),
 and have the right background. The judges are measured, not learned; their scores on true pictures come first.
-Encoding captions needs the language model; `--texts` keeps them for a machine without it.
+Encoding captions needs the language model; `--texts` keeps them for a machine without it, `--encoded` the
+pictures' latents for one without the autoencoder. Drawings are kept as latents in outputs/; what could not be
+judged there is judged by the next call that has an autoencoder.
 """
 # bench: cpu, 30 min:
 
@@ -48,6 +50,7 @@ ROOT = Path(__file__).parents[1]
 RATES = (3e-4, 1e-3, 3e-3)
 COUNTS = {"train": 50, "validation": 20, "test": 40}
 STYLE = "silhouette"
+WAYS = ("can", "lora")
 DARK = 90
 
 
@@ -152,8 +155,12 @@ class Study:
         self.row = {text: number + 1 for number, text in enumerate(every)}
         if options.only_texts:
             return
-        self.autoencoder = DCAutoencoder.load(options.model / "vae").float()
-        self.base = SanaTransformer.load(options.model, torch.float32)
+        self.device = torch.device(options.device)
+        weights = options.model / "vae" / "diffusion_pytorch_model.safetensors"
+        self.autoencoder = (
+            DCAutoencoder.load(options.model / "vae").float().to(self.device) if weights.exists() else None
+        )
+        self.base = self.fresh_base()
         side = (settings.default_size or (64, 64))[0]
         renderer = SceneRenderer(sheet, side)
         self.judges = Judges(renderer, sheet.words())
@@ -163,9 +170,38 @@ class Study:
             )
             for name, part in self.scenes.items()
         }
-        self.latents = {
-            name: self.autoencoder.encode(part, tile=None).float() for name, part in self.pixels.items()
+        self.latents = self._latents(options.encoded)
+
+    @torch.no_grad()
+    def _latents(self, path: Path | None) -> dict[str, Tensor]:
+        """Of the three sets, on the CPU; from the file if it is there."""
+        if path is not None and path.exists():
+            return read_tensors(path)
+        assert self.autoencoder is not None, "no autoencoder: give --encoded"
+        latents = {
+            name: torch.cat([self.autoencoder.encode(p.to(self.device), tile=None) for p in part.split(10)])
+            for name, part in self.pixels.items()
         }
+        latents = {name: part.float().cpu() for name, part in latents.items()}
+        if path is not None:
+            write_tensors(path, latents)
+        return latents
+
+    def fresh_base(self) -> SanaTransformer:
+        return SanaTransformer.load(self.options.model, torch.float32).to(self.device)
+
+    @torch.no_grad()
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Pictures in [-1, 1], on the CPU."""
+        assert self.autoencoder is not None
+        parts = [self.autoencoder.decode(p.to(self.device), tile=None) for p in latents.split(10)]
+        return torch.cat(parts).float().cpu().clamp(-1, 1)
+
+    def judged(self, latents: Tensor) -> dict[str, float]:
+        """Nothing without an autoencoder: the next call that has one fills it in."""
+        if self.autoencoder is None:
+            return {}
+        return self.judges(self.decoded(latents), self.scenes["test"])
 
     def training_set(self) -> EncodedSet:
         rows = [(self.row[caption(scene)],) for scene in self.scenes["train"]]
@@ -174,30 +210,33 @@ class Study:
     @torch.no_grad()
     def error(self, network: nn.Module, part: str) -> float:
         """Flow error on a set, four draws of level and noise a picture, the same for every network."""
+        count = len(self.scenes[part])
         tokens, mask = self.text.rows([self.row[caption(scene)] for scene in self.scenes[part]])
-        batches = [draw_flow(self.latents[part], tokens, mask, 1.0, seeded(5, n)) for n in range(4)]
+        latents = self.latents[part][:count]
+        batches = [draw_flow(latents, tokens, mask, 1.0, seeded(5, n)).to(self.device) for n in range(4)]
         return float(np.mean([float(flow_loss(network, batch)) for batch in batches]))
 
     @torch.no_grad()
     def drawn(self, transformer: SanaTransformer) -> Tensor:
-        """A picture for each caption of the test set: 12 steps, the model's own guidance."""
-        pictures, guidance = [], self.settings.guidance
+        """Latents of a picture for each caption of the test set: 12 steps, the model's own guidance."""
+        found, guidance = [], self.settings.guidance
         for first in range(0, len(self.scenes["test"]), 32):
             part = self.scenes["test"][first : first + 32]
             tokens, mask = self.text.rows([0] * len(part) + [self.row[caption(scene)] for scene in part])
-            prepared = transformer.prepare(tokens, mask)
+            prepared = transformer.prepare(tokens.to(self.device), mask.to(self.device))
 
             def velocity(latents: Tensor, timestep: float, prepared=prepared) -> Tensor:
-                times = torch.full((2 * len(latents),), float(timestep))
+                times = torch.full((2 * len(latents),), float(timestep), device=self.device)
                 without, asked = transformer.denoise(latents.repeat(2, 1, 1, 1), times, prepared).chunk(2)
                 return without + guidance * (asked - without)
 
             noise = torch.randn(len(part), *self.latents["test"].shape[1:], generator=seeded(9, first))
+            noise = noise.to(self.device)
             latents = noise
             for step in sample(velocity, noise, steps=12, shift=self.settings.shift):
                 latents = step.latents
-            pictures.append(self.autoencoder.decode(latents, tile=None).float().clamp(-1, 1))
-        return torch.cat(pictures)
+            found.append(latents.float().cpu())
+        return torch.cat(found)
 
     def training(self, rate: float, seed: int) -> TransformerTraining:
         return TransformerTraining(
@@ -212,23 +251,24 @@ class Study:
     def can(self, rate: float, seed: int) -> tuple[SanaTransformer, nn.Module, int]:
         """(merged transformer, network to measure, parameters)."""
         with isolated_randomness(seed):
-            base = SanaTransformer.load(self.options.model, torch.float32)
+            base = self.fresh_base()
             model = adapter(base, [STYLE], ConditionPlan(rank=self.options.can_rank), width=16)
         train_transformer(
             AtCondition(model, STYLE), self.training_set(), self.training(rate, seed),
-            checkpoints=self.place("can", rate, seed), resume=True,
+            device=self.device, checkpoints=self.place("can", rate, seed), resume=True,
         )  # fmt: skip
-        merged = model.merge(model.embed(torch.tensor([0])))
+        merged = model.merge(model.embed(torch.tensor([0], device=self.device)))
         assert isinstance(merged, SanaTransformer)
         assert base_digest(model.static_twin()) == base_digest(self.base)
         return merged, merged, sum(p.numel() for p in adapter_parameters(model))
 
     def lora(self, rate: float, seed: int) -> tuple[SanaTransformer, nn.Module, int]:
         """(transformer with the adapter on, the same, parameters)."""
-        base = SanaTransformer.load(self.options.model, torch.float32)
+        base = self.fresh_base()
         found, _ = train_lora(
             base, self.training_set(), self.training(rate, seed), rank=self.options.lora_rank,
-            targets=("to_q", "to_k", "to_v"), checkpoints=self.place("lora", rate, seed), resume=True,
+            targets=("to_q", "to_k", "to_v"), device=self.device,
+            checkpoints=self.place("lora", rate, seed), resume=True,
         )  # fmt: skip
         attach(base, found, name="style")
         return base, base, sum(one.down.numel() + one.up.numel() for one in found.values())
@@ -239,6 +279,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder of the model to teach")
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--only-texts", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--encoded", type=Path, help="file with the pictures' latents, kept for later")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--test", type=int, default=COUNTS["test"], help="judge on so many (dry run)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -261,21 +304,23 @@ def main() -> None:
     def keep() -> None:
         record("style_adapter", {"style": STYLE, "pictures": COUNTS, **settings, "rows": rows})
 
-    base_file = ROOT / "outputs" / "style-base.safetensors"
-    if "the model without adapter" not in rows or not base_file.exists():
-        drawn = study.drawn(study.base)
-        write_tensors(base_file, {"drawn": drawn})
-        back = study.autoencoder.decode(study.latents["test"], tile=None).clamp(-1, 1)
-        rows["true pictures"] = study.judges(study.pixels["test"], test)
-        rows["true pictures, reconstructed"] = study.judges(back, test)
-        rows["the model without adapter"] = {
-            "test_error": study.error(study.base, "test"), **study.judges(drawn, test),
-        }  # fmt: skip
-        keep()
-    sheets = [study.pixels["test"][:12], read_tensors(base_file)["drawn"][:12]]
+    def judge(row: str, file: Path) -> None:
+        """Judges drawings that were kept unjudged."""
+        if "silhouettes" not in rows[row]:
+            rows[row] |= study.judged(read_tensors(file)["latents"])
 
+    base_file = ROOT / "outputs" / "style-base.safetensors"
+    base = "the model without adapter"
+    if base not in rows or not base_file.exists():
+        rows[base] = {"test_error": study.error(study.base, "test")}
+        write_tensors(base_file, {"latents": study.drawn(study.base)})
+    judge(base, base_file)
+    if study.autoencoder is not None and "true pictures" not in rows:
+        rows["true pictures"] = study.judges(study.pixels["test"][: len(test)], test)
+        rows["true pictures, reconstructed"] = study.judged(study.latents["test"][: len(test)])
+    keep()
     for name, teach in (("can", study.can), ("lora", study.lora)):
-        for rate in RATES:
+        for rate in options.rates:
             row = f"{name}, rate {rate}"
             if row in rows:
                 continue
@@ -287,24 +332,25 @@ def main() -> None:
             }  # fmt: skip
             print(row, rows[row], flush=True)
             keep()
-        best = min(RATES, key=lambda rate: rows[f"{name}, rate {rate}"]["validation_error"])
-        for seed in options.seeds:
+    # Seeds in the outer loop: both ways get their first figures before either gets its second.
+    for seed in options.seeds:
+        for name, teach in (("can", study.can), ("lora", study.lora)):
+            best = min(options.rates, key=lambda rate: rows[f"{name}, rate {rate}"]["validation_error"])
             row = f"{name}, seed {seed}"
             file = ROOT / "outputs" / f"style-{name}-{seed}.safetensors"
             if row not in rows or not file.exists():
                 transformer, network, parameters = teach(best, 100 + seed)
-                drawn = study.drawn(transformer)
+                write_tensors(file, {"latents": study.drawn(transformer)})
                 rows[row] = {
                     "rate": best, "parameters": parameters, "test_error": study.error(network, "test"),
-                    **study.judges(drawn, test),
                 }  # fmt: skip
-                print(row, rows[row], flush=True)
-                write_tensors(file, {"drawn": drawn})
-                keep()
-        sheets.append(
-            read_tensors(ROOT / "outputs" / f"style-{name}-{options.seeds[0]}.safetensors")["drawn"][:12]
-        )
-    save_sheet(sheets)
+            judge(row, file)
+            print(row, rows[row], flush=True)
+            keep()
+    if study.autoencoder is not None:
+        files = [base_file, *(ROOT / "outputs" / f"style-{n}-{options.seeds[0]}.safetensors" for n in WAYS)]
+        drawn = [study.decoded(read_tensors(file)["latents"][:12]) for file in files]
+        save_sheet([study.pixels["test"][:12], *drawn])
 
 
 def matching_rank(folder: Path, can_rank: int) -> int:
