@@ -50,20 +50,23 @@ class Stand:
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         self.dtype = torch.bfloat16 if cuda else torch.float32
         self.groups: dict[int, Group] = {}
-        for count in options.devices:
+        self.params = TINY if options.shape == "tiny" else published(options.shape)
+        for count in sorted(options.devices):
             if count == world.size:
                 self.groups[count] = world
+                self.prefer(count, world)
             elif count > 1:
-                parts = [range(count), range(count, world.size)]
-                part = world.split(parts)
+                part = world.split([range(count), range(count, world.size)])
                 if world.rank < count:
                     self.groups[count] = part
-        self.params = TINY if options.shape == "tiny" else published(options.shape)
-        state = self.params.heads * self.params.head_dim * (self.params.head_dim + 1)
-        for count, group in self.many():
-            self.emit(item="sums", devices=count, said=prefer_fast_sums(group, self.device, state))
-            self.emit(item="rows", devices=count, said=prefer_fast_rows(group, self.device))
+                self.prefer(count, part)  # the other part too: ranks must have met equally often
         self._sana: SanaTransformer | None = None
+
+    def prefer(self, count: int, group: Group) -> None:
+        """Lets the group take the faster way for its sums and border rows."""
+        state = self.params.heads * self.params.head_dim * (self.params.head_dim + 1)
+        self.emit(item="sums", devices=count, said=prefer_fast_sums(group, self.device, state))
+        self.emit(item="rows", devices=count, said=prefer_fast_rows(group, self.device))
 
     def seconds_left(self) -> float:
         return self.options.deadline - time.time()

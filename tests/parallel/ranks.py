@@ -3,12 +3,14 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import torch
 
 from fewer.core.errors import ConfigError
 from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.sana import SanaTransformer
+from fewer.parallel import process_group
 from fewer.parallel.attach import parallelize
 from fewer.parallel.group import Group
 from fewer.parallel.plan import ParallelPlan
@@ -89,6 +91,31 @@ def hang(group: Group) -> None:
 
 def refuse(group: Group) -> None:
     raise ConfigError("not with me")
+
+
+def meetings(group: Group) -> list[str]:
+    """Ranks 0 and 1 meet as a pair; afterwards the three cannot meet, and all of them notice."""
+    said = []
+    process_group.OneShotSums = lambda handle, device: None  # type: ignore[assignment, misc]
+    cpu = torch.device("cpu")
+    pair = group.split([[0, 1], [2]])
+    for part in (group, pair, group):
+        if part.size > 1:
+            try:
+                part.use_one_shot(cpu)  # type: ignore[attr-defined]
+                said.append("met")
+            except RuntimeError as error:
+                said.append(str(error)[:36])
+    everyone = group.gather_object(said)
+    return [str(one) for one in everyone]
+
+
+def steps(group: Group, count: int, victim: int = -1) -> Iterator[tuple[int, float]]:
+    """A step is a number and a sum over the ranks; the victim dies in the third."""
+    for step in range(count):
+        if step == 2 and group.rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield step, group.start_sum(torch.ones(1)).wait().item()
 
 
 def count_calls(group: Group) -> int:

@@ -52,3 +52,19 @@ def test_a_single_rank_that_dies_is_no_endless_wait() -> None:
 def test_parts_of_a_group_may_be_split_further_by_their_members_alone() -> None:
     found = run_on_devices(ranks.parts_of_parts, 3, device_type="cpu")
     assert found == [1.0, 2.0, 4.0, 1.0, 2.0, 2.0, 4.0]  # of ranks 0, 1 and 2, one behind the other
+
+
+def test_steps_are_heard_as_they_are_made_and_can_be_stopped() -> None:
+    with RankPool(2) as pool:
+        assert list(pool.stream(ranks.steps, 3)) == [(0, 2.0), (1, 2.0), (2, 2.0)]
+        heard = []
+        events = pool.stream(ranks.steps, 1000)
+        for step, _ in events:  # type: ignore[misc]
+            heard.append(step)
+            if len(heard) == 3:
+                events.close()  # type: ignore[attr-defined]
+        assert heard == [0, 1, 2]
+        assert pool.call(ranks.count_calls) == 1  # the same ranks go on
+        with pytest.raises(GroupFailed, match="rank 1"):
+            list(pool.stream(ranks.steps, 5, 1))
+        assert list(pool.stream(ranks.steps, 1)) == [(0, 2.0)]  # another group

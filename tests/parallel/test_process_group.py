@@ -26,3 +26,9 @@ def test_displaced_runs_with_asynchronous_exchange() -> None:
     assert alike
     difference = (torch.tensor(result) - expected).norm() / expected.norm()
     assert 0 < difference < 0.1
+
+
+def test_ranks_that_have_met_others_unequally_often_don_t_wait_for_each_other() -> None:
+    said = run_on_devices(ranks.meetings, 3, device_type="cpu")
+    refused = "its ranks have met others [2, 2, 1] "
+    assert said == [str(["met", "met", refused])] * 2 + [str(["met", refused])]

@@ -1,11 +1,14 @@
 import torch
 
 from fewer.generate.transformer.attention import KeysValues
+from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.parallel.group import Group
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.simulated import run_simulated
 from fewer.parallel.spread import Spread
+
+TOY = SanaParams(heads=1, head_dim=16, depth=1, cross_heads=1, cross_head_dim=16, caption_channels=8)
 
 
 def test_halves_and_bands_are_taken_and_joined_in_order() -> None:
@@ -14,7 +17,7 @@ def test_halves_and_bands_are_taken_and_joined_in_order() -> None:
     text = PreparedText((KeysValues(torch.arange(2.0).view(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)),), None)
 
     def rank_main(group: Group) -> tuple:
-        spread = Spread(ParallelPlan(devices=4, mode="sync", guidance="split"), group, 1)
+        spread = Spread(ParallelPlan(devices=4, mode="sync", guidance="split"), group, TOY)
         own, time, own_text, _ = spread.own_half(latents, times, text, None)
         spread.begin(own, time)
         band = spread.own_band(own)
@@ -33,7 +36,7 @@ def test_halves_and_bands_are_taken_and_joined_in_order() -> None:
 
 def test_without_a_pair_of_samples_everybody_does_all() -> None:
     def rank_main(group: Group) -> bool:
-        spread = Spread(ParallelPlan(devices=2, mode="sync", guidance="split"), group, 1)
+        spread = Spread(ParallelPlan(devices=2, mode="sync", guidance="split"), group, TOY)
         latents, times = torch.zeros(1, 1, 2, 2), torch.zeros(1)
         text = PreparedText((KeysValues(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)),), None)
         return spread.own_half(latents, times, text, None)[0] is latents

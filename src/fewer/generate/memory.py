@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fewer.core.device import require_memory
 from fewer.generate.request import GenerateRequest
+from fewer.generate.transformer.params import SanaParams
 
 if TYPE_CHECKING:
     from fewer.generate.pipeline import TextToImage
@@ -12,20 +13,24 @@ _WIDTHS_AT_ONCE = 6
 """Beside the feed-forward's hidden tensors a block holds at most: the stream, its norm, q, k, v and a sum."""
 
 
-def step_bytes(pipe: "TextToImage", request: GenerateRequest, together: int = 1) -> int:
-    """Bytes that one evaluation of the transformer needs for its activations, of `together` pictures.
+def activation_bytes(params: SanaParams, tokens: int, samples: int, itemsize: int) -> int:
+    """Bytes that one evaluation needs for its activations.
 
     The feed-forward decides: twice its hidden width before the depthwise convolution, as much after it, and
     the gated half (specs of the Mix-FFN: arXiv 2410.10629, section 2.2).
     """
+    widths = _WIDTHS_AT_ONCE + 5 * params.mlp_ratio
+    return int(samples * tokens * params.width * widths * itemsize)
+
+
+def step_bytes(pipe: "TextToImage", request: GenerateRequest, together: int = 1) -> int:
+    """Bytes that one evaluation of the transformer needs for its activations, of `together` pictures."""
     params, ratio = pipe.transformer.params, pipe.autoencoder.config.spatial_compression_ratio
     height, width = pipe.drawn_size(request)
     tokens = (height // (ratio * params.patch_size)) * (width // (ratio * params.patch_size))
     guided = not params.guidance_embeds and (request.guidance or pipe.settings.guidance) > 1
-    rows = together * (2 if guided else 1)
-    item = pipe.transformer.proj_out.weight.element_size()
-    widths = _WIDTHS_AT_ONCE + 5 * params.mlp_ratio
-    return int(rows * tokens * params.width * widths * item)
+    samples = together * (2 if guided else 1)
+    return activation_bytes(params, tokens, samples, pipe.transformer.proj_out.weight.element_size())
 
 
 def require_room(pipe: "TextToImage", request: GenerateRequest, together: int = 1) -> None:

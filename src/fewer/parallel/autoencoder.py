@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fewer.core.errors import ConfigError
 from fewer.core.modules import replace_modules
 from fewer.generate.autoencoder.blocks import LinearAttention
-from fewer.generate.autoencoder.dc_ae import DCAutoencoder
+from fewer.generate.autoencoder.capacity import peak_bytes
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder, Decoder, Encoder
 from fewer.generate.engine.autoencoder import FusedDecoder
 from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import ParallelAutoencoderAttention
@@ -21,6 +22,7 @@ from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d
 from fewer.parallel.fused_autoencoder import BandBlock, BandDecoder, band_of_block
 from fewer.parallel.group import Group
+from fewer.parallel.memory import require_on_every_rank
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
 
@@ -29,6 +31,10 @@ class ParallelAutoencoder(DCAutoencoder):
     """A `DCAutoencoder` to its callers: whole latents and whole images on every rank."""
 
     session: Session
+    plain: tuple[DCAutoencoder]
+    """The original, whose blocks tell how much memory they take; in a tuple, so that it is no submodule."""
+    fitting: set[tuple[int, ...]]
+    """Shapes of bands that were found to fit."""
 
     @classmethod
     def around(cls, original: DCAutoencoder, plan: ParallelPlan, group: Group) -> "ParallelAutoencoder":
@@ -56,6 +62,7 @@ class ParallelAutoencoder(DCAutoencoder):
             return None
 
         replace_modules(model, build)
+        model.plain, model.fitting = (original,), set()
         if isinstance(model.decoder, FusedDecoder):
             model.decoder.__class__ = BandDecoder
         return model
@@ -75,6 +82,7 @@ class ParallelAutoencoder(DCAutoencoder):
         ratio = self.config.spatial_compression_ratio
         image = pad_to_multiple(image, ratio) if pad else image
         own, lengths = self._band(image, ratio)
+        self._require(self.plain[0].encoder, (*image.shape[:2], max(lengths), image.shape[3]), image)
         raw = self.encoder(own)
         whole = self.session.group.start_gather(raw, [length // ratio for length in lengths], 2).wait()
         return self.scale(whole)
@@ -95,9 +103,20 @@ class ParallelAutoencoder(DCAutoencoder):
             missing = self.config.latent_channels - raw.shape[1]
             raw = torch.cat([raw, raw.new_zeros(raw.shape[0], missing, *raw.shape[2:])], dim=1)
         own, lengths = self._band(raw, 1)
+        pixels = (raw.shape[0], 3, max(lengths) * ratio, raw.shape[3] * ratio)
+        self._require(self.plain[0].decoder, pixels, raw)
         pixels = self.decoder(own)
         image = self.session.group.start_gather(pixels, [length * ratio for length in lengths], 2).wait()
         return image if size is None else image[..., : size[0], : size[1]]
+
+    def _require(self, network: Encoder | Decoder, pixels: tuple[int, ...], like: Tensor) -> None:
+        """Once a size: raises `CapacityError` on every rank where the largest band does not fit."""
+        key = (*pixels, int(network is self.plain[0].decoder))
+        if key not in self.fitting:
+            needed = peak_bytes(network, pixels, like.element_size(), None)
+            what = f"for a band of {pixels[3]} x {pixels[2]} pixels"
+            require_on_every_rank(self.session.group, needed, like.device, what)
+            self.fitting.add(key)
 
     def _band(self, whole: Tensor, unit: int) -> tuple[Tensor, tuple[int, ...]]:
         session = self.session

@@ -87,7 +87,7 @@ class ParallelFusedSana(FusedSana):
     def of_bands(cls, original: FusedSana, plan: ParallelPlan, group: Group) -> "ParallelFusedSana":
         """Shares the original's tensors, under the same names."""
         model = shell(cls, original)
-        model.spread = Spread(plan, group, original.params.patch_size)
+        model.spread = Spread(plan, group, original.params)
         session = model.spread.session
         on_gpu = original.proj_out.weight.is_cuda
         session.static = on_gpu if original.graphed is None else original.graphed

@@ -4,9 +4,10 @@ The parent watches its ranks: when one dies, the others are ended at once and th
 """
 
 import contextlib
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -19,8 +20,11 @@ from fewer.core.ranks import announced_ranks, join_ranks, ranks_of_launcher, und
 from fewer.parallel.group import GroupFailed
 from fewer.parallel.heartbeat import STUCK, Heartbeat
 from fewer.parallel.process_group import ProcessGroup
+from fewer.parallel.together import until_stopped
 
 RankMain = Callable[..., Any]
+Reported = dict[int, tuple[str, object]]
+"""What each rank has answered: "answer" or "error", and its value."""
 
 
 def run_on_devices(
@@ -69,6 +73,7 @@ class RankPool:
         self._processes: list = []
         self._pipes: list = []
         self._answers: Any = None
+        self._stop: Any = None
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def call(self, rank_main: RankMain, *arguments: object) -> object:
@@ -76,16 +81,45 @@ class RankPool:
 
         Raises as `run_on_devices`; after any error the group is taken down, and the next call starts another.
         """
-        if not self._processes:
-            self._start()
+        reported: Reported = {}
         try:
-            for pipe in self._pipes:
-                with contextlib.suppress(OSError):  # a rank that has died is named below
-                    pipe.send((rank_main, arguments))
-            return _watch(self._processes, self._answers)
+            self._send(rank_main, arguments, False)
+            for _ in _hear(self._processes, self._answers, reported):
+                pass
         except BaseException:
             self.close()
             raise
+        return reported[0][1]
+
+    def stream(self, rank_main: RankMain, *arguments: object) -> Iterator[object]:
+        """Runs the generator `rank_main(group, *arguments)` on every rank; gives what rank 0's yields.
+
+        All ranks must yield equally often. Closing the iteration ends every rank's generator before its next
+        step, and the ranks stay. Errors are raised as in `call`.
+        """
+        reported: Reported = {}
+        try:
+            self._send(rank_main, arguments, True)
+            try:
+                yield from _hear(self._processes, self._answers, reported)
+            except GeneratorExit:
+                self._stop.set()
+                for _ in _hear(self._processes, self._answers, reported):
+                    pass
+                raise
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, rank_main: RankMain, arguments: tuple, streamed: bool) -> None:
+        if not self._processes:
+            self._start()
+        self._stop.clear()
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):  # a rank that has died is named when its answer is missed
+                pipe.send((rank_main, arguments, streamed))
 
     def close(self) -> None:
         """Ends all ranks: those that are idle leave by themselves, the others are ended."""
@@ -111,13 +145,22 @@ class RankPool:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="fewer-ranks-")
-        self._answers = context.Queue()
+        self._answers, self._stop = context.Queue(), context.Event()
         store = str(Path(self._folder.name) / "store")
         for rank in range(self.devices):
             here, there = context.Pipe()
             process = context.Process(
                 target=_rank_process,
-                args=(rank, self.devices, store, self.kind, self.timeout_seconds, self._answers, there),
+                args=(
+                    rank,
+                    self.devices,
+                    store,
+                    self.kind,
+                    self.timeout_seconds,
+                    self._answers,
+                    there,
+                    self._stop,
+                ),
                 daemon=True,
             )
             process.start()
@@ -132,12 +175,14 @@ class RankPool:
         self.close()
 
 
-def _watch(processes: list, answers: Any) -> object:
-    """Waits for all ranks; the first that dies or reports an error decides."""
-    reported: dict[int, tuple[str, object]] = {}
+def _hear(processes: list, answers: Any, reported: Reported) -> Iterator[object]:
+    """Rank 0's events until all ranks have answered; the first that dies or reports an error decides."""
     while len(reported) < len(processes):
         try:
             rank, outcome, value = answers.get(timeout=0.1)
+            if outcome == "event":
+                yield value
+                continue
             reported[rank] = (outcome, value)
             if outcome == "error":
                 _raise_first(reported, processes)
@@ -149,10 +194,9 @@ def _watch(processes: list, answers: Any) -> object:
                         "the others were ended; run again, or with fewer devices",
                         rank,
                     ) from None
-    return reported[0][1]
 
 
-def _raise_first(reported: dict[int, tuple[str, object]], processes: list) -> None:
+def _raise_first(reported: Reported, processes: list) -> None:
     # A rank that lost its group is a victim: give the culprit a moment to be seen.
     rank, error = next((rank, value) for rank, (outcome, value) in reported.items() if outcome == "error")
     if isinstance(error, GroupFailed):
@@ -174,8 +218,9 @@ def _death(code: int | None) -> str:
 
 
 def _rank_process(
-    rank: int, devices: int, store: str, kind: str, timeout_seconds: float, answers: Any, pipe: Any
+    rank: int, devices: int, store: str, kind: str, timeout_seconds: float, answers: Any, pipe: Any, stop: Any
 ) -> None:
+    parent = os.getppid()
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // devices))
     try:
@@ -183,8 +228,13 @@ def _rank_process(
         heartbeat = Heartbeat(timeout_seconds) if kind == "cuda" else None
         group = ProcessGroup(heartbeat=heartbeat, timeout_seconds=timeout_seconds)
         while (task := _next(pipe)) is not None:
-            rank_main, arguments = task
-            answers.put((rank, "answer", rank_main(group, *arguments)))
+            rank_main, arguments, streamed = task
+            result = rank_main(group, *arguments)
+            if streamed:
+                for event in until_stopped(group, result, lambda: stop.is_set() or os.getppid() != parent):
+                    if rank == 0:
+                        answers.put((rank, "event", event))
+            answers.put((rank, "answer", None if streamed else result))
     except FewerError as error:
         answers.put((rank, "error", error))
     except Exception as error:
@@ -193,7 +243,7 @@ def _rank_process(
         distributed.destroy_process_group()
 
 
-def _next(pipe: Any) -> tuple[RankMain, tuple] | None:
+def _next(pipe: Any) -> tuple[RankMain, tuple, bool] | None:
     try:
         return pipe.recv()
     except EOFError:  # the parent is gone

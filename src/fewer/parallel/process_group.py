@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -21,6 +23,19 @@ from fewer.parallel.heartbeat import Heartbeat
 from fewer.parallel.one_shot import OneShotSums
 from fewer.parallel.peer_rows import PeerRows
 
+Place = TypeVar("Place")
+
+
+@dataclass(slots=True)
+class Meetings:
+    """How often this process has met others in symmetric memory, in whatever group.
+
+    torch numbers these meetings per process and takes the number for a part of the meeting place: ranks that
+    have met others more or less often before would wait for each other for ever.
+    """
+
+    count: int = 0
+
 
 class ProcessGroup:
     """Ranks of an initialised torch.distributed world, or of a part of it."""
@@ -31,8 +46,10 @@ class ProcessGroup:
         handle: distributed.ProcessGroup | None = None,
         heartbeat: Heartbeat | None = None,
         timeout_seconds: float = 60.0,
+        meetings: Meetings | None = None,
     ) -> None:
         self._handle, self._timeout = handle, timeout_seconds
+        self._meetings = meetings or Meetings()
         self.heartbeat = heartbeat
         """Watches graphs, which torch.distributed's own timeout does not see."""
         self.kept: dict[str, object] = {}
@@ -49,12 +66,26 @@ class ProcessGroup:
         """Exchange border rows by all-gather, where a backend cannot send and receive."""
 
     def use_one_shot(self, device: torch.device) -> None:
-        """From now on small sums are made in one shot. All ranks must call it, with GPUs of one host."""
-        self.one_shot = OneShotSums(self._handle, device)
+        """From now on small sums are made in one shot. All ranks must call it, with GPUs of one host.
+
+        Raises `RuntimeError` where there is no symmetric memory, or where the ranks cannot meet in it.
+        """
+        self.one_shot = self._meet(lambda: OneShotSums(self._handle, device))
 
     def use_peer_rows(self, device: torch.device) -> None:
-        """From now on neighbours read border rows directly. All ranks must call it, with GPUs of one host."""
-        self.peer_rows = PeerRows(self._handle, device)
+        """From now on neighbours read border rows directly; as `use_one_shot`."""
+        self.peer_rows = self._meet(lambda: PeerRows(self._handle, device))
+
+    def _meet(self, place: Callable[[], Place]) -> Place:
+        counts = self.gather_object(self._meetings.count)
+        if len(set(counts)) > 1:
+            raise RuntimeError(f"its ranks have met others {counts} times, which torch cannot bring together")
+        self._meetings.count += 1
+        try:
+            return place()
+        except RuntimeError:  # who knows how far it came: never again with others
+            self._meetings.count = -1 - self._ranks[self.rank]
+            raise
 
     def start_sum(self, tensor: Tensor) -> Pending[Tensor]:
         if self.one_shot is not None and self.size > 1 and self.one_shot.fits(tensor):
@@ -140,7 +171,7 @@ class ProcessGroup:
         ranks = [self._ranks[rank] for rank in part]
         self._level()
         handle = self._guard(lambda: self._new_group(ranks))
-        mine = ProcessGroup(ranks, handle, self.heartbeat, self._timeout)  # pyright: ignore[reportArgumentType]
+        mine = ProcessGroup(ranks, handle, self.heartbeat, self._timeout, self._meetings)  # pyright: ignore[reportArgumentType]
         if self.one_shot is not None and mine.size > 1:
             with contextlib.suppress(RuntimeError):
                 mine.use_one_shot(self.one_shot.buffer.device)

@@ -34,7 +34,7 @@ class ParallelSana(SanaTransformer):
         model = structural_copy(original)
         model.__class__ = cls
         assert isinstance(model, ParallelSana)
-        model.spread = Spread(plan, group, original.params.patch_size)
+        model.spread = Spread(plan, group, original.params)
         replace_layers(model, model.spread.session)
         return model
 

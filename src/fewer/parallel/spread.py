@@ -5,10 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.parallel.agreement import check_agreement
 from fewer.parallel.bands import Bands, cut
 from fewer.parallel.group import Group
+from fewer.parallel.memory import band_bytes, require_on_every_rank
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
 
@@ -16,9 +18,9 @@ from fewer.parallel.session import Session
 class Spread:
     """The ranks' places: `patches` share one picture, `halves` hold the two halves of guidance."""
 
-    def __init__(self, plan: ParallelPlan, group: Group, patch_size: int) -> None:
+    def __init__(self, plan: ParallelPlan, group: Group, params: SanaParams) -> None:
         bands = plan.bands
-        self.whole, self.patch_size = group, patch_size
+        self.whole, self.params, self.patch_size = group, params, params.patch_size
         self.patches, self.halves = group, None
         if plan.guidance_ways == 2:
             self.patches = group.split([range(way * bands, (way + 1) * bands) for way in range(2)])
@@ -28,7 +30,10 @@ class Spread:
         self._half: tuple[PreparedText | None, PreparedText | None] = (None, None)
 
     def agree(self, latents: Tensor, text: PreparedText) -> None:
-        """Once a size: were all ranks asked for the same? Raises `ConfigError` naming who was not."""
+        """Once a size: were all ranks asked for the same, and does it fit?
+
+        Raises `ConfigError` naming who was not, `CapacityError` naming who has no room, on every rank.
+        """
         facts = {
             "latents": list(latents.shape),
             "number format": str(latents.dtype),
@@ -37,6 +42,11 @@ class Spread:
         }
         if facts != self._agreed:
             check_agreement(self.whole, facts)
+            axis, bands = self._cut(latents)
+            sides = (max(bands.lengths) // self.patch_size, latents.shape[5 - axis] // self.patch_size)
+            samples = -(-len(latents) // (2 if self.halves is not None else 1))
+            needed = band_bytes(self.params, self.session.plan, sides, samples, latents.element_size())
+            require_on_every_rank(self.whole, needed, latents.device, "for a step of these bands")
             self._agreed = facts
 
     def own_half(
@@ -73,11 +83,13 @@ class Spread:
 
     def begin(self, latents: Tensor, timestep: Tensor) -> None:
         """Cuts the picture and counts the step."""
-        session = self.session
-        axis = session.plan.axis
-        where = {"rows": 2, "columns": 3, "auto": 3 if latents.shape[3] > latents.shape[2] else 2}[axis]
-        bands: Bands = cut(latents.shape[where], session.group.size, self.patch_size)
-        session.begin_step(session.read_time(timestep), bands, where, len(latents))
+        axis, bands = self._cut(latents)
+        self.session.begin_step(self.session.read_time(timestep), bands, axis, len(latents))
+
+    def _cut(self, latents: Tensor) -> tuple[int, Bands]:
+        asked = self.session.plan.axis
+        axis = {"rows": 2, "columns": 3, "auto": 3 if latents.shape[3] > latents.shape[2] else 2}[asked]
+        return axis, cut(latents.shape[axis], self.session.group.size, self.patch_size)
 
     def own_band(self, latents: Tensor) -> Tensor:
         """This rank's rows (or columns) of the whole latents."""
