@@ -22,6 +22,7 @@ from fewer.core.device import pick_device
 from fewer.core.files import write_json
 from fewer.core.progress import make_progress
 from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.compact import compact, expand
 from fewer.generate.lora import attach, detach, read_lora
 from fewer.generate.model_folder import Parts, open_parts
 from fewer.generate.sampling import sample
@@ -33,9 +34,13 @@ from fewer.generate.scenes.judges import SpriteJudge, cut_objects, judge_picture
 from fewer.generate.scenes.measures import as_bytes
 from fewer.generate.scenes.pool import signed
 from fewer.generate.scenes.presets import preset
+from fewer.generate.scenes.split import held_out_reasons
 from fewer.generate.scenes.sprites import load_sprites, render_sprites
 from fewer.generate.scenes.table import draw_any, draw_table
 from fewer.generate.scenes.vocabulary import Vocabulary
+
+JUDGE = Path(__file__).with_name("builtin_judge.safetensors")
+"""Trained on rendered truth alone, see docs/built-in-model.md."""
 
 
 @torch.inference_mode()
@@ -143,13 +148,15 @@ def main() -> None:
     parser.add_argument("--preset", default="emoji")
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--sprites", type=Path, help="sprites.safetensors of the run, instead of --packages")
-    parser.add_argument("--judge", type=Path, help="where the judge is kept")
-    parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--judge", type=Path, help="where the judge is kept; the stored one for emoji")
+    parser.add_argument("--judge-steps", type=int, default=4000)
     parser.add_argument("--pictures", type=int, default=96)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, nargs="+", help="several: the best on the validation split")
     parser.add_argument("--shift", type=float)
     parser.add_argument("--methods", nargs="*", default=[], help="flow-dpm:14 flow-euler:28 ...")
+    parser.add_argument("--only-validation", action="store_true", help="choose the guidance and stop")
+    parser.add_argument("--only-methods", action="store_true", help="compare --methods and stop")
     parser.add_argument(
         "--few-steps", type=int, nargs="*", default=[], help="steps of the few-step edition: 1 2 4"
     )
@@ -167,8 +174,9 @@ def main() -> None:
         sprites = render_sprites(options.packages, chosen.concepts or {}, chosen.styles, chosen.sprite_side)
     device = pick_device(options.device)
     vocabulary = Vocabulary(sprites.words(), sprites.styles)
-    renderer = SceneRenderer(sprites, chosen.side, device)
-    judge = trained_judge(options.judge, renderer, vocabulary, options.judge_steps)
+    renderer = SceneRenderer(sprites, chosen.side, device).prepare()
+    stored = options.judge or (JUDGE if options.preset == "emoji" else None)
+    judge = trained_judge(stored, renderer, vocabulary, options.judge_steps)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     parts = open_parts(options.model, dtype=dtype, device=device)
     shift = parts.settings.shift if options.shift is None else options.shift
@@ -183,16 +191,20 @@ def main() -> None:
         table = draw_table(vocabulary, count, split, seed)  # type: ignore[arg-type]
         return table.scenes(), signed(renderer.render(table.placed(renderer)))
 
-    scenes, shown = scenes_of("held-out", options.pictures, 77)
-    with torch.no_grad():
-        kind = next(parts.autoencoder.parameters()).dtype
-        again = torch.cat(
-            [parts.autoencoder.decode(parts.autoencoder.encode(p.to(kind))).float() for p in shown.split(16)]
-        )
-    report["truth"] = asdict(judge_pictures(judge, shown, scenes))
-    report["reconstructions"] = asdict(judge_pictures(judge, again, scenes))
-    report["autoencoder_psnr_held_out"] = reconstruction_psnr(parts.autoencoder.float(), shown)
-    parts.autoencoder.to(kind)
+    if not (options.only_validation or options.only_methods):
+        scenes, shown = scenes_of("held-out", options.pictures, 77)
+        with torch.no_grad():
+            kind = next(parts.autoencoder.parameters()).dtype
+            again = torch.cat(
+                [
+                    parts.autoencoder.decode(parts.autoencoder.encode(p.to(kind))).float()
+                    for p in shown.split(16)
+                ]
+            )
+        report["truth"] = asdict(judge_pictures(judge, shown, scenes))
+        report["reconstructions"] = asdict(judge_pictures(judge, again, scenes))
+        report["autoencoder_psnr_held_out"] = reconstruction_psnr(parts.autoencoder.float(), shown)
+        parts.autoencoder.to(kind)
 
     def judged(split: str, count: int, seed: int, guidance: float, method: str, steps: int) -> dict:
         scenes, shown = scenes_of(split, count, seed)
@@ -202,10 +214,20 @@ def main() -> None:
         seconds = (time.monotonic() - start) / len(scenes)
         if method == "flow-dpm" and steps == options.steps and split != "validation":
             sheets.append((drawn[:18].cpu(), scenes[:18]))
-        return asdict(judge_pictures(judge, drawn, scenes)) | {
-            "frechet": frechet(judge, drawn, shown, scenes),
-            "seconds_a_picture": seconds,
-        }
+        parts_of_it = {}
+        for reason in ("style", "pair", "colour") if split == "held-out" else ():
+            rows = [row for row, scene in enumerate(scenes) if reason in held_out_reasons(scene)]
+            if len(rows) > 1:
+                own = judge_pictures(judge, drawn[rows], [scenes[row] for row in rows])
+                parts_of_it[f"held-out {reason}"] = asdict(own)
+        return (
+            asdict(judge_pictures(judge, drawn, scenes))
+            | parts_of_it
+            | {
+                "frechet": frechet(judge, drawn, shown, scenes),
+                "seconds_a_picture": seconds,
+            }
+        )
 
     sheets: list[tuple[torch.Tensor, list[Scene]]] = []
     guidances = options.guidance or [parts.settings.guidance]
@@ -218,26 +240,26 @@ def main() -> None:
         guidances.sort(key=lambda g: -sum(tried[g][name] for name in ("identity", "style", "count")))
     guidance = guidances[0]
     report["settings"] = {"steps": options.steps, "guidance": guidance, "shift": shift, "method": "flow-dpm"}
-    for split in ("train", "held-out"):
+    for split in () if options.only_validation or options.only_methods else ("train", "held-out"):
         report[split] = judged(
             split, options.pictures, 500 + options.seed, guidance, "flow-dpm", options.steps
         )
-    for name in options.methods:
+    for name in () if options.only_validation else options.methods:
         method, _, steps = name.partition(":")
         report[name] = judged("train", options.pictures, 500 + options.seed, guidance, method, int(steps))
-    for steps in options.few_steps:
+    for steps in () if options.only_validation or options.only_methods else options.few_steps:
         for split in ("train", "held-out"):
             few = judged(split, options.pictures, 500 + options.seed, guidance, "few-steps", steps)
             report[f"few-steps:{steps} {split}"] = few | {"behind": _behind(few, report[split])}
     report["seconds"] = time.monotonic() - began
-    if options.sheet:
+    if options.sheet and sheets:
         sheet = contact_sheet(torch.cat([p for p, _ in sheets]), [s for _, own in sheets for s in own])
         sheet.save(options.sheet)
     cleaned = json.loads(json.dumps(report), parse_constant=lambda _: None)
     if options.output:
         write_json(options.output, cleaned)
     print(json.dumps(cleaned, indent=1))
-    assert np.isfinite(report["autoencoder_psnr_held_out"])
+    assert np.isfinite(report.get("autoencoder_psnr_held_out", 0.0))
 
 
 def _behind(few: dict, many: object) -> dict[str, float]:
@@ -256,15 +278,22 @@ def trained_judge(
 ) -> SpriteJudge:
     """A judge from its file, or trained on truth (and kept there)."""
     if path is not None and path.is_file():
-        tensors = read_tensors(path)
+        tensors = expand(read_tensors(path), torch.float32)
         judge = SpriteJudge(vocabulary.words, vocabulary.styles, len(tensors["features.0.weight"]))
         judge.load_state_dict(tensors)
         return judge.to(renderer.device).eval()
-    table = draw_any(vocabulary, 20_000, np.random.default_rng(9))
+    table = draw_any(vocabulary, 40_000, np.random.default_rng(9))
     batch = 256 if renderer.device.type == "cuda" else 64
-    judge = train_judge(renderer, table, steps=steps, batch=batch, progress=make_progress("auto"))
+    judge = train_judge(
+        renderer,
+        table,
+        steps=steps,
+        batch=batch,
+        width=48 if renderer.device.type == "cuda" else 32,
+        progress=make_progress("auto"),
+    )
     if path is not None:
-        write_tensors(path, judge.state_dict())
+        write_tensors(path, compact(judge.state_dict()))
     return judge
 
 

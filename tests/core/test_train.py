@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,6 +120,21 @@ def test_a_time_limit_ends_the_run_and_moves_the_schedule() -> None:
     limited = FitPlan(steps=10**9, seconds=1.0, final_rate=0.1)
     assert learning_rate_factor(limited, 5, 0.5) == pytest.approx(0.55)
     assert learning_rate_factor(limited, 5, 2.0) == pytest.approx(0.1)
+
+
+def test_compiling_counts_as_time_but_not_for_the_schedule(monkeypatch) -> None:
+    now, rates = [0.0], []
+    monkeypatch.setattr("fewer.core.train.time", SimpleNamespace(monotonic=lambda: now[0]))
+    optimizer = torch.optim.SGD(network().parameters(), lr=1.0)
+
+    def step(batch: Tensor, generator: torch.Generator) -> Tensor:
+        now[0] += 1.0 if rates else 50.0  # the first step compiles
+        rates.append(optimizer.param_groups[0]["lr"])
+        return sum(p.square().sum() for p in optimizer.param_groups[0]["params"])  # type: ignore[return-value]
+
+    plan = FitPlan(steps=10**6, seconds=100.0, final_rate=0.0, clip_norm=None)
+    assert fit(plan, {"model": network()}, optimizer, step, batch_at).step == 52
+    assert rates[1] == pytest.approx(1.0) and rates[26] == pytest.approx(0.5, abs=0.02) and rates[-1] < 0.01
 
 
 def test_no_steps_is_refused() -> None:

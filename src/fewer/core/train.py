@@ -56,7 +56,8 @@ class FitPlan:
     that is not finite is noticed at the next look, and what came since the last checkpoint is not saved."""
     resume: bool = False
     seconds: float | None = None
-    """Ends after so much time instead: `schedule` then runs over the time, not over the steps."""
+    """Ends after so much time instead: `schedule` then runs over the time, not over the steps. What comes before
+    the first look (compiling, mostly) counts as time, but not for the schedule."""
     seed: int = 0
 
 
@@ -92,14 +93,14 @@ def fit(
     first = _restore(plan, modules, optimizer, averages) if plan.resume else 0
     losses: list[float] = []
     unseen: list[dict[str, Tensor]] = []
-    began = time.monotonic()
+    began = warm = time.monotonic()
     progress.start("training", plan.steps - first)
     done = first
     bad = False
     try:
         for index in range(first, plan.steps):
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * learning_rate_factor(plan, index, _spent(plan, began))
+                group["lr"] = rate * learning_rate_factor(plan, index, _spent(plan, began, warm))
             saves = plan.checkpoint_folder and (index + 1) % plan.checkpoint_every == 0
             last = index + 1 == plan.steps or _spent(plan, began) >= 1
             looks = saves or (index + 1) % plan.look_every == 0 or last
@@ -108,6 +109,7 @@ def fit(
             _advance_averages(plan, modules, averages, index)
             done = index + 1
             if looks:
+                warm = time.monotonic() if not losses else warm
                 losses += [figures["loss"] for figures in seen]
                 unseen.clear()
                 progress.advance(len(seen), **seen[-1])
@@ -142,9 +144,12 @@ def _look(unseen: list[dict[str, Tensor]], index: int) -> list[dict[str, float]]
     return seen
 
 
-def _spent(plan: FitPlan, began: float) -> float:
-    """Share of the time limit that is over; 0 without one."""
-    return 0.0 if plan.seconds is None else (time.monotonic() - began) / plan.seconds
+def _spent(plan: FitPlan, began: float, warm: float | None = None) -> float:
+    """Share of the time limit that is over; 0 without one. From `warm` on, if that is when the work began."""
+    if plan.seconds is None:
+        return 0.0
+    start = began if warm is None else warm
+    return (time.monotonic() - start) / max(1e-9, began + plan.seconds - start)
 
 
 def learning_rate_factor(plan: FitPlan, index: int, spent: float = 0.0) -> float:

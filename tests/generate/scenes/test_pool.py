@@ -11,6 +11,7 @@ from fewer.generate.scenes.pool import (
     encode_pool,
     encode_scenes,
     load_pool,
+    pool_captions,
     save_pool,
     scene_captions,
     to_tensor,
@@ -50,6 +51,10 @@ def test_a_pool_survives_its_file_and_reads_each_caption_once(
     assert len(pool.text) == int(pool.captions.max()) + 1 <= 19
     first = letters.encode([""], instruct=False)
     assert torch.equal(pool.text[0], first.tokens[0, : pool.text.shape[1]].bfloat16())
+    drawn = pool_captions(table, 2, seed=3)
+    assert drawn[0][0] == "" and len(set(drawn[0])) == len(drawn[0]) == len(pool.text)
+    beforehand = encode_pool(table, renderer, small_autoencoder, letters, 2, 3, captions=drawn)
+    assert torch.equal(beforehand.captions, pool.captions) and torch.equal(beforehand.text, pool.text)
     save_pool(tmp_path / "pool.safetensors", pool)
     again = load_pool(tmp_path / "pool.safetensors", torch.device("cpu"))
     assert all(torch.equal(again.columns()[name], part) for name, part in pool.columns().items())

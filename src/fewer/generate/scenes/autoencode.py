@@ -4,12 +4,13 @@ Cut-outs instead of whole scenes (the first phase of decoupled adaptation), pixe
 channels-last memory (on a CPU ten times faster for these widths), an average of the weights at the end.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewer.core.device import isolated_randomness
 from fewer.core.progress import Progress
@@ -61,7 +62,9 @@ def train_autoencoder(
             latents = model.encoder(images)
             noise = torch.randn(latents.shape, generator=generator).to(device)
             spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
-            again = model.decoder(latents + training.latent_noise * spread * noise)
+            # In the latents' own precision: noise in fp32 would make the whole decoder's stream fp32.
+            noisy = latents + (training.latent_noise * spread * noise).to(latents.dtype)
+            again = model.decoder(noisy)
         return loss_of(again.float(), images)
 
     plan = FitPlan(
@@ -80,6 +83,8 @@ def train_autoencoder(
     with torch.no_grad():
         for name, average in result.averages["autoencoder"].items():
             model.get_parameter(name).copy_(average)
+    for block in _blocks(model):
+        block._compiled_call_impl = None  # whole scenes are other shapes: each would be compiled anew
     few = torch.arange(min(512 if gpu else 256, len(placed)), device=device)
     return normalised(model.eval(), signed(renderer.render(placed.rows(few))))
 
@@ -88,11 +93,15 @@ def compile_blocks(model: DCAutoencoder) -> DCAutoencoder:
     """Compiles every block by itself: seconds instead of the minutes that the whole network takes."""
     # Each width and size of one kind of block is a version of the same function.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for block in _blocks(model):
+        block.compile(dynamic=False)
+    return model
+
+
+def _blocks(model: DCAutoencoder) -> Iterator[nn.Module]:
     for stages in (model.encoder.down_blocks, model.decoder.up_blocks):
         for stage in stages:
-            for block in stage.children():
-                block.compile(dynamic=False)
-    return model
+            yield from stage.children()
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ _SINGLE = (
     "{a_name}{place} on {a_colour} background",
     "{a_style} {name}{place}",
     "{a_name}{place}",
-    "{plain}{place}, {colour} background",
+    "{style} {plain}{place}, {colour} background",
     "{plain}{place}",
 )
 _PAIR = (
@@ -29,6 +29,7 @@ _PAIR = (
     "{style} style picture of {a_name} next to {a_other}, {colour} background",
     "{a_name} and {a_other} on {a_colour} background",
     "{a_name} to the left of {a_other}",
+    "{a_style} {name} to the left of {a_style} {other}",
 )
 _STACK = (
     "{a_name} above {a_other} on {a_colour} background, {style} style",
@@ -37,6 +38,7 @@ _STACK = (
     "{style} style picture of {a_name} above {a_other}, {colour} background",
     "{a_name} above {a_other} on {a_colour} background",
     "{a_name} above {a_other}",
+    "{a_style} {name} above {a_style} {other}",
 )
 _ROW = (
     "{count} {style} {names} on {a_colour} background",
@@ -45,6 +47,7 @@ _ROW = (
     "{count} {names} in a row, {style} style, {colour} background",
     "{count} {names} on {a_colour} background",
     "{count} {names}",
+    "{count} {style} {names}",
 )
 _TEMPLATES = {"single": _SINGLE, "pair": _PAIR, "stack": _STACK, "row": _ROW}
 _WHERE = {

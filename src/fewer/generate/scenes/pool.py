@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+PoolCaptions = tuple[list[str], np.ndarray, np.ndarray]
+
+
 def draw_scenes(vocabulary: Vocabulary, count: int, split: Split, seed: int) -> list[Scene]:
     """Random scenes of one split. Raises `ConfigError` when the vocabulary has next to none of it."""
     return draw_table(vocabulary, count, split, seed).scenes()
@@ -113,10 +116,27 @@ def encode_pool(
     captions_per_scene: int,
     seed: int,
     progress: Progress | None = None,
+    captions: PoolCaptions | None = None,
 ) -> DeviceSet:
-    """Pictures and captions of all scenes, encoded where the networks are; each caption is read once."""
+    """Pictures and captions of all scenes, encoded where the networks are; each caption is read once.
+
+    `captions` are those of `pool_captions`, if they have been drawn already.
+    """
     gpu = renderer.device.type == "cuda"
     latents = encode_scenes(table.placed(renderer), renderer, autoencoder, progress, 256 if gpu else 32)
+    texts, rows, chances = captions or pool_captions(table, captions_per_scene, seed)
+    text = encode_captions(encoder, texts, progress, batch=1024 if gpu else 64, device=renderer.device)
+    return DeviceSet(
+        latents,
+        torch.from_numpy(rows).to(renderer.device),
+        torch.from_numpy(chances).float().to(renderer.device),
+        text.tokens,
+        text.mask,
+    )
+
+
+def pool_captions(table: SceneTable, captions_per_scene: int, seed: int) -> PoolCaptions:
+    """The captions of all scenes: different texts, the empty one first; texts of each scene; their chances."""
     random = np.random.default_rng([seed, 7])
     row_of: dict[str, int] = {"": 0}
     rows = np.zeros((len(table), captions_per_scene), dtype=np.int64)
@@ -126,14 +146,7 @@ def encode_pool(
         found = [row_of.setdefault(caption.text, len(row_of)) for caption in captions]
         rows[number, : len(found)] = found
         chances[number, : len(found)] = caption_weights([caption.score for caption in captions])
-    text = encode_captions(encoder, list(row_of), progress, batch=1024 if gpu else 64, device=renderer.device)
-    return DeviceSet(
-        latents,
-        torch.from_numpy(rows).to(renderer.device),
-        torch.from_numpy(chances).float().to(renderer.device),
-        text.tokens,
-        text.mask,
-    )
+    return list(row_of), rows, chances
 
 
 def save_pool(path: Path, pool: DeviceSet) -> None:
