@@ -1,4 +1,4 @@
-"""Sheets of what the built-in model draws: a hundred prompts of its templates, and twenty free ones, unpicked.
+"""Sheets of what the built-in model draws: a hundred prompts of its templates, twenty free ones, unpicked.
 
 Run:
 python benchmarks/builtin_gallery.py --output docs

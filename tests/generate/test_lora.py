@@ -206,3 +206,16 @@ def test_another_number_format_changes_the_factors_alone(tiny):
         assert one.down.dtype == one.up.dtype == torch.bfloat16
         assert one.alpha == adapter[layer].alpha
         torch.testing.assert_close(one.down.float(), adapter[layer].down, rtol=2**-8, atol=0)
+
+
+def test_a_byte_a_weight_is_nearly_the_same_adapter(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    down, up = torch.randn(16, 300, generator=draw), torch.randn(500, 16, generator=draw)
+    adapter = {"transformer_blocks.0.attn1.to_q": LowRank(down, up, 8.0)}
+    full = write_lora(tmp_path / "full.safetensors", adapter)
+    small = write_lora(tmp_path / "small.safetensors", adapter, small=True)
+    assert small.stat().st_size < 0.4 * full.stat().st_size
+    found = read_lora(small)["transformer_blocks.0.attn1.to_q"]
+    wanted = up @ down
+    assert found.strength == 0.5 and found.down.dtype == torch.bfloat16
+    assert (found.up.float() @ found.down.float() - wanted).norm() < 0.015 * wanted.norm()

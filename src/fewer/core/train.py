@@ -56,8 +56,8 @@ class FitPlan:
     that is not finite is noticed at the next look, and what came since the last checkpoint is not saved."""
     resume: bool = False
     seconds: float | None = None
-    """Ends after so much time instead: `schedule` then runs over the time, not over the steps. What comes before
-    the first look (compiling, mostly) counts as time, but not for the schedule."""
+    """Ends after so much time instead: `schedule` then runs over the time, not over the steps. What comes
+    before the first look (compiling, mostly) counts as time, but not for the schedule."""
     seed: int = 0
 
 

@@ -16,6 +16,7 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.core.modules import find_modules, set_module
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
+from fewer.generate.compact import compact, expand
 from fewer.generate.lora_file import LowRank, read_pairs
 
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -158,7 +159,8 @@ def fresh(
 def read_lora(path: str | Path) -> dict[str, LowRank]:
     """An adapter from a PEFT file or folder, its layers under our names.
 
-    Takes alpha from the file's metadata, an `.alpha` tensor or adapter_config.json, else the rank.
+    Takes alpha from the file's metadata, an `.alpha` tensor or adapter_config.json, else the rank. Factors of
+    a byte a weight (`write_lora` with `small`) come back in bf16.
     Raises `FileError` naming what is not understood.
     """
     path = Path(path)
@@ -167,7 +169,7 @@ def read_lora(path: str | Path) -> dict[str, LowRank]:
     _, metadata = tensor_header(path)
     general = _general_alpha(metadata, path.parent / "adapter_config.json")
     try:
-        pairs = read_pairs(read_tensors(path), general)
+        pairs = read_pairs(expand(read_tensors(path)), general)
     except FileError as error:
         raise FileError(f"{path.name!r} is no adapter of linear layers: {error}") from error
     return {_own_name(layer): low_rank for layer, low_rank in pairs.items()}
@@ -178,8 +180,11 @@ def in_dtype(adapter: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, Lo
     return {layer: LowRank(one.down.to(dtype), one.up.to(dtype), one.alpha) for layer, one in adapter.items()}
 
 
-def write_lora(path: str | Path, adapter: Mapping[str, LowRank]) -> Path:
-    """Writes an adapter as diffusers and PEFT read it (`transformer.` names, alpha in the metadata)."""
+def write_lora(path: str | Path, adapter: Mapping[str, LowRank], *, small: bool = False) -> Path:
+    """Writes an adapter as diffusers and PEFT read it (`transformer.` names, alpha in the metadata).
+
+    `small` takes a byte a weight, half of bf16: for adapters that travel with a package, read here alone.
+    """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     for layer, low_rank in adapter.items():
@@ -188,7 +193,8 @@ def write_lora(path: str | Path, adapter: Mapping[str, LowRank]) -> Path:
     first = next(iter(adapter.values()))
     facts = {"transformer.r": first.down.shape[0], "transformer.lora_alpha": first.alpha}
     facts["transformer.target_modules"] = sorted({layer.rpartition(".")[2] for layer in adapter})
-    write_tensors(path, tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(facts)})
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(facts)}
+    write_tensors(path, compact(tensors) if small else tensors, metadata)
     return path
 
 

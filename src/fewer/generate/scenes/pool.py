@@ -136,7 +136,7 @@ def encode_pool(
 
 
 def pool_captions(table: SceneTable, captions_per_scene: int, seed: int) -> PoolCaptions:
-    """The captions of all scenes: different texts, the empty one first; texts of each scene; their chances."""
+    """Captions of all scenes: different texts, the empty one first; texts of each scene; their chances."""
     random = np.random.default_rng([seed, 7])
     row_of: dict[str, int] = {"": 0}
     rows = np.zeros((len(table), captions_per_scene), dtype=np.int64)

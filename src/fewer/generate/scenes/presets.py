@@ -121,7 +121,7 @@ def _gpu() -> EmojiPreset:
         side=256,
         concepts=CONCEPTS,
         styles=("glossy", "flat", "soft 3d"),
-        # Pixel shuffle: each of the four pixels that one place becomes has weights of its own, so edges are sharp.
+        # Pixel shuffle: each of the four pixels that one place becomes has weights of its own: sharp edges.
         autoencoder=_autoencoder((64, 64, 128, 256, 256), (2, 2, 1, 1), up="pixel_shuffle"),
         autoencoder_training=AutoencoderTraining(
             steps=8000, batch=128, crop=128, learning_rate=8e-4, compiled=True, latent_noise=0.025
