@@ -52,7 +52,7 @@ class ExactIndex:
     def search(
         self, encoded: Float[Tensor, "batch dim"], k: int
     ) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
-        _check_k(k, len(self.vectors))
+        check_k(k, len(self.vectors))
         vectors = self.vectors
         if len(encoded) == 1:  # a matrix-vector product reads the table once, at memory speed
             scores = (vectors @ encoded[0].to(vectors))[None]
@@ -99,7 +99,7 @@ class GraphIndex:
     def search(
         self, encoded: Float[Tensor, "batch dim"], k: int
     ) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
-        _check_k(k, self.items)
+        check_k(k, self.items)
         self._graph.set_ef(max(self.plan.search_width, k))
         places, distances = self._graph.knn_query(
             encoded.float().cpu().numpy(), k=k, num_threads=self.plan.threads
@@ -111,7 +111,8 @@ class GraphIndex:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._graph.save_index(str(path))
-        write_json(path.with_suffix(".json"), {"items": self.items, "dim": self.dim, "sha256": _digest(path)})
+        note = {"kind": "graph", "items": self.items, "dim": self.dim, "sha256": digest(path)}
+        write_json(path.with_suffix(".json"), note)
 
     @staticmethod
     def load(path: Path, items: int, dim: int, plan: GraphPlan | None = None) -> "GraphIndex":
@@ -119,23 +120,28 @@ class GraphIndex:
 
         hnswlib trusts what it reads, so the checksum is compared first; load only files you wrote.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileError(
-                f"index {path.name!r} is not there; build it with `fewer recommend export`", missing=True
-            )
-        note = read_json(path.with_suffix(".json"))
-        if (note.get("items"), note.get("dim")) != (items, dim):
-            raise FileError(
-                f"index {path.name!r} does not belong to a model of {items} items of {dim} channels"
-            )
-        if note.get("sha256") != _digest(path):
-            raise FileError(f"index {path.name!r} is damaged (checksum); export it again")
+        verified_note(path, items, dim)
         index = GraphIndex.__new__(GraphIndex)
         index.plan, index.items, index.dim = plan or GraphPlan(), items, dim
         index._graph = _hnswlib().Index(space="ip", dim=dim)
         index._graph.load_index(str(path), max_elements=items)
         return index
+
+
+def verified_note(path: Path, items: int, dim: int) -> dict[str, object]:
+    """What was noted beside an index file. Raises `FileError` when the file is missing, damaged, or of a
+    model of other sizes."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(
+            f"index {path.name!r} is not there; build it with `fewer recommend export`", missing=True
+        )
+    note = read_json(path.with_suffix(".json"))
+    if (note.get("items"), note.get("dim")) != (items, dim):
+        raise FileError(f"index {path.name!r} does not belong to a model of {items} items of {dim} channels")
+    if note.get("sha256") != digest(path):
+        raise FileError(f"index {path.name!r} is damaged (checksum); export it again")
+    return note
 
 
 def recall(found: Int[Tensor, "batch k"], true: Int[Tensor, "batch k"]) -> float:
@@ -144,7 +150,8 @@ def recall(found: Int[Tensor, "batch k"], true: Int[Tensor, "batch k"]) -> float
     return float(hits.float().mean())
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -160,6 +167,7 @@ def _hnswlib() -> ModuleType:
     return hnswlib
 
 
-def _check_k(k: int, items: int) -> None:
+def check_k(k: int, items: int) -> None:
+    """Raises `ConfigError` unless 1 <= k <= items."""
     if not 1 <= k <= items:
         raise ConfigError(f"k must be between 1 and the number of items {items}, got {k}")
