@@ -9,7 +9,7 @@ from fewer.generate.scenes.presets import preset
 from fewer.generate.transformer.sana import SanaTransformer
 
 
-@pytest.mark.parametrize("name", ["emoji", "emoji-cpu", "emoji-test"])
+@pytest.mark.parametrize("name", ["emoji", "emoji-512", "emoji-cpu", "emoji-test"])
 def test_the_parts_of_a_preset_fit_together(name: str) -> None:
     chosen = preset(name)
     ratio = chosen.autoencoder.spatial_compression_ratio
@@ -19,7 +19,7 @@ def test_the_parts_of_a_preset_fit_together(name: str) -> None:
     with torch.device("meta"):
         transformer, autoencoder = SanaTransformer(chosen.transformer), DCAutoencoder(chosen.autoencoder)
     parameters = sum(p.numel() for model in (transformer, autoencoder) for p in model.parameters())
-    assert 2 * parameters < 160e6 if name == "emoji" else 2 * parameters < 20e6
+    assert 2 * parameters < 160e6 if name in ("emoji", "emoji-512") else 2 * parameters < 20e6
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
