@@ -58,7 +58,7 @@ class EmojiPreset:
 
 
 def preset(name: str) -> EmojiPreset:
-    """ "emoji" for a GPU, "emoji-512" in twice the side, "emoji-cpu" for two cores, "emoji-test" for a minute.
+    """ "emoji" for a GPU, "emoji-512" at twice the side, "emoji-cpu" for two cores, "emoji-test" for tests.
 
     Raises `ConfigError` for another name.
     """
@@ -152,7 +152,7 @@ def _gpu() -> EmojiPreset:
 
 
 def _large() -> EmojiPreset:
-    """512 px with an autoencoder of twice the compression: as many tokens, so the transformer costs the same."""
+    """512 px with an autoencoder of twice the compression: as many tokens, so the same transformer."""
     small = _gpu()
     return replace(
         small,
