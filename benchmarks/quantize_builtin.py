@@ -37,7 +37,7 @@ from fewer.generate.model_folder import DEFAULT_MODEL, open_parts, read_settings
 from fewer.generate.sampling import sample
 from fewer.generate.scenes.captions import full_caption
 from fewer.generate.scenes.compose import SceneRenderer
-from fewer.generate.scenes.judges import judge_pictures
+from fewer.generate.scenes.judges import SpriteJudge, judge_pictures
 from fewer.generate.scenes.pool import Vocabulary, draw_scenes
 from fewer.generate.scenes.presets import preset
 from fewer.generate.scenes.sprites import load_sprites, render_sprites
@@ -136,6 +136,26 @@ def pictures(autoencoder: DCAutoencoder, latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([autoencoder.decode(part, tile=None).clamp(-1, 1) for part in latents.split(16)])
 
 
+def judge_of(options: argparse.Namespace, device: torch.device) -> tuple[Vocabulary, SpriteJudge]:
+    """The vocabulary and a judge of it: from files, or from the sprites that it is trained on here."""
+    if options.words:
+        known = json.loads(options.words.read_text())
+        vocabulary = Vocabulary(tuple(known["words"]), tuple(known["styles"]))
+        tensors = read_tensors(options.judge)
+        judge = SpriteJudge(vocabulary.words, vocabulary.styles, len(tensors["features.0.weight"]))
+        judge.load_state_dict(tensors)
+        return vocabulary, judge.to(device).eval()
+    chosen = preset(options.preset)
+    if options.sprites:
+        sprites = load_sprites(options.sprites)
+    else:
+        sprites = render_sprites(options.packages, chosen.concepts or {}, chosen.styles, chosen.sprite_side)
+    vocabulary = Vocabulary(sprites.words(), sprites.styles)
+    with torch.enable_grad():
+        renderer = SceneRenderer(sprites, chosen.side, device)
+        return vocabulary, trained_judge(options.judge, renderer, vocabulary, options.judge_steps)
+
+
 class Exact(nn.Module):
     """A quantized layer that runs as its fp32 reference on every device."""
 
@@ -196,16 +216,7 @@ def main() -> None:
         return
     device = pick_device(options.device)
     torch.backends.cudnn.allow_tf32 = False
-    chosen = preset(options.preset)
-    if options.sprites:
-        sprites = load_sprites(options.sprites)
-    else:
-        sprites = render_sprites(options.packages, chosen.concepts or {}, chosen.styles, chosen.sprite_side)
-    vocabulary = Vocabulary(sprites.words(), sprites.styles)
-    with torch.enable_grad():
-        judge = trained_judge(
-            options.judge, SceneRenderer(sprites, chosen.side, device), vocabulary, options.judge_steps
-        )
+    vocabulary, judge = judge_of(options, device)
     parts = Model(options.model, device)
     scenes = draw_scenes(vocabulary, options.prompts, "held-out", seed=9000 + options.seed)
     held_out = Prompts(options, parts, "held-out", [full_caption(scene) for scene in scenes])
@@ -307,6 +318,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="emoji")
     parser.add_argument("--packages", type=Path, help="node_modules with the emoji packages")
     parser.add_argument("--sprites", type=Path, help="sprites.safetensors of a training run instead")
+    parser.add_argument("--words", type=Path, help="the vocabulary alone, for a judge that is there already")
     parser.add_argument("--judge", type=Path, help="where the judge is kept; trained there if it is missing")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--join", type=Path, nargs="*", help="tables of other calls, to be put together")

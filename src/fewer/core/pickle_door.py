@@ -50,9 +50,11 @@ def open_pickle(source: Path, target: Path, *, trusted: bool, seconds: int = SEC
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
-    """Tensors of nested dictionaries and lists under dotted names; everything else is left out."""
+    """Tensors, and truths as tensors, of nested dictionaries and lists under dotted names; nothing else."""
     import torch
 
+    if isinstance(value, bool):
+        value = torch.tensor(value)
     if isinstance(value, torch.Tensor):
         return {prefix.removesuffix("."): value.detach().clone().contiguous()}
     if isinstance(value, dict):

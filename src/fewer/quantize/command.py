@@ -81,7 +81,7 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     assert request.output is not None
     calibrate = calibration(opened, request.calibration, request.prompts, request.seed)
     before = _pictures(opened, request) if request.report else []
-    original = sum(p.numel() for p in opened.module.state_dict().values()) * 2
+    original = sum(t.numel() * t.element_size() for t in opened.module.state_dict().values())
     recipe = dataclasses.replace(
         FAST if request.preset == "fast" else Recipe(),
         gptq=request.gptq, unsigned=request.unsigned, seed=request.seed,

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewer.core.errors import FileError
 from fewer.core.files import read_json, write_json
 from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.transformer.shards import weight_files
 from fewer.quantize.checkpoint import QuantizedCheckpoint
 from fewer.quantize.engine_layer import pack_layer, pack_modulation, unpack_layer, unpack_modulation
 from fewer.quantize.layer import QuantizedLayer
@@ -61,7 +62,9 @@ def read_folder(folder: Path) -> QuantizedCheckpoint:
     settings = config.pop("quantization_config", None)
     if not isinstance(settings, dict) or settings.get("quant_method") != METHOD:
         raise FileError(f"{folder.name!r} has no quantization_config of quant_method {METHOD!r}")
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        tensors |= read_tensors(path)
     svdq, awq = settings.get("svdq_w4a4") or {}, settings.get("awq_w4a16") or {}
     names = [*svdq.get("targets", []), *awq.get("targets", [])]
     if len(set(names)) != len(names):

@@ -241,7 +241,12 @@ def _legacy(name: str) -> str:
     if not block:
         return name
     layer, _, part = block[2].rpartition(".")
-    return f"{block[1]}.{_LEGACY_LAYERS.get(layer, layer)}.{_LEGACY_TENSORS.get(part, part)}"
+    return _joined(block[1], _LEGACY_LAYERS.get(layer, layer), _LEGACY_TENSORS.get(part, part))
+
+
+def _joined(*names: str) -> str:
+    """A dotted name without its empty parts: a block's own parameters belong to no layer."""
+    return ".".join(name for name in names if name)
 
 
 def _modern(name: str) -> str:
@@ -258,7 +263,7 @@ def _modern(name: str) -> str:
     if single:  # the MLP's names are the same in both forms there
         names = {old: new for old, new in names.items() if not old.startswith("mlp_")}
     parts = {old: new for new, old in _LEGACY_TENSORS.items()}
-    return f"{block[1]}.{names.get(layer, layer)}.{parts.get(part, part)}"
+    return _joined(block[1], names.get(layer, layer), parts.get(part, part))
 
 
 def _json(metadata: dict[str, str], key: str, path: Path) -> dict[str, object]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fewer.core.errors import FileError
+from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.quantize import dialect_cache_dit, dialect_deepcompressor, dialect_lite, dialect_nunchaku
 from fewer.quantize.checkpoint import METHOD, QuantizedCheckpoint, apply_checkpoint, load_quantized
@@ -34,6 +34,9 @@ def read_checkpoint(source: Path) -> tuple[QuantizedCheckpoint, str]:
         return load_quantized(source), "fewer"
     if method == dialect_lite.METHOD:
         return dialect_lite.read_folder(source), "nunchaku-lite"
+    files = sorted(source.glob("*.safetensors"))
+    if len(files) == 1 and not config:  # the folder around a single file
+        return dialect_nunchaku.read_file(files[0]), "nunchaku"
     raise FileError(
         f"{source.name!r} is no quantized model that is known: fewer, nunchaku (file or legacy folder), "
         f"nunchaku-lite, cache-dit or deepcompressor"
@@ -48,5 +51,10 @@ def load_model(
     Raises `FileError` or `ConfigError` naming what is missing or does not fit.
     """
     checkpoint, dialect = read_checkpoint(Path(source))
+    if base is None and not checkpoint.config:
+        raise ConfigError(
+            f"files of {dialect} do not say what model they are of; open the 16-bit model and pass it: "
+            f"load_model(source, base=model)"
+        )
     module = base if base is not None else empty_model(checkpoint.config, checkpoint.model_class)
-    return apply_checkpoint(module, checkpoint, whole=dialect != "cache-dit").to(device)
+    return apply_checkpoint(module, checkpoint, whole=bool(checkpoint.plain)).to(device)

@@ -17,6 +17,14 @@ from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_bytes, read_json
 from fewer.generate.class_pictures import CLASS_NAME
 from fewer.generate.transformer import SanaTransformer
+from fewer.quantize.for_diffusers import (
+    DENOISERS,
+    DiffusersPipeline,
+    denoiser_of,
+    diffusers_class,
+    open_denoiser,
+    weights_header,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +65,11 @@ def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenMode
     """
     folder = Path(model)
     if model == "default" or (folder / "model_index.json").exists():
-        from fewer.generate.pipeline import TextToImage
-
-        pipeline = TextToImage.load(model, device=str(device), dtype=_name(dtype))
-        if not isinstance(pipeline.transformer, SanaTransformer):
-            raise ConfigError("this model has generated weights (adaln+can); only plain ones are quantized")
-        return OpenModel(pipeline.transformer, _sana_config(pipeline.transformer), folder, pipeline)
+        return _open_pipeline(model, folder, dtype, device)
     if not folder.is_dir():
         raise FileError(f"model {folder.name!r} is no folder; check the path", missing=True)
+    if not (folder / "config.json").exists() and (part := denoiser_of(folder)):
+        folder = folder / part
     config = read_json(folder / "config.json")
     if "quantization_config" in config:
         raise ConfigError(f"{folder.name!r} is quantized already; start from its 16-bit original")
@@ -77,16 +82,46 @@ def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenMode
         module = SanaTransformer.load(folder, dtype, device)
         return OpenModel(module, _sana_config(module), folder)
     if "_class_name" in config:
-        module = _diffusers_class(config).from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
-        )
-    elif "architectures" in config or "model_type" in config:
-        from transformers import AutoModelForCausalLM
-
-        module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    else:
+        return OpenModel(open_denoiser(folder, config, dtype, device), config, folder)
+    if "architectures" not in config and "model_type" not in config:
         raise ConfigError(f"config.json of {folder.name!r} names neither a _class_name nor architectures")
-    return OpenModel(module.to(device).eval(), config, folder)
+    return OpenModel(_open_language_model(folder, dtype).to(device).eval(), config, folder)
+
+
+def _open_pipeline(model: str, folder: Path, dtype: torch.dtype, device: torch.device) -> OpenModel:
+    """The built-in model, a pipeline in Sana's layout, or one of diffusers' own."""
+    kind = "SanaPipeline" if model == "default" else read_json(folder / "model_index.json").get("_class_name")
+    if "Sana" in str(kind):
+        from fewer.generate.pipeline import TextToImage
+
+        pipeline = TextToImage.load(model, device=str(device), dtype=_name(dtype))
+        if not isinstance(pipeline.transformer, SanaTransformer):
+            raise ConfigError("this model has generated weights (adaln+can); only plain ones are quantized")
+        return OpenModel(pipeline.transformer, _sana_config(pipeline.transformer), folder, pipeline)
+    part = denoiser_of(folder)
+    if part is None:
+        raise FileError(
+            f"the pipeline {folder.name!r} has no folder {' or '.join(DENOISERS)} with a config.json",
+            missing=True,
+        )
+    config = read_json(folder / part / "config.json")
+    if "_class_name" not in config:
+        raise ConfigError(f"{part}/config.json of {folder.name!r} names no _class_name")
+    module = open_denoiser(folder / part, config, dtype, device)
+    return OpenModel(module, config, folder, DiffusersPipeline(folder, part, module, dtype))
+
+
+def _open_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    weights_header(folder)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise FileError(f"{folder.name!r} cannot be opened as a language model: {reason}") from error
 
 
 def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
@@ -103,7 +138,7 @@ def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
 
         return build_from_config(config)
     if "_class_name" in config:
-        return _diffusers_class(config).from_config(config)
+        return diffusers_class(config).from_config(config)  # pyright: ignore
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = config.get("model_type")
@@ -169,16 +204,6 @@ def language_calibration(module: nn.Module, folder: Path, lines: list[str]) -> C
             module(input_ids=ids.to(device))
 
     return run
-
-
-def _diffusers_class(config: dict[str, object]) -> type:
-    name = str(config["_class_name"])
-    import diffusers
-
-    found = getattr(diffusers, name, None)
-    if found is None or not issubclass(found, nn.Module):
-        raise ConfigError(f"this diffusers has no model class {name!r}; update it, or quantize from Python")
-    return found
 
 
 def _sana_config(module: SanaTransformer) -> dict[str, object]:

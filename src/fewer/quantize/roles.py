@@ -253,12 +253,12 @@ def _unknown_rules(module: nn.Module, sizes: dict[str, tuple[int, int]]) -> Iter
         last = name.rpartition(".")[2]
         if min(shape) < SMALLEST:
             yield _keep(name, shape, f"fewer than {SMALLEST} channels")
-        elif _MODULATION.search(name):
-            yield Choice(name, shape, "w4a16", "modulation layer"), Rule(name, "w4a16")
         elif _EDGES.search(name):
             yield _keep(name, shape, "head, embedding, timestep network or router by its name")
         elif inside and name not in inside:
             yield _keep(name, shape, "outside the repeated blocks")
+        elif _MODULATION.search(name):
+            yield Choice(name, shape, "w4a16", "modulation layer"), Rule(name, "w4a16")
         elif _CROSS.search(name) and any(last in names[1:] for names in _SIBLINGS):
             yield _keep(name, shape, "key or value of cross-attention")
         else:

@@ -68,7 +68,9 @@ class LayerStore:
     ) -> tuple[dict[str, QuantizedLayer], list[LayerReport]]:
         """A group as it was added, its tensors on `device`."""
         path = self._path(key)
-        tensors, (_, metadata) = read_tensors(path, device), tensor_header(path)
+        # copies take the room that replaced layers leave; views of the file would keep the file in memory
+        tensors = {name: tensor.clone() for name, tensor in read_tensors(path, device).items()}
+        _, metadata = tensor_header(path)
         layers = {}
         for name, facts in json.loads(metadata["layers"]).items():
             own = {
