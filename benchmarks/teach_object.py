@@ -1,7 +1,9 @@
-"""Teaching the built-in model a new object from 30 pictures: `fewer train lora`, judged on unseen ones.
+"""Teaching the built-in model a new object from 30 pictures with `fewer train lora`, judged on unseen ones.
 
-python benchmarks/teach_object.py [--device cuda] [--steps 500]
-writes benchmarks/results/teach_object.json and a contact sheet, outputs/teach_object.png.
+python benchmarks/teach_object.py [--device cuda] [--steps 500] [--adapter FILE]
+writes benchmarks/results/teach_object.json and a contact sheet, outputs/teach_object.png. With --adapter the
+training is left out: it was done elsewhere on what --write-pictures DIR writes. On a CPU teach the small
+model that `fewer train sana --preset emoji-cpu` makes: --model DIR.
 
 The object: a "zorple", which exists nowhere (drawn here: purple hexagon, yellow ring, three teal feet).
 30 pictures on coloured backgrounds at five places to learn from; 20 others, whose background and place never
@@ -14,7 +16,6 @@ another thing ("a cat on ...") with it come beside: what it knew must stay. Noth
 import argparse
 import math
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,8 @@ def combinations(seed: int = 0) -> tuple[list[tuple[str, str]], list[tuple[str, 
 
 def cut_out(picture: Image.Image) -> tuple[Tensor, tuple[float, float]]:
     """The object brought to 32x32 pixels and to mean 0 and length 1, and its middle in shares of the side."""
+    if picture.width != SIDE:  # a model of smaller pictures
+        picture = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(picture).copy())
     mask = foreground(pixels[None])[0]
     rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
@@ -109,29 +112,25 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--judge", type=int, default=20, help="judge on so many (dry run)")
+    parser.add_argument("--adapter", type=Path, help="judge this one")
+    parser.add_argument("--write-pictures", type=Path, help="write the 30 pictures there, and stop")
     options = parser.parse_args()
     learned, asked = combinations()
     asked = asked[: options.judge]
+    if options.write_pictures:
+        write_pictures(options.write_pictures, learned)
+        return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / "pictures").mkdir()
-        for colour, place in learned:
-            zorple(colour, place).save(folder / "pictures" / f"{caption('zorple', colour, place)}.png")
-        began = time.monotonic()
-        request = TrainLoraRequest(
-            data=folder / "pictures", output=folder / "run", model=options.model, steps=options.steps,
-            batch=options.batch, rank=options.rank, device=options.device,
-        )  # fmt: skip
-        report = train_lora_command(request, make_progress("auto"))
-        seconds = time.monotonic() - began
+        trained = {} if options.adapter else train(options, Path(temporary), learned)
         pipe = TextToImage.load(options.model, device=options.device)
         prompts = [caption("zorple", colour, place) for colour, place in asked]
         cats = [caption("cat", colour, place) for colour, place in asked[:6]]
         how = {"steps": options.sampling_steps, "seed": 3}
-        worn = {"lora": (str(report["output"]),), **how}
+        worn = {"lora": (str(options.adapter or trained["output"]),), **how}
         with_adapter, without = pipe(prompts, **worn).images, pipe(prompts, **how).images
         cats_with, cats_without = pipe(cats, **worn).images, pipe(cats, **how).images
-    truth = [zorple(colour, place) for colour, place in asked]
+    side = with_adapter[0].width
+    truth = [zorple(*one).resize((side, side), Image.Resampling.LANCZOS) for one in asked]
     kept = [
         float(cut_out(one)[0] @ cut_out(other)[0]) for one, other in zip(cats_with, cats_without, strict=True)
     ]
@@ -143,15 +142,31 @@ def main() -> None:
     }
     for name, row in rows.items():
         print(name, row)
+    settings = {name: getattr(options, name) for name in ("steps", "batch", "rank", "sampling_steps")}
+    settings["side"] = side
+    trained.pop("output", None)
     record(
-        "teach_object",
-        {
-            "pictures": len(learned), "judged": len(asked), "steps": options.steps, "rank": options.rank,
-            "training_seconds": round(seconds, 1), "loss": report["loss"], "first_loss": report["first_loss"],
-            "rows": rows,
-        },
-    )  # fmt: skip
+        "teach_object", {"pictures": len(learned), "judged": len(asked), **settings, **trained, "rows": rows}
+    )
     save_sheet([truth[:10], without[:10], with_adapter[:10], cats_without, cats_with])
+
+
+def write_pictures(folder: Path, learned: list[tuple[str, str]]) -> None:
+    """The pictures to learn from; their names are their captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for colour, place in learned:
+        zorple(colour, place).save(folder / f"{caption('zorple', colour, place)}.png")
+
+
+def train(options: argparse.Namespace, folder: Path, learned: list[tuple[str, str]]) -> dict[str, object]:
+    """What `fewer train lora` reports."""
+    write_pictures(folder / "pictures", learned)
+    request = TrainLoraRequest(
+        data=folder / "pictures", output=folder / "run", model=options.model, steps=options.steps,
+        batch=options.batch, rank=options.rank, device=options.device,
+    )  # fmt: skip
+    report = train_lora_command(request, make_progress("auto"))
+    return {name: report[name] for name in ("output", "first_loss", "loss", "seconds")}
 
 
 def save_sheet(rows: list[list[Image.Image]], side: int = 128) -> None:

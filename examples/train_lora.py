@@ -1,6 +1,9 @@
-"""Teaches the built-in model a thing of one's own from four drawn pictures, in a few steps.
+"""Teaches the built-in model a thing of one's own from 24 drawn pictures, in a few small steps.
 
-A real run has 20 to 50 pictures and some 500 steps: fewer train lora --data DIR --output DIR.
+A real run takes its 20 to 50 pictures at full size and some 500 steps, and then draws with what it learned:
+fewer train lora --data DIR --output DIR
+fewer generate "a zorple on the left on a pink background" --lora DIR/pytorch_lora_weights.safetensors
+benchmarks/teach_object.py does that and judges it.
 """
 
 import tempfile
@@ -11,13 +14,19 @@ from PIL import Image, ImageDraw
 from fewer.core.progress import SilentProgress
 from fewer.generate.training.command import TrainLoraRequest, train_lora_command
 
+COLOURS = ("red", "blue", "green", "black", "orange", "gray", "brown", "yellow")
+PLACES = {"": 64, " on the left": 36, " on the right": 92}
+
 
 def draw_pictures(folder: Path) -> None:
-    """A white ring on four backgrounds; the file's name is the caption."""
-    for colour in ("red", "blue", "green", "black"):
-        picture = Image.new("RGB", (128, 128), colour)
-        ImageDraw.Draw(picture).ellipse((24, 24, 104, 104), outline="white", width=14)
-        picture.save(folder / f"a zorple on a {colour} background.png")
+    """A white ring with a purple eye on eight backgrounds at three places; the file's name is the caption."""
+    for colour in COLOURS:
+        for place, x in PLACES.items():
+            picture = Image.new("RGB", (128, 128), colour)
+            pen = ImageDraw.Draw(picture)
+            pen.ellipse((x - 28, 36, x + 28, 92), outline="white", width=9)
+            pen.ellipse((x - 8, 56, x + 8, 72), fill="purple")
+            picture.save(folder / f"a zorple{place} on a {colour} background.png")
 
 
 def main() -> None:
@@ -30,7 +39,8 @@ def main() -> None:
         )
         report = train_lora_command(request, SilentProgress())
         size = Path(str(report["output"])).stat().st_size
-        print(f"{report['steps']} steps, loss {report['loss']:.3f}, an adapter of {size / 1024:.0f} KiB")
+        print(f"{report['pictures']} pictures, {report['steps']} steps, loss {report['loss']:.3f}")
+        print(f"an adapter of {size / 1024:.0f} KiB")
 
 
 if __name__ == "__main__":
