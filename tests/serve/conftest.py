@@ -32,11 +32,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., TestClient]]:
         workers: int = 1,
         start: bool = True,
         engine: str = "quick",
+        group: int = 1,
     ) -> TestClient:
         store = JobStore(tmp_path / "jobs.sqlite", limit)
         results = Results(tmp_path / "results")
-        options = {"seconds": seconds, "log": str(tmp_path / "log")}
-        pool = Workers(store, results, f"tests.serve.engines:{engine}", options, workers, start=start)
+        options = {"seconds": seconds, "log": str(tmp_path / "log"), "group": group}
+        engine = engine if ":" in engine else f"tests.serve.engines:{engine}"
+        pool = Workers(store, results, engine, options, workers, start=start)
         if not start:
             pool.stop = lambda grace_seconds=0.0: None
         app = build_app(store, results, pool, gate=Gate(keys))

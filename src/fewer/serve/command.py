@@ -48,6 +48,7 @@ class ServeRequest:
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Worker processes (local), or replicas (ray)."""
     gpus_per_replica: Annotated[float, Field(ge=0, le=64)] = 0
+    """2 or more: each replica draws a picture on so many GPUs together (with --device cpu: processes)."""
     queue_limit: Annotated[int, Field(ge=1, le=10_000)] = 32
     """Waiting jobs; the next one is answered with 429."""
     keep_days: Annotated[float, Field(gt=0, le=3650)] = 7.0
@@ -66,12 +67,15 @@ def serve_command(request: ServeRequest, progress: Progress) -> dict[str, object
         return serve_with_ray(request, gate, progress)
     import uvicorn
 
+    from fewer.serve.patience import PatientProtocol
+
     app = app_of(request, gate)
     where = f"http://{request.host}:{request.port}"
     progress.say(f"serving at {where} (stop with Ctrl-C)")
     config = uvicorn.Config(
         app, host=request.host, port=request.port, log_level="warning", access_log=False,
         timeout_keep_alive=10, timeout_graceful_shutdown=30, h11_max_incomplete_event_size=16_384,
+        http=PatientProtocol,
     )  # fmt: skip
     uvicorn.Server(config).run()
     return {"served": where}
@@ -122,7 +126,7 @@ def app_of(request: ServeRequest, gate: Gate):  # gives a FastAPI, imported late
     memory = None if request.memory_gib is None else int(request.memory_gib * 2**30)
     options = {
         "models": models, "device": request.device, "dtype": request.dtype, "memory": memory,
-        "together": request.together, "results": str(results.folder.resolve()),
+        "together": request.together, "results": str(results.folder.resolve()), "group": group_of(request),
     }  # fmt: skip
     uploads = Uploads((request.data / "uploads").resolve(), int(request.upload_gib * 2**30))
     workers = Workers(store, results, "fewer.serve.engine:local_engine", options, request.replicas)
@@ -135,6 +139,24 @@ def app_of(request: ServeRequest, gate: Gate):  # gives a FastAPI, imported late
         models=models,
         keep_seconds=request.keep_days * 86_400,
     )
+
+
+def group_of(request: ServeRequest) -> int:
+    """Devices that draw one picture together. Raises `ConfigError` where they are too few, or in parts."""
+    from fewer.core.device import pick_device
+
+    group = max(1, int(request.gpus_per_replica))
+    if group > 1 and group != request.gpus_per_replica:
+        raise ConfigError(f"a picture is drawn on whole GPUs: --gpus-per-replica {group}, or {group + 1}")
+    if group > 1 and request.engine == "local" and pick_device(request.device).type == "cuda":
+        import torch
+
+        here, wanted = torch.cuda.device_count(), group * request.replicas
+        if wanted > here:
+            raise ConfigError(
+                f"{request.replicas} times {group} GPUs are {wanted}, there are {here}; use fewer of either"
+            )
+    return group
 
 
 def models_of(request: ServeRequest) -> dict[str, str]:

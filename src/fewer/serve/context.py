@@ -150,7 +150,7 @@ def _end_of(job: Job) -> Event:
 def failure(value: tuple[str | None, str | None]) -> ApiError:
     """The HTTP answer for a failed job."""
     message, code = value
-    status = {"capacity": 507, "invalid_request": 400}.get(code or "", 500)
+    status = {"capacity": 507, "invalid_request": 400, "group_failed": 503}.get(code or "", 500)
     return ApiError(status, message or "the picture could not be drawn", code=code)
 
 

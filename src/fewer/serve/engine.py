@@ -3,7 +3,11 @@
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from fewer.generate.pipeline import TextToImage
+    from fewer.generate.request import GenerateRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,12 @@ def batch_key(request: dict) -> tuple | None:
     return tuple(sorted((name, repr(value)) for name, value in wanted.items() if name not in apart))
 
 
-def local_engine(options: dict) -> "LocalEngine":
-    """The engine of `fewer serve`."""
+def local_engine(options: dict) -> Engine:
+    """The engine of `fewer serve`: one device, or a group of them that draws a picture together."""
+    if options.get("group", 1) > 1:
+        from fewer.serve.group_engine import GroupEngine
+
+        return GroupEngine(options)
     return LocalEngine(options)
 
 
@@ -93,22 +101,26 @@ class LocalEngine:
             if event is not None:
                 yield event
 
-    def run_together(self, requests: Sequence[dict]) -> Iterator[tuple[int, EngineEvent | None]]:
-        """Draws the pictures of all requests, alike ones side by side."""
+    def admit(self, requests: Sequence[dict]) -> tuple["TextToImage", list["GenerateRequest"]]:
+        """The model, loaded, and the requests as they stand. Raises `FewerError` for what cannot be drawn."""
         from fewer.core.config import validate
-        from fewer.generate.memory import require_room
-        from fewer.generate.pipeline import Denoised
         from fewer.generate.request import GenerateRequest
 
         wanted = [validate(GenerateRequest, request["generate"]) for request in requests]
-        pipe = self._shelf.pipeline(wanted[0].model)
+        return self._shelf.pipeline(wanted[0].model), wanted
+
+    def run_together(self, requests: Sequence[dict]) -> Iterator[tuple[int, EngineEvent | None]]:
+        """Draws the pictures of all requests, alike ones side by side."""
+        from fewer.generate.pipeline import Denoised
+
+        pipe, wanted = self.admit(requests)
         singles, homes = [], []
         for which, one in enumerate(wanted):
             for image, single in enumerate(one.singles()):
                 singles.append(single)
                 homes.append((which, image))
         together = min(self.together, len(singles))
-        require_room(pipe, singles[0], together)
+        self.require_room(pipe, singles[0], together)
         left = [sum(which == home for home, _ in homes) for which in range(len(requests))]
         for event in pipe.draw(singles, together=together):
             which, image = homes[event.index]
@@ -125,6 +137,12 @@ class LocalEngine:
             left[which] -= 1
             if left[which] == 0:
                 yield which, None
+
+    def require_room(self, pipe: "TextToImage", single: "GenerateRequest", together: int) -> None:
+        """Raises `CapacityError` where a step would not fit; a group of devices asks in its own way."""
+        from fewer.generate.memory import require_room
+
+        require_room(pipe, single, together)
 
 
 def _preview(pipe: Any, clean: Any) -> bytes:

@@ -1,6 +1,7 @@
 """Loaded models within a memory budget: the one used longest ago makes room for the one asked for."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,19 @@ _HEADROOM = 1.25
 class Shelf:
     """Pipelines by the name under which clients ask for them."""
 
-    def __init__(self, folders: dict[str, str], device: str, dtype: str, memory: int | None = None) -> None:
-        """`memory` is the most that all models may hold, in bytes; by default what the device has free."""
+    def __init__(
+        self,
+        folders: dict[str, str],
+        device: str,
+        dtype: str,
+        memory: int | None = None,
+        spread: "Callable[[TextToImage], None] | None" = None,
+    ) -> None:
+        """`memory` is the most that all models may hold, in bytes; by default what the device has free.
+
+        `spread` changes a model that was just loaded: a group of devices cuts it into bands.
+        """
+        self._spread = spread
         self._folders, self._device, self._dtype, self._memory = folders, device, dtype, memory
         self._loaded: OrderedDict[str, tuple[TextToImage, int]] = OrderedDict()
 
@@ -35,7 +47,10 @@ class Shelf:
             folder = self._folders.get(name, name)
             self._make_room(_weight_bytes(Path(folder)))
             pipe = TextToImage.load(folder, device=self._device, dtype=self._dtype).accelerate()
-            self._loaded[name] = (pipe, held_bytes(pipe))
+            held = held_bytes(pipe)
+            if self._spread is not None:
+                self._spread(pipe)
+            self._loaded[name] = (pipe, held)
         self._loaded.move_to_end(name)
         return self._loaded[name][0]
 

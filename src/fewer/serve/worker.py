@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fewer.core.errors import CapacityError, FewerError
+from fewer.core.errors import FewerError
 from fewer.serve.engine import Engine, ImageEvent, OutcomeEvent, StepEvent
 
 logger = logging.getLogger(__name__)
+_CODES = {"CapacityError": "capacity", "GroupFailed": "group_failed"}
 _KINDS = {StepEvent: "step", ImageEvent: "image", OutcomeEvent: "outcome"}
 Jobs = list[tuple[str, dict]]
 """Job ids and their requests."""
@@ -74,7 +75,7 @@ def _draw_alone(pipe: Connection, drawer: Engine, job: str, request: dict) -> No
     try:
         _follow(pipe, events(), [job], set())
     except FewerError as error:
-        code = "capacity" if isinstance(error, CapacityError) else "invalid_request"
+        code = _CODES.get(type(error).__name__, "invalid_request")
         pipe.send(("failed", job, (str(error), code)))
     except (BrokenPipeError, EOFError):
         raise

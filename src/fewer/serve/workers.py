@@ -152,7 +152,11 @@ class Workers:
         taken = {worker.number for worker in self._workers}
         number = next(number for number in range(self._count) if number not in taken)
         options = {**self._options, "number": number}
-        process = self._context.Process(target=worker_main, args=(theirs, self._engine, options), daemon=True)
+        # A worker that leads a group of ranks has children, which a daemon may not have.
+        alone = options.get("group", 1) == 1
+        process = self._context.Process(
+            target=worker_main, args=(theirs, self._engine, options), daemon=alone
+        )
         process.start()
         theirs.close()
         return _Worker(process, ours, number)
