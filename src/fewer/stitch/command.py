@@ -58,6 +58,8 @@ class StitchRequest:
     """Depth marks TIME=CM, at least two, such as 00:02=38cm 00:14.5=25cm."""
     format: Literal["png", "tiff"] = "png"
     """Of the map."""
+    deep_zoom: bool = False
+    """Also write each map as a Deep Zoom pyramid (pano_K.dzi), for viewers of very large pictures."""
     blend: Literal["multiband", "feather", "last"] = "multiband"
     """How frames are joined."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -92,7 +94,7 @@ def stitch_command(request: StitchRequest, progress: Progress) -> dict[str, obje
     panorama = stitch(
         request.source, options, progress=progress, work=request.output / UNFINISHED, resume=request.resume
     )
-    result = write_panorama(panorama, request.output, request.format, request.mark)
+    result = write_panorama(panorama, request.output, request.format, request.mark, request.deep_zoom)
     for warning in panorama.report["warnings"]:  # pyright: ignore[reportGeneralTypeIssues]
         progress.say(f"note: {warning}")
     longest = max(panorama.report["segments"], key=lambda piece: piece["frames"])  # pyright: ignore

@@ -31,19 +31,6 @@ def test_the_tiny_loftr_follows_a_roll_to_a_fraction_of_a_pixel() -> None:
     assert (matches.p[:, 0] < 480).all()
 
 
-def test_a_network_of_another_stride_goes_through_the_same_path() -> None:
-    from fewer.stitch.match.learned import coarse_matches
-    from fewer.stitch.match.loftr import SMALL, CoarseLoFTR
-
-    torch.manual_seed(0)
-    grey = view().grey[:64, :128]
-    p, q, confidence = coarse_matches(CoarseLoFTR(SMALL).eval(), grey, grey, 0.0)
-    assert len(p) == len(q) == len(confidence) > 0
-    assert (p % 8 == 0).all()
-    assert p.max() <= 120
-    assert (p[:, 1] <= 56).all()
-
-
 def test_matches_outside_the_mask_go() -> None:
     matcher = load_matchers(MatchOptions(matchers=("loftr",)), [])["loftr"]
     half = view()

@@ -58,10 +58,18 @@ def test_true_cells_of_the_identity_and_of_a_shift() -> None:
 
 def test_the_loss_is_least_for_the_truth() -> None:
     index, inside = torch.arange(6.0)[None], torch.ones(1, 6, dtype=torch.bool)
-    right = matching_loss(torch.eye(6)[None], index, inside)
-    wrong = matching_loss(torch.eye(6)[None].roll(1, 2), index, inside)
-    flat = matching_loss(torch.full((1, 6, 6), 1 / 36), index, inside)
+    right = matching_loss(9 * torch.eye(6)[None], index, inside)
+    wrong = matching_loss(9 * torch.eye(6)[None].roll(1, 2), index, inside)
+    flat = matching_loss(torch.zeros(1, 6, 6), index, inside)
     assert right < flat < wrong
+
+
+def test_even_a_hopeless_network_is_told_where_to_go() -> None:
+    index, inside = torch.arange(2000.0)[None], torch.ones(1, 2000, dtype=torch.bool)
+    similarity = torch.zeros(1, 2000, 2000, requires_grad=True)
+    matching_loss(similarity, index, inside).backward()
+    assert similarity.grad is not None
+    assert (similarity.grad[0].diagonal() < 0).all()  # confidence 1 / 4,000,000 is not clamped away
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,13 +82,14 @@ def test_a_few_steps_learn_one_batch(dtype: torch.dtype) -> None:
     losses = []
     for _ in range(15):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            confidence = model(pair[0], pair[1])
-        loss = matching_loss(confidence, index, inside)
+            similarity = model.similarity(pair[0], pair[1])
+        loss = matching_loss(similarity, index, inside)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.95 * losses[0]
-    right, recall = precision(model.eval(), pair, threshold=0.0)
+    with torch.no_grad():
+        right, recall = precision(model.eval()(pair[0], pair[1]), index, inside, across=8, threshold=0.0)
     assert 0.2 < right <= 1
     assert 0.2 < recall <= 1

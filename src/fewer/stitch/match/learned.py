@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors
+from fewer.stitch.match.coarse import MULTIPLE, as_input, coarse_matches
 from fewer.stitch.match.features import Features, StripView, match_features
 from fewer.stitch.match.loftr import WEIGHTS, CoarseLoFTR, load_tiny_loftr
 from fewer.stitch.match.pool import Matches
@@ -25,7 +26,6 @@ from fewer.stitch.options import MatchOptions
 from fewer.stitch.unfold.strip import PAD, pad_round
 
 PairMatcher = Callable[[StripView, StripView], Matches]
-_MULTIPLE = 16  # sides of pictures for every network here
 _WINDOW = 512
 _OVERLAP = 0.25
 _TRUST_BACK = 1.0  # pixels: forward and backward tracking must agree
@@ -63,32 +63,6 @@ def fallback(options: MatchOptions, loaded: dict[str, PairMatcher]) -> MatchOpti
 
     kept = tuple(name for name in options.matchers if name in ("sift", "orb") or name in loaded)
     return replace(options, matchers=kept or ("sift", "orb"))
-
-
-def coarse_matches(
-    model: CoarseLoFTR,
-    first: UInt8[np.ndarray, "height width"],
-    second: UInt8[np.ndarray, "height width"],
-    threshold: float,
-    described: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Float[np.ndarray, "matches 2"], Float[np.ndarray, "matches 2"], Float[np.ndarray, "matches"]]:
-    """Mutual best cells (centres, pixels) above the threshold and their confidence. `described` saves the
-    convolutions if both pictures went through them before.
-    """
-    with torch.inference_mode():
-        if described is None:
-            described = model.describe(_as_input(first)), model.describe(_as_input(second))
-        confidence = model.compare(*described)[0]
-    best = confidence.max(dim=1)
-    mutual = confidence.max(dim=0).indices[best.indices] == torch.arange(len(confidence))
-    rows = torch.nonzero(mutual & (best.values > threshold))[:, 0]
-    columns = best.indices[rows]
-    stride = model.shape.stride
-    return (
-        _centres(rows, first.shape[1] // stride, stride),
-        _centres(columns, second.shape[1] // stride, stride),
-        best.values[rows].numpy().astype(float),
-    )
 
 
 def refine_by_tracking(
@@ -175,7 +149,7 @@ def _described(model: CoarseLoFTR, view: StripView, padded: np.ndarray) -> list[
     if not isinstance(held, list):
         with torch.inference_mode():
             held = [
-                model.describe(_as_input(padded[:, start:stop]))
+                model.describe(as_input(padded[:, start:stop]))
                 for start, stop in windows(padded.shape[1], padded.shape[0])
             ]
         view.learned["loftr"] = held
@@ -189,7 +163,7 @@ def _full(model: torch.nn.Module, threshold: float) -> PairMatcher:
         for start, stop in windows(first.shape[1], first.shape[0]):
             part = slice(start, stop)
             with torch.inference_mode():
-                out = model({"image0": _as_input(first[:, part]), "image1": _as_input(second[:, part])})
+                out = model({"image0": as_input(first[:, part]), "image1": as_input(second[:, part])})
             sure = out["confidence"].numpy()
             keep = sure > threshold
             sides = [
@@ -211,7 +185,7 @@ def _xfeat(ratio: float) -> PairMatcher:
         net = package.XFeat(top_k=1500)
 
     def points(view: StripView) -> Features:
-        out = net.detectAndCompute(_as_input(pad_round(view.grey)))[0]
+        out = net.detectAndCompute(as_input(pad_round(view.grey)))[0]
         xy = out["keypoints"].cpu().numpy().astype(np.float64) - [PAD, 0]
         inside = _seen(xy, view)
         return Features(xy[inside], out["descriptors"].cpu().numpy()[inside])
@@ -227,18 +201,8 @@ def _padded(grey: np.ndarray) -> np.ndarray:
     """Strip with its ends repeated, cut to multiples of the stride."""
     wide = pad_round(grey)
     return np.ascontiguousarray(
-        wide[: wide.shape[0] // _MULTIPLE * _MULTIPLE, : wide.shape[1] // _MULTIPLE * _MULTIPLE]
+        wide[: wide.shape[0] // MULTIPLE * MULTIPLE, : wide.shape[1] // MULTIPLE * MULTIPLE]
     )
-
-
-def _as_input(grey: np.ndarray) -> Float[Tensor, "1 1 height width"]:
-    height, width = (side // _MULTIPLE * _MULTIPLE for side in grey.shape)
-    return torch.from_numpy(np.ascontiguousarray(grey[:height, :width])).float()[None, None] / 255
-
-
-def _centres(cells: Tensor, across: int, stride: int) -> np.ndarray:
-    """Corners of the cells in pixels, as the networks are trained."""
-    return torch.stack([cells % across, cells // across], dim=1).numpy().astype(np.float64) * stride
 
 
 def _unpadded(

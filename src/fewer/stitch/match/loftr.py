@@ -61,11 +61,17 @@ class CoarseLoFTR(nn.Module):
         self, first: Float[Tensor, "batch 1 height width"], second: Float[Tensor, "batch 1 height2 width2"]
     ) -> Float[Tensor, "batch tokens tokens2"]:
         """Row i, column j: how sure cell i of the first shows what cell j of the second does."""
+        return dual_softmax(self.similarity(first, second))
+
+    def similarity(
+        self, first: Float[Tensor, "batch 1 height width"], second: Float[Tensor, "batch 1 height2 width2"]
+    ) -> Float[Tensor, "batch tokens tokens2"]:
+        """What the confidence is made of; training needs its logarithm."""
         if first.shape == second.shape:
             cells = self.describe(torch.cat([first, second])).chunk(2)
         else:
             cells = self.describe(first), self.describe(second)
-        return self.compare(*cells)
+        return self._similarity(*cells)
 
     def describe(self, image: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch tokens dim"]:
         """What the convolutions make of a picture alone: four fifths of the work, needed once a picture."""
@@ -76,10 +82,19 @@ class CoarseLoFTR(nn.Module):
         self, first: Float[Tensor, "batch tokens dim"], second: Float[Tensor, "batch tokens2 dim"]
     ) -> Float[Tensor, "batch tokens tokens2"]:
         """Confidence of every pair of cells of two described pictures."""
+        return dual_softmax(self._similarity(first, second))
+
+    def _similarity(self, first: Tensor, second: Tensor) -> Tensor:
         left, right = self.loftr_coarse(first, second)
         scale = math.sqrt(left.shape[-1])
-        similarity = (left / scale) @ (right / scale).mT / _TEMPERATURE
-        return similarity.softmax(1) * similarity.softmax(2)
+        return (left / scale) @ (right / scale).mT / _TEMPERATURE
+
+
+def dual_softmax(
+    similarity: Float[Tensor, "batch tokens tokens2"],
+) -> Float[Tensor, "batch tokens tokens2"]:
+    """Sure only where each cell is the other's choice."""
+    return similarity.softmax(1) * similarity.softmax(2)
 
 
 def load_tiny_loftr(path: Path = WEIGHTS) -> CoarseLoFTR:

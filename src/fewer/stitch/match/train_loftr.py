@@ -1,6 +1,7 @@
-"""Training a small coarse LoFTR on made-up tissue: textures seen twice, once through a random homography.
+"""Training a small coarse LoFTR: its loss, and textures seen twice, once through a random homography.
 
-Everything is made on the device, so a GPU is never short of pictures. Highlights are fixed to the screen:
+The other half of its pictures, rendered tubes, are made by `tube_pairs`. Everything is made on the device, so
+a GPU is never short of pictures. Highlights are fixed to the screen:
 the network has to learn that they move with nothing. Loss: focal (alpha 0.25, gamma 2) on the dual-softmax
 confidence,
 as LoFTR (arXiv 2104.00680, section 3.5). Run by benchmarks/stitch_train_loftr.py.
@@ -9,11 +10,9 @@ as LoFTR (arXiv 2104.00680, section 3.5). Run by benchmarks/stitch_train_loftr.p
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
-
-from fewer.stitch.match.loftr import CoarseLoFTR
 
 Pair = tuple[Tensor, Tensor, Tensor]
 
@@ -63,34 +62,39 @@ def true_cells(
 
 
 def matching_loss(
-    confidence: Float[Tensor, "batch tokens tokens2"],
-    index: Float[Tensor, "batch tokens"],
+    similarity: Float[Tensor, "batch tokens tokens2"],
+    index: Shaped[Tensor, "batch tokens"],
     inside: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, ""]:
-    """Focal loss: true pairs should be sure, all others should not."""
-    confidence = confidence.float().clamp(1e-6, 1 - 1e-6)
-    right = confidence.gather(2, index.long()[..., None])[..., 0]
-    positive = -0.25 * (1 - right) ** 2 * right.log()
+    """Focal loss: true pairs should be sure, all others should not.
+
+    From logarithms: a fresh network's confidence is below a millionth, where a clamp would leave no gradient.
+    """
+    similarity = similarity.float()
+    logarithm = similarity.log_softmax(1) + similarity.log_softmax(2)
+    right = logarithm.gather(2, index.long()[..., None])[..., 0]
+    positive = -0.25 * (1 - right.exp()) ** 2 * right
+    confidence = logarithm.exp().clamp(max=1 - 1e-6)
     negative = -0.75 * confidence**2 * (1 - confidence).log()
     wrong = negative.sum() - negative.gather(2, index.long()[..., None])[..., 0][inside].sum()
     others = confidence.numel() - inside.sum()
     return positive[inside].sum() / inside.sum().clamp(min=1) + wrong / others.clamp(min=1)
 
 
-def precision(model: CoarseLoFTR, pair: Pair, threshold: float = 0.05) -> tuple[float, float]:
+def precision(
+    confidence: Float[Tensor, "batch tokens tokens"],
+    index: Shaped[Tensor, "batch tokens"],
+    inside: Bool[Tensor, "batch tokens"],
+    across: int,
+    threshold: float = 0.05,
+) -> tuple[float, float]:
     """Share of confident mutual matches within one cell of the truth, and how many of the visible cells
-    they are.
+    they are. Rows of the pictures have `across` cells.
     """
-    first, second, homography = pair
-    stride, size = model.shape.stride, first.shape[-1]
-    side = size // stride
-    with torch.no_grad():
-        confidence = model(first, second)
-    index, inside = true_cells(homography, size, stride)
     value, best = confidence.max(dim=2)
-    mutual = confidence.max(dim=1).indices.gather(1, best) == torch.arange(side * side, device=best.device)
-    found = mutual & (value > threshold)
-    off = torch.maximum((best % side - index % side).abs(), (best // side - index // side).abs())
+    cells = torch.arange(confidence.shape[1], device=best.device)
+    found = (confidence.max(dim=1).indices.gather(1, best) == cells) & (value > threshold)
+    off = torch.maximum((best % across - index % across).abs(), (best // across - index // across).abs())
     good = found & inside & (off <= 1)
     return float(good.sum() / found.sum().clamp(min=1)), float(good.sum() / inside.sum().clamp(min=1))
 
@@ -128,6 +132,8 @@ def _spoil(view: Tensor, film: Tensor, generator: torch.Generator) -> Tensor:
     line = torch.linspace(-1, 1, size, device=view.device)
     off = (line[:, None] - uniform(-0.4, 0.4)) ** 2 + (line[None] - uniform(-0.4, 0.4)) ** 2
     view = view.clamp(1e-3, 1) ** uniform(0.7, 1.4) * uniform(0.6, 1.2) / (1 + uniform(0.0, 0.8) * off)
-    view = view + uniform(0.005, 0.03) * torch.randn(view.shape, generator=generator).to(view)
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    grain = torch.Generator(view.device).manual_seed(seed)
+    view = view + uniform(0.005, 0.03) * torch.randn(view.shape, generator=grain, device=view.device)
     edge = film.flatten(1).quantile(0.95, dim=1).view(batch, 1, 1, 1)
     return torch.where(film > edge, view + 0.7, view).clamp(0, 1)

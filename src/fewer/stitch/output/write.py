@@ -13,18 +13,23 @@ from fewer.core.files import write_bytes, write_json
 from fewer.stitch.mosaic.canvas import Provenance
 from fewer.stitch.output.marks import DepthScale, depth_scale
 from fewer.stitch.output.page import render_page
+from fewer.stitch.output.pyramid import write_deep_zoom
 from fewer.stitch.panorama import Panorama, SegmentMap
 
 PictureFormat = Literal["png", "tiff"]
 
 
 def write_panorama(
-    panorama: Panorama, folder: Path, picture_format: PictureFormat = "png", marks: tuple[str, ...] = ()
+    panorama: Panorama,
+    folder: Path,
+    picture_format: PictureFormat = "png",
+    marks: tuple[str, ...] = (),
+    deep_zoom: bool = False,
 ) -> dict[str, object]:
     """Writes everything into `folder` (made if needed); returns the paths and the headline figures.
 
     pano_K.png|tiff, prov_K.npz (frame int32, x, y float32), segments.json, frames.json, report.json,
-    report.html.
+    report.html; with `deep_zoom` also pano_K.dzi and its tiles.
     """
     scales = [depth_scale(marks, segment) for segment in panorama.segments]
     try:
@@ -39,6 +44,8 @@ def write_panorama(
         write_bytes(folder / name, encode_picture(segment.image, picture_format))
         write_provenance(folder / f"prov_{number}.npz", segment.provenance)
         pictures.append(str(folder / name))
+        if deep_zoom:
+            write_deep_zoom(segment.image, folder, f"pano_{number}")
         entries.append(_entry(number, name, segment, scales[number]))
     write_json(folder / "segments.json", {"segments": entries})
     write_json(folder / "frames.json", {"frames": panorama.report["records"], "placed": _placed(panorama)})
