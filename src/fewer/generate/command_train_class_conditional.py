@@ -61,6 +61,8 @@ class TrainClassConditionalRequest:
     """Learning rate; 3e-4 for the larger presets."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of pictures trained without their class, which guidance needs."""
+    augmented: bool = True
+    """With an autoencoder of structured latents: train on drawn numbers of leading channels too."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the moving average of weights; 0 keeps none."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
@@ -114,6 +116,7 @@ def train_class_conditional_command(
         ema_decay=request.ema or None, device=str(device), seed=request.seed, resume=request.resume,
         dtype=torch.bfloat16 if request.dtype == "bf16" else torch.float32,
         checkpoint_folder=request.output / "checkpoints", checkpoint_every=request.checkpoint_every,
+        prefixes=autoencoder.config.latent_prefixes if autoencoder and request.augmented else (),
     )  # fmt: skip
     result = train_class_conditional(model, train, options, progress)
     # A moving average of fewer steps than three of its time constants still remembers the start.

@@ -7,6 +7,7 @@ from fewer.generate.conditional.condition import ConditionPlan
 from fewer.generate.conditional.pictures import LabelledPictures
 from fewer.generate.conditional.training import (
     TrainingOptions,
+    drawn_prefix,
     flow_error,
     parameter_groups,
     train_class_conditional,
@@ -33,6 +34,31 @@ def test_the_error_of_a_perfect_velocity_is_zero() -> None:
         return (noisy - images) / mixing  # noise - images, from the noisy picture
 
     assert flow_error(perfect, images, torch.zeros(3), level, noise).max() < 1e-8
+
+
+def test_a_prefix_hides_the_other_channels_from_network_and_loss() -> None:
+    images, noise, level = torch.randn(3, 4, 6, 6), torch.randn(3, 4, 6, 6), torch.full((3,), 0.5)
+    seen = []
+
+    def network(noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(noisy)
+        return torch.cat([(noise - images)[:, :3], torch.full_like(noisy[:, 3:], 9)], 1)
+
+    assert flow_error(network, images, torch.zeros(3), level, noise, kept=3).max() < 1e-12
+    assert flow_error(network, images, torch.zeros(3), level, noise).min() > 1
+    assert not seen[0][:, 3:].any() and torch.equal(seen[0][:, :3], seen[1][:, :3])
+
+
+def test_prefixes_are_drawn_alike_and_change_what_is_learned() -> None:
+    drawn = [drawn_prefix((1, 2), torch.Generator().manual_seed(seed)) for seed in range(100)]
+    assert set(drawn) == {1, 2} and 30 < drawn.count(1) < 70
+    assert drawn_prefix((), torch.Generator()) is None
+    losses = []
+    for prefixes in ((), (1, 2)):
+        model = build(SHAPES["cat tokens"], None, 0)
+        options = TrainingOptions(steps=4, batch=8, warmup=1, ema_decay=None, prefixes=prefixes)
+        losses.append(train_class_conditional(model, stripes(), options).losses)
+    assert losses[0][-1] != losses[1][-1]
 
 
 def test_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ class TrainingOptions:
     warmup: int = 100
     label_dropout: float = 0.1
     """Share of samples that are trained without their class, for guidance."""
+    prefixes: tuple[int, ...] = ()
+    """Structured latents (DC-AE 1.5): each step trains on so many leading channels, drawn from these."""
     ema_decay: float | None = 0.999
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -75,20 +77,39 @@ def flow_matching_step(
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         dropped = torch.rand(len(images), generator=generator) < options.label_dropout
         labels = labels.masked_fill(dropped.to(labels.device), classes)
+        kept = drawn_prefix(options.prefixes, generator)
         with torch.autocast(images.device.type, options.dtype, enabled=options.dtype != torch.float32):
-            return flow_error(model, images, labels, level, noise).mean()
+            return flow_error(model, images, labels, level, noise, kept).mean()
 
     return step
 
 
+def drawn_prefix(prefixes: tuple[int, ...], generator: torch.Generator) -> int | None:
+    """One of these, all alike; None without any."""
+    if not prefixes:
+        return None
+    return prefixes[int(torch.randint(len(prefixes), (), generator=generator))]
+
+
 def flow_error(
-    model: Callable[..., Tensor], images: Tensor, labels: Tensor, level: Tensor, noise: Tensor
+    model: Callable[..., Tensor],
+    images: Tensor,
+    labels: Tensor,
+    level: Tensor,
+    noise: Tensor,
+    kept: int | None = None,
 ) -> Float[Tensor, " batch"]:
-    """Mean squared velocity error of each sample at its noise level."""
+    """Mean squared velocity error of each sample at its noise level.
+
+    With `kept` the network sees, and is judged on, so many leading channels; the others are zero (augmented
+    diffusion training of DC-AE 1.5: the first channels, which hold structure, are learned sooner).
+    """
     mixing = level.view(-1, 1, 1, 1)
     noisy = (1 - mixing) * images + mixing * noise
+    if kept is not None:
+        noisy = noisy * (torch.arange(images.shape[1], device=images.device) < kept)[:, None, None]
     velocity = model(noisy, TRAINING_LEVELS * level, labels)[:, : images.shape[1]].float()
-    return (velocity - (noise - images)).square().flatten(1).mean(1)
+    return (velocity - (noise - images))[:, :kept].square().flatten(1).mean(1)
 
 
 @torch.no_grad()
