@@ -2,8 +2,8 @@
 
 runs on: gpu. Random weights of the published widths (3072 wide, 24 heads, 4096 image and 512 text tokens).
 The blocks are written here. Attention is the same for every contender; norms, rotary positions, gates and
-sums are compiled for the peers and for us, or part of our kernels. Without bitsandbytes its NF4 layer is
-stood in for by the same arithmetic (block-wise table look-up, compiled, then cuBLAS), and is named so.
+sums are compiled for the peers and for us, or part of our kernels. NF4 is bitsandbytes where it is installed,
+and beside it the same arithmetic (block-wise table look-up, compiled, then cuBLAS).
 Run: python benchmarks/engine_flux_block.py [--tiny --device cpu] [--output FILE.json]
 """
 # bench: gpu, 2 min:
@@ -103,7 +103,10 @@ class EngineBlock(nn.Module):
 
     def __init__(self, block: nn.Module, dtype: torch.dtype, compiled: bool) -> None:
         super().__init__()
-        self.block, self.scratch = copy.deepcopy(block), WeightScratch()
+        self.block = copy.deepcopy(block)
+        # Text and image run side by side, so each has buffers of its own.
+        self.scratches = {"text": WeightScratch(), "image": WeightScratch()}
+        self.side = torch.cuda.Stream() if compiled else None
         self.products: dict[str, FusedH8] = {}
         replace_modules(self.block, lambda name, module: self._build(name, module, dtype))
         attention = self.block.attention
@@ -113,7 +116,7 @@ class EngineBlock(nn.Module):
         if type(module) is not nn.Linear:
             return None
         layer = h8_layer(module)
-        product = fuse([layer], self.scratch, dtype)
+        product = fuse([layer], self.scratches["text" if name.startswith("text") else "image"], dtype)
         assert product is not None
         self.products[name] = product
         return layer
@@ -131,16 +134,30 @@ class EngineBlock(nn.Module):
             attended, _ = p["attention_out"](self.attend(p["qkv"](rows, **first)[0][None], turn))
             return gated_add(gated_add(rows, attended, six[2]), p["down"](hidden)[0], six[2])[None]
         streams = {"text": text[0], "image": image[0]}
-        joint = [p[f"{name}.qkv"](rows, shift=six[0], scale=six[1])[0] for name, rows in streams.items()]
+        joint = self.both(lambda name: p[f"{name}.qkv"](streams[name], shift=six[0], scale=six[1])[0])
         attended = self.attend(torch.cat(joint)[None], turn).split([text.shape[1], image.shape[1]])
-        done = []
-        for (name, rows), part in zip(streams.items(), attended, strict=True):
-            update, _ = p[f"{name}.out"](part)
+        parts = dict(zip(streams, attended, strict=True))
+
+        def finish(name: str) -> Tensor:
+            update, _ = p[f"{name}.out"](parts[name])
             hidden, rows = p[f"{name}.up"](
-                rows, update=update, gate=six[2], shift=six[3], scale=six[4], activation="gelu"
+                streams[name], update=update, gate=six[2], shift=six[3], scale=six[4], activation="gelu"
             )
-            done.append(gated_add(rows, p[f"{name}.down"](hidden)[0], six[5]))
-        return torch.cat(done)[None]
+            return gated_add(rows, p[f"{name}.down"](hidden)[0], six[5])
+
+        return torch.cat(self.both(finish))[None]
+
+    def both(self, run: Callable[[str], Tensor]) -> list[Tensor]:
+        """Of text and image; on a GPU the few rows of the text beside those of the image."""
+        if self.side is None:
+            return [run("text"), run("image")]
+        current = torch.cuda.current_stream()
+        self.side.wait_stream(current)
+        with torch.cuda.stream(self.side):
+            text = run("text")
+        image = run("image")
+        current.wait_stream(self.side)
+        return [text, image]
 
     def weight_gib(self) -> float:
         """Of the layers as they rest: codes, scales, branches, biases."""
@@ -148,17 +165,19 @@ class EngineBlock(nn.Module):
         return sum(tensor.nbytes for tensor in tensors) / 2**30
 
 
-def in_nf4(block: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
-    try:
-        import bitsandbytes
-    except ImportError:
-        bitsandbytes = None
+def in_nf4(block: nn.Module) -> nn.Module:
+    """The arithmetic of bitsandbytes for many rows, compiled."""
+    block = copy.deepcopy(block)
+    replace_modules(block, lambda name, module: DequantizedNF4(module) if type(module) is nn.Linear else None)
+    return torch.compile(block)
+
+
+def in_bitsandbytes(block: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
+    import bitsandbytes
 
     def build(name: str, module: nn.Module) -> nn.Module | None:
         if type(module) is not nn.Linear:
             return None
-        if bitsandbytes is None:
-            return DequantizedNF4(module)
         layer = bitsandbytes.nn.Linear4bit(
             module.in_features, module.out_features, compute_dtype=dtype, quant_type="nf4"
         )
@@ -167,7 +186,7 @@ def in_nf4(block: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
 
     block = copy.deepcopy(block)
     replace_modules(block, build)
-    return torch.compile(block) if bitsandbytes is None else block.to(device)
+    return block.to(device)
 
 
 def in_fp8(block: nn.Module) -> nn.Module:
@@ -194,9 +213,8 @@ def contenders(
     ways: dict[str, Callable[[], Figures]] = {"h8 fewer": lambda: row(lambda: EngineBlock(block, dtype, gpu))}
     others: dict[str, Callable[[], Figures]] = {
         "bf16 compiled": lambda: row(lambda: torch.compile(block)),
-        "nf4 (bitsandbytes, else the same arithmetic compiled)": lambda: row(
-            lambda: in_nf4(block, dtype, given.device)
-        ),
+        "nf4, its arithmetic compiled": lambda: row(lambda: in_nf4(block)),
+        "nf4 bitsandbytes": lambda: row(lambda: in_bitsandbytes(block, dtype, given.device)),
         "fp8 torchao compiled": lambda: row(lambda: in_fp8(block)),
     }
     ways |= {name: needs_gpu(given.device, run) for name, run in others.items()}

@@ -1,9 +1,9 @@
 """One linear layer from bf16 rows to bf16 rows: cuBLAS bf16, fp8 by rows, NF4, and h8 in pieces.
 
-runs on: gpu. Every contender is one CUDA graph. fp8 is what torchao does for such a layer (scales by rows
-and columns, `torch._scaled_mm`, the quantization compiled); NF4 is bitsandbytes, or without it the same
-arithmetic (block-wise table look-up, compiled, then cuBLAS). The bar's shape is M=4608, K=3072, N=12288 with
-rank 32 and bias; others show where it holds.
+runs on: gpu. Every contender is one CUDA graph. fp8 is what torchao does for such a layer (scales by rows and
+columns, `torch._scaled_mm`, the quantization compiled); NF4 is bitsandbytes where it is installed, and beside
+it the same arithmetic (block-wise table look-up, compiled, then cuBLAS). The bar's shape is M=4608, K=3072,
+N=12288 with rank 32 and bias; others show where it holds.
 Run: python benchmarks/engine_linear.py [--tiny --device cpu] [--output FILE.json]
 """
 # bench: gpu, 1 min:
@@ -119,11 +119,12 @@ class Case:
         return self.timed(lambda: compiled(self.x))
 
     def nf4(self) -> Figures:
-        try:
-            import bitsandbytes
-        except ImportError:
-            model = torch.compile(DequantizedNF4(self.linear), dynamic=False)
-            return self.timed(lambda: model(self.x))
+        model = torch.compile(DequantizedNF4(self.linear), dynamic=False)
+        return self.timed(lambda: model(self.x))
+
+    def bitsandbytes(self) -> Figures:
+        import bitsandbytes
+
         layer = bitsandbytes.nn.Linear4bit(
             *self.linear.weight.shape[::-1], compute_dtype=self.dtype, quant_type="nf4"
         )
@@ -134,12 +135,13 @@ class Case:
     def contenders(self) -> dict[str, Callable[[], Figures]]:
         return {
             "bf16 cuBLAS": lambda: self.timed(lambda: self.linear(self.x)),
-            "fp8 by rows, compiled": needs_gpu(self.device, self.fp8),
-            "nf4 (bitsandbytes, else the same arithmetic compiled)": needs_gpu(self.device, self.nf4),
             "h8 fewer": self.h8,
             "h8 fewer without the branch": lambda: self.h8(branch=False),
             "h8 fewer, weights kept as int8": lambda: self.h8(keep=True),
             "h8 fewer, product alone": self.product_alone,
+            "fp8 by rows, compiled": needs_gpu(self.device, self.fp8),
+            "nf4, its arithmetic compiled": needs_gpu(self.device, self.nf4),
+            "nf4 bitsandbytes": needs_gpu(self.device, self.bitsandbytes),
             "part: quantize": self.quantize_alone,
             "part: expand": self.expand_alone,
         }
@@ -153,6 +155,8 @@ def main() -> None:
         flop = 2 * rows * dim * outputs
         floors = {"bf16": 1e3 * flop / PEAK_BF16, "h8": 1e3 * flop / PEAK_INT8}
         title = f"M={rows} K={dim} N={outputs}"
+        if given.works not in title:
+            continue
         keep = keeping("engine_linear", results, title, given)
         found = contest(Case((rows, dim, outputs), given).contenders(), floors, given.only, keep)
         results[title] = {

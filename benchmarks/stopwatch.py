@@ -24,13 +24,14 @@ Figures = dict[str, object]
 
 
 def options(name: str) -> argparse.Namespace:
-    """--device, --runs, --tiny and --output, the same in every script."""
+    """The same in every script: where, how often, and which of all works and contenders."""
     parser = argparse.ArgumentParser(prog=name)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--tiny", action="store_true", help="small shapes, few runs: does the script work?")
     parser.add_argument("--output", type=Path, help="JSON file beside or instead of benchmarks/results")
     parser.add_argument("--only", default="", help="run contenders whose name contains this")
+    parser.add_argument("--works", default="", help="sizes or shapes whose title contains this")
     given = parser.parse_args()
     given.runs = 2 if given.tiny else max(given.runs, 20)
     return given

@@ -97,10 +97,12 @@ class FusedH8:
         if not self.int8 or self.inputs % self.group:
             # The padding would count in the kernel's norms, so these are a pass of their own.
             total, rows = summed_and_modulated(rows, update, gate, shift, scale, eps)
-            rows, update, gate, shift, scale = pad_to(rows, self.group), None, None, None, None
+            update = gate = shift = scale = None
         if not self.int8:
             self._prepare_following()
-            return activated_linear(rows, weight, self.bias, activation), total
+            # The columns that were added to the weight are left out here: copying the rows would cost more.
+            return activated_linear(rows, weight[:, : self.inputs], self.bias, activation), total
+        rows = pad_to(rows, self.group)
         down = None if early else self.down
         quantized = quantize_rows(rows, self.smooth, down, shift, scale, eps, update, gate)
         self._prepare_following()

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from fewer.core.device import available_memory
 from fewer.core.errors import ConfigError
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.transformer.sana import SanaTransformer
@@ -27,15 +28,16 @@ def accelerate(
     precision: Precision = "unchanged",
     *,
     graphs: bool | None = None,
-    keep_expanded: bool = False,
+    keep_expanded: bool | None = None,
 ) -> M:
     """The module through fused kernels, with the same tensors, names and (up to rounding) results.
 
     Takes a `SanaTransformer` (16 bits, or quantized by `fewer.quantize`) or a `DCAutoencoder`. Anything else,
     and anything already accelerated or spread over devices, comes back as it is. "bf16" converts the module
     in place first; "svdquant" insists that it holds 4-bit layers. `graphs`: None captures steps in CUDA
-    graphs on a GPU. `keep_expanded` keeps 4-bit weights as int8 in memory, twice as large, to save their
-    expansion in each call. Training still works: with gradients the plain forward runs.
+    graphs on a GPU. `keep_expanded` keeps 4-bit weights expanded in memory (8 bits, small layers 16), which
+    saves up to a fifth of a step; None does so on a GPU where it takes less than an eighth of free memory.
+    Training still works: with gradients the plain forward runs.
 
     Raises `ConfigError` for "svdquant" without 4-bit layers.
     """
@@ -53,9 +55,20 @@ def accelerate(
     if type(module) is SanaTransformer:
         from fewer.generate.engine.sana import FusedSana
 
-        return FusedSana.around(module, keep_expanded=keep_expanded, graphed=graphs)  # pyright: ignore
+        keep = _room_to_keep(module) if keep_expanded is None else keep_expanded
+        return FusedSana.around(module, keep_expanded=keep, graphed=graphs)  # pyright: ignore
     if type(module) is DCAutoencoder:
         from fewer.generate.engine.autoencoder import fuse_autoencoder
 
         return fuse_autoencoder(module)  # pyright: ignore[reportReturnType]
     return module
+
+
+def _room_to_keep(module: nn.Module) -> bool:
+    """Whether the GPU has plenty of memory for expanded weights, at two bytes each."""
+    layers = [layer for layer in module.modules() if hasattr(layer, "fuse")]
+    tensors = [tensor for layer in layers for tensor in layer.buffers()]
+    if not tensors or not tensors[0].is_cuda:
+        return False
+    needed = sum(2 * layer.in_features * layer.out_features for layer in layers)  # pyright: ignore
+    return bool(8 * needed < available_memory(tensors[0].device))

@@ -2,7 +2,8 @@
 # Gluon functions look like Python and are not: a type checker cannot read them.
 """Softmax attention to a few keys for Hopper: a program holds all scores of its queries in registers.
 
-All keys and values of the head come at once by the copy engine, so there is no running maximum to correct.
+All keys and values of the head come at once by the copy engine and stay for all queries of the program, so
+there is no running maximum to correct.
 A head is a piece of 64 and a rest of 16, 32 or 64, of which the copy engine fills with zeros what is not
 there: a head of 72 costs 80, not 128.
 """
@@ -48,7 +49,7 @@ def _store(desc, buffer, y, batch, row, head, column, ROWS: gl.constexpr, COLUMN
 @gluon.jit
 def _attention_kernel(
     query_desc, query_rest_desc, key_desc, key_rest_desc, value_desc, value_rest_desc, out_desc,
-    out_rest_desc, visible, length, scale,
+    out_rest_desc, visible, tokens, length, scale,
     QUERIES: gl.constexpr, CHUNK: gl.constexpr, CHUNKS: gl.constexpr, REST: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
@@ -64,71 +65,76 @@ def _attention_kernel(
     q_rest = gl.allocate_shared_memory(gl.bfloat16, [1, QUERIES, 1, REST], query_rest_desc.layout)
     k_rest = gl.allocate_shared_memory(gl.bfloat16, [CHUNKS, 1, 1, CHUNK, REST], key_rest_desc.layout)
     v_rest = gl.allocate_shared_memory(gl.bfloat16, [CHUNKS, 1, 1, CHUNK, REST], value_rest_desc.layout)
-    here = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
+    here = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(3):
         mbarrier.init(here.index(i), count=1)
     fence_async_shared()
-    row, head, batch = gl.program_id(0) * QUERIES, gl.program_id(1), gl.program_id(2)
-
-    bar = here.index(0)
-    mbarrier.expect(
-        bar,
-        query_desc.block_type.nbytes + query_rest_desc.block_type.nbytes
-        + CHUNKS * (key_desc.block_type.nbytes + key_rest_desc.block_type.nbytes),
-    )  # fmt: skip
-    fetch(query_desc, [batch, row, head, 0], bar, q)
-    fetch(query_rest_desc, [batch, row, head, 64], bar, q_rest)
+    head, batch = gl.program_id(1), gl.program_id(2)
+    bar = here.index(1)
+    mbarrier.expect(bar, CHUNKS * (key_desc.block_type.nbytes + key_rest_desc.block_type.nbytes))
     for i in gl.static_range(CHUNKS):
         fetch(key_desc, [batch, head, i * CHUNK, 0], bar, k.index(i))
         fetch(key_rest_desc, [batch, head, i * CHUNK, 64], bar, k_rest.index(i))
-    bar = here.index(1)
+    bar = here.index(2)
     mbarrier.expect(bar, CHUNKS * (value_desc.block_type.nbytes + value_rest_desc.block_type.nbytes))
     for i in gl.static_range(CHUNKS):
         fetch(value_desc, [batch, head, i * CHUNK, 0], bar, v.index(i))
         fetch(value_rest_desc, [batch, head, i * CHUNK, 64], bar, v_rest.index(i))
 
-    mbarrier.wait(here.index(0), 0)
-    scores = ()
-    for i in gl.static_range(CHUNKS):
-        s = gl.zeros((QUERIES, CHUNK), gl.float32, S)
-        keys = _matrix(k.index(i), CHUNK, 64).permute((1, 0))
-        s = warpgroup_mma(_matrix(q, QUERIES, 64), keys, s, is_async=True)
-        keys = _matrix(k_rest.index(i), CHUNK, REST).permute((1, 0))
-        s = warpgroup_mma(_matrix(q_rest, QUERIES, REST), keys, s, is_async=True)
-        scores = scores + (s,)
-    scores = warpgroup_mma_wait(num_outstanding=0, deps=scores)
-    top = gl.full((QUERIES,), -1.0e30, gl.float32, gl.SliceLayout(1, S))
-    seen = ()
-    for i in gl.static_range(CHUNKS):
-        s = scores[i]
-        column = i * CHUNK + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, S))
-        if MASKED:
-            there = column < length
-            there = there & (gl.load(visible + batch * length + column, mask=there, other=0) != 0)
-            s = gl.where(there[None, :], s, -1.0e30)
-        elif i == CHUNKS - 1:
-            s = gl.where((column < length)[None, :], s, -1.0e30)
-        top = gl.maximum(top, gl.max(s, axis=1))
-        seen = seen + (s,)
-    # In powers of two: `scale` holds the factor log2(e).
-    shift = (top * scale)[:, None]
-    total = gl.zeros((QUERIES,), gl.float32, gl.SliceLayout(1, S))
-    read = gl.zeros((QUERIES, 64), gl.float32, S)
-    read_rest = gl.zeros((QUERIES, REST), gl.float32, R)
-    mbarrier.wait(here.index(1), 0)
-    for i in gl.static_range(CHUNKS):
-        weights = gl.exp2(seen[i] * scale - shift)
-        total += gl.sum(weights, axis=1)
-        weights = weights.to(gl.bfloat16)
-        left = gl.convert_layout(weights, gl.DotOperandLayout(0, S, 2))
-        read = warpgroup_mma(left, _matrix(v.index(i), CHUNK, 64), read)
-        left = gl.convert_layout(weights, gl.DotOperandLayout(0, R, 2))
-        read_rest = warpgroup_mma(left, _matrix(v_rest.index(i), CHUNK, REST), read_rest)
-    inverse = 1.0 / total
-    _store(out_desc, q, read * inverse[:, None], batch, row, head, 0, QUERIES, 64)
-    inverse = gl.convert_layout(inverse, gl.SliceLayout(1, R))
-    _store(out_rest_desc, q_rest, read_rest * inverse[:, None], batch, row, head, 64, QUERIES, REST)
-    tma.store_wait(0)
+    turn = 0
+    for block in range(gl.program_id(0), gl.cdiv(tokens, QUERIES), gl.num_programs(0)):
+        row = block * QUERIES
+        # Always 0, which the compiler does not know: else it keeps the addresses of all pieces in registers.
+        zero = block >> 24
+        bar = here.index(0)
+        mbarrier.expect(bar, query_desc.block_type.nbytes + query_rest_desc.block_type.nbytes)
+        fetch(query_desc, [batch, row, head, 0], bar, q)
+        fetch(query_rest_desc, [batch, row, head, 64], bar, q_rest)
+        mbarrier.wait(bar, turn & 1)
+        turn += 1
+        mbarrier.wait(here.index(1), 0)
+        scores = ()
+        for i in gl.static_range(CHUNKS):
+            s = gl.zeros((QUERIES, CHUNK), gl.float32, S)
+            keys = _matrix(k.index(zero + i), CHUNK, 64).permute((1, 0))
+            s = warpgroup_mma(_matrix(q, QUERIES, 64), keys, s, is_async=True)
+            keys = _matrix(k_rest.index(zero + i), CHUNK, REST).permute((1, 0))
+            s = warpgroup_mma(_matrix(q_rest, QUERIES, REST), keys, s, is_async=True)
+            scores = scores + (s,)
+        scores = warpgroup_mma_wait(num_outstanding=0, deps=scores)
+        top = gl.full((QUERIES,), -1.0e30, gl.float32, gl.SliceLayout(1, S))
+        seen = ()
+        for i in gl.static_range(CHUNKS):
+            s = scores[i]
+            column = i * CHUNK + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, S))
+            if MASKED:
+                there = column < length
+                there = there & (gl.load(visible + batch * length + column, mask=there, other=0) != 0)
+                s = gl.where(there[None, :], s, -1.0e30)
+            elif i == CHUNKS - 1:
+                s = gl.where((column < length)[None, :], s, -1.0e30)
+            top = gl.maximum(top, gl.max(s, axis=1))
+            seen = seen + (s,)
+        # In powers of two: `scale` holds the factor log2(e).
+        shift = (top * scale)[:, None]
+        total = gl.zeros((QUERIES,), gl.float32, gl.SliceLayout(1, S))
+        read = gl.zeros((QUERIES, 64), gl.float32, S)
+        read_rest = gl.zeros((QUERIES, REST), gl.float32, R)
+        mbarrier.wait(here.index(2), 0)
+        for i in gl.static_range(CHUNKS):
+            weights = gl.exp2(seen[i] * scale - shift)
+            total += gl.sum(weights, axis=1)
+            weights = weights.to(gl.bfloat16)
+            left = gl.convert_layout(weights, gl.DotOperandLayout(0, S, 2))
+            read = warpgroup_mma(left, _matrix(v.index(zero + i), CHUNK, 64), read)
+            left = gl.convert_layout(weights, gl.DotOperandLayout(0, R, 2))
+            read_rest = warpgroup_mma(left, _matrix(v_rest.index(zero + i), CHUNK, REST), read_rest)
+        inverse = 1.0 / total
+        _store(out_desc, q, read * inverse[:, None], batch, row, head, 0, QUERIES, 64)
+        inverse = gl.convert_layout(inverse, gl.SliceLayout(1, R))
+        _store(out_rest_desc, q_rest, read_rest * inverse[:, None], batch, row, head, 64, QUERIES, REST)
+        # The next queries come to where these results leave from.
+        tma.store_wait(0)
 
 
 def fits_attention(query: Tensor, keys: Tensor, values: Tensor) -> bool:
@@ -158,8 +164,12 @@ def launch_attention(
     for tensor, box in ((query, [1, queries, 1]), (keys, [1, 1, CHUNK]), (values, [1, 1, CHUNK])):
         descriptors += [_describe(tensor, [*box, 64]), _describe(tensor, [*box, rest])]
     descriptors += [_describe(out, [1, queries, 1, 64]), _describe(out, [1, queries, 1, rest])]
-    _attention_kernel[(triton.cdiv(tokens, queries), heads, batch)](
-        *descriptors, query if visible is None else visible.contiguous().view(torch.uint8), length,
+    # As many programs as fit at the same time: each reads keys and values once for several blocks of queries.
+    processors = torch.cuda.get_device_properties(query.device).multi_processor_count
+    at_once = processors * (2 if queries == 64 and rest == 16 else 1)
+    blocks = min(triton.cdiv(tokens, queries), max(1, at_once // (heads * batch)))
+    _attention_kernel[(blocks, heads, batch)](
+        *descriptors, query if visible is None else visible.contiguous().view(torch.uint8), tokens, length,
         1.4426950408889634 / wide**0.5, QUERIES=queries, CHUNK=CHUNK, CHUNKS=triton.cdiv(length, CHUNK),
         REST=rest, MASKED=visible is not None, num_warps=queries // 16,
     )  # fmt: skip

@@ -48,53 +48,44 @@ def _state_kernel(
 
 
 @triton.jit
-def _read(q, wide, matrix, SPLIT: tl.constexpr):
-    """q matrixᵀ, nearly as in fp32: on tensor cores `matrix` is the sum of two 16-bit numbers."""
-    if SPLIT:
-        high = matrix.to(q.dtype)
-        found = tl.dot(q, tl.trans(high))
-        found = tl.dot(q, tl.trans((matrix - high.to(tl.float32)).to(q.dtype)), acc=found)
-    else:
-        found = tl.dot(wide, tl.trans(matrix), input_precision="ieee")
-    return found
-
-
-@triton.jit
 def _apply_kernel(
     query, state, output, tokens, heads, eps,
     query_b, query_n, query_h, output_b, output_n, output_h, parts, part_stride,
-    HEAD: tl.constexpr, DIM: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
-    SPLIT: tl.constexpr, EXACT: tl.constexpr,
+    HEAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, SPLIT: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    block, first, batch = tl.program_id(0), tl.program_id(1) * HEADS, tl.program_id(2)
+    block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = block * BLOCK + tl.arange(0, BLOCK)
-    lane = tl.arange(0, HEADS * DIM)
-    head, column = first + lane // DIM, lane % DIM
-    known = (column < HEAD) & (head < heads)
+    columns = tl.arange(0, DIM)
+    known = columns < HEAD
     inside = (rows < tokens)[:, None] & known[None, :]
     rows = rows.to(tl.int64)[:, None]
-    where = query + batch * query_b + (head * query_h + column)[None, :] + rows * query_n
-    q = tl.load(where, mask=inside, other=0.0)
+    q = tl.load(query + batch * query_b + head * query_h + rows * query_n + columns, mask=inside, other=0.0)
     base = state + (batch * heads + head) * (HEAD + 1) * HEAD
-    same = (head[:, None] == head[None, :]) & known[:, None] & known[None, :]
+    square = known[:, None] & known[None, :]
     SUM: tl.constexpr = tl.float64 if EXACT else tl.float32  # pyright: ignore
-    matrix = tl.zeros((HEADS * DIM, HEADS * DIM), dtype=SUM)
-    ones = tl.zeros((HEADS * DIM,), dtype=SUM)
+    matrix = tl.zeros((DIM, DIM), dtype=SUM)
+    ones = tl.zeros((DIM,), dtype=SUM)
     # Summed in a fixed order, so the same input gives the same bits on every run.
     for _ in range(parts):
-        matrix += tl.load(base[:, None] + column[:, None] * HEAD + column[None, :], mask=same, other=0.0)
-        ones += tl.load(base + HEAD * HEAD + column, mask=known, other=0.0)
+        matrix += tl.load(base + columns[:, None] * HEAD + columns[None, :], mask=square, other=0.0)
+        ones += tl.load(base + HEAD * HEAD + columns, mask=known, other=0.0)
         base += part_stride
     matrix, ones = matrix.to(tl.float32), ones.to(tl.float32)
     wide = tl.maximum(q.to(tl.float32), 0.0)
-    q = wide.to(q.dtype)
-    top = _read(q, wide, matrix, SPLIT)
-    # The normaliser of each head, once for every column of that head.
-    below = _read(q, wide, tl.where(same, ones[None, :], 0.0), SPLIT) + eps
-    result = top / below
+    if SPLIT:
+        # 16-bit tensor cores with nearly fp32's precision: the state as the sum of two 16-bit numbers.
+        q = wide.to(q.dtype)
+        high = matrix.to(q.dtype)
+        top = tl.dot(q, tl.trans(high))
+        top = tl.dot(q, tl.trans((matrix - high.to(tl.float32)).to(q.dtype)), acc=top)
+    else:
+        top = tl.dot(wide, tl.trans(matrix), input_precision="ieee")
+    below = tl.sum(wide * ones[None, :], axis=1) + eps
+    result = top * (1.0 / below)[:, None]
     if HALF:
         result = tl.minimum(tl.maximum(result, -65504.0), 65504.0)
-    where = output + batch * output_b + (head * output_h + column)[None, :] + rows * output_n
+    where = output + batch * output_b + head * output_h + rows * output_n + columns
     tl.store(where, result.to(output.dtype.element_ty), mask=inside)
 
 
@@ -108,9 +99,10 @@ def launch_linear_attention(
     """Both passes; if it is little, the second adds up what programs of the first have found."""
     tokens = key.shape[1]
     if tokens > MOST_TOKENS_UNSUMMED:
-        states = _partial_states(key, value, 1024, 64, exact).sum(0, keepdim=True)
+        states = _partial_states(key, value, 1024, 64 if exact else 128, exact).sum(0, keepdim=True)
     else:
-        states = _partial_states(key, value, max(256, triton.cdiv(tokens, 8 * 64) * 64), 64, exact)
+        each = max(256, triton.cdiv(tokens, 8 * 128) * 128)
+        states = _partial_states(key, value, each, 64 if exact else 128, exact)
     return _apply(query, states, eps, None, 128)
 
 
@@ -159,12 +151,11 @@ def _apply(query: Tensor, states: Tensor, eps: float, output: Tensor | None, blo
     if output is None:
         output = torch.empty((batch, tokens, heads, dim), dtype=query.dtype, device=query.device)
     if tokens:
-        size, together = _lanes(dim, heads)
-        _apply_kernel[(triton.cdiv(tokens, block), triton.cdiv(heads, together), batch)](
+        _apply_kernel[(triton.cdiv(tokens, block), heads, batch)](
             query, states, output, tokens, heads, eps,
             query.stride(0), query.stride(1), query.stride(2),
             output.stride(0), output.stride(1), output.stride(2), states.shape[0], states.stride(0),
-            HEAD=dim, DIM=size, HEADS=together, BLOCK=block,
+            HEAD=dim, DIM=_lanes(dim, heads)[0], BLOCK=block,
             HALF=query.dtype == torch.float16, SPLIT=query.is_cuda and query.dtype == torch.bfloat16,
             EXACT=states.dtype == torch.float64,
         )  # fmt: skip
