@@ -43,7 +43,7 @@ def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
             **method,
             network="resnet-18" if arguments.gpu else "group-cnn",
             steps=10 if arguments.small else arguments.steps,
-            evaluate_every=10 if arguments.small else arguments.steps // 5 if arguments.gpu else None,
+            evaluate_every=10 if arguments.small else arguments.steps // 4,
             batch=24 if arguments.gpu else 12,
             augment=True,
             density=0.6,

@@ -8,13 +8,14 @@ Peer: FixMatch's recipe as the field's benchmark code has it, written plainly: P
 by picture in the workers of a DataLoader, float32, launched kernel by kernel; the same network, pictures and
 batch. `peer, views ready` is its loop alone, as if augmentation and transfers cost nothing. Ours goes through
 `semi_supervised` as a user calls it: the views are a CUDA graph, the network is launched (recorded as well it
-was slower). `flattened` is InstanT without the other view; `launched` is ours without any graph. The pictures
-are noise: no figure of accuracy comes from here.
+was slower). `one view` and `flattened` are InstanT with one and no other view; `launched` is ours without any
+graph. The pictures are noise: no figure of accuracy comes from here.
 """
 # bench: gpu, 2 min:
 
 import argparse
 import json
+import logging
 import os
 import platform
 import statistics
@@ -44,23 +45,29 @@ from tests.learn.few_labels.one_by_one import pillow
 
 
 class Clock:
-    """Notes when every step ended (a step ends with its loss on the host)."""
+    """Notes when the loss of which step was on the host; between two looks at it a GPU works on."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.looks: list[tuple[int, float]] = []
 
     def start(self, what: str, total: int) -> None: ...
     def stop(self) -> None: ...
     def say(self, text: str) -> None: ...
 
     def advance(self, steps: int = 1, **figures: float) -> None:
-        self.times.append(time.perf_counter())
+        done = self.looks[-1][0] if self.looks else 0
+        self.looks.append((done + steps, time.perf_counter()))
 
     def rates(self, skip: int) -> list[float]:
-        """Steps a second over tenths of what follows the first `skip` steps."""
-        kept = self.times[skip:]
-        length = max(1, (len(kept) - 1) // 10)
-        return [length / (kept[k + length] - kept[k]) for k in range(0, len(kept) - length, length)]
+        """Steps a second over stretches of at least a tenth of what follows the first `skip` steps."""
+        kept = [look for look in self.looks if look[0] >= skip]
+        length = (kept[-1][0] - kept[0][0]) / 10
+        found, start = [], kept[0]
+        for look in kept[1:]:
+            if look[0] - start[0] >= length:
+                found.append((look[0] - start[0]) / (look[1] - start[1]))
+                start = look
+        return found
 
 
 def pictures(count: int) -> LabelledImages:
@@ -193,9 +200,12 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--peer-steps", type=int, default=60)
+    parser.add_argument("--contenders", nargs="+", help="of those in the file; default all")
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/instant_speed.json"))
     options = parser.parse_args()
+    logging.getLogger("fewer.learn.graphed").setLevel(logging.DEBUG)
+    logging.basicConfig()
     train = pictures(400 if options.small else 20_000)
     skip = options.steps // 4
     card = platform.machine() if options.device == "cpu" else torch.cuda.get_device_name()
@@ -204,19 +214,21 @@ def main() -> None:
         "torch": torch.__version__,
         "settings": {"network": "wrn-28-2", "side": 32, "batch": 64, "ratio": 7, "steps": options.steps},
     }
+    own, other = (train, options.steps, skip, options), (train, options, options.peer_steps)
     contenders = {
+        "instant": lambda: ours(own[0], "instant", *own[1:]),
+        "peer, views ready": lambda: peer(*other, 0),
+        "peer": lambda: peer(*other, options.workers),
+        "fixmatch": lambda: ours(own[0], "fixmatch", *own[1:]),
+        "instant, one view": lambda: ours(own[0], "instant", *own[1:], views=1),
+        "instant, flattened": lambda: ours(own[0], "instant", *own[1:], posterior="flattened"),
         "augmentation, ms": lambda: augmentation(train, options.device, 50),
-        "instant": lambda: ours(train, "instant", options.steps, skip, options),
-        "instant, flattened": lambda: ours(
-            train, "instant", options.steps, skip, options, posterior="flattened"
-        ),
-        "fixmatch": lambda: ours(train, "fixmatch", options.steps, skip, options),
         "instant, launched": lambda: launched(train, options),
-        "peer": lambda: peer(train, options, options.peer_steps, options.workers),
-        "peer, 4 workers": lambda: peer(train, options, options.peer_steps, 4),
-        "peer, views ready": lambda: peer(train, options, options.peer_steps, 0),
+        "peer, 4 workers": lambda: peer(*other, 4),
     }
     for name, contender in contenders.items():
+        if options.contenders and name not in options.contenders:
+            continue
         try:
             found[name] = contender()
         except Exception as error:  # one that fails must not cost the others

@@ -32,6 +32,7 @@ def test_files_folders_and_arrays_agree(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i, array in enumerate(pixels):
         Image.fromarray(array).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "in" / "._0.png").write_bytes(b"hidden")
     np.savez(tmp_path / "set.npz", images=pixels)
     by_folder = predict(model, tmp_path / "in", output=tmp_path / "p.csv")
     by_array = predict(model, tmp_path / "set.npz")
@@ -60,9 +61,19 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"not a picture")
     with pytest.raises(FileError):
         predict(model, tmp_path / "x.png")
-    np.savez(tmp_path / "f.npz", images=np.zeros((2, 8, 8)))
-    with pytest.raises(DataError, match="uint8"):
-        predict(model, tmp_path / "f.npz")
+    for pixels, message in (
+        (np.full((2, 8, 8), 9.0), r"\[0, 1\]"),
+        (np.full((2, 8, 8), 999), "0 .. 255"),
+        (np.zeros((2, 0, 8), np.uint8), "shape"),
+        (np.array(3), "shape"),
+        (np.zeros((2, 8, 8, 4), np.uint8), "shape"),
+    ):
+        np.savez(tmp_path / "f.npz", images=pixels)
+        with pytest.raises(DataError, match=message):
+            predict(model, tmp_path / "f.npz")
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match="12 bits"):
+        predict(model, tmp_path / "deep.png")
     np.savez(tmp_path / "o.npz", other=np.zeros(2))
     with pytest.raises(DataError, match="no array"):
         predict(model, tmp_path / "o.npz")

@@ -84,7 +84,7 @@ def test_exit_codes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     base = ["learn", "semi-supervised", "--output", str(tmp_path / "out"), "--device", "cpu", "--data"]
     assert main([*base, str(tmp_path / "none.npz")]) == 4
     assert main([*base, str(data), "--labels-per-class", "1000"]) == 3
-    assert "class 0 has 20" in capsys.readouterr().err
+    assert "class 'dark' has 20" in capsys.readouterr().err
     assert main([*base, str(data), "--cutoff", "1.5"]) == 2
     assert main([*base, str(data), "--labels-per-class", "2", "--labelled-list", "x.csv"]) == 2
 
@@ -96,8 +96,15 @@ def test_labelled_lists(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 3"):
         read_rows(tmp_path / "b.csv")
     (tmp_path / "c.csv").write_text("")
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="missing: row"):
         read_rows(tmp_path / "c.csv")
+    (tmp_path / "e.csv").write_text("row\n")
+    with pytest.raises(DataError, match="no rows"):
+        read_rows(tmp_path / "e.csv")
+    for odd in ("²", "9" * 30, "1.5"):
+        (tmp_path / "b.csv").write_text(f"row\n{odd}\n")
+        with pytest.raises(DataError, match="row number"):
+            read_rows(tmp_path / "b.csv")
     with pytest.raises(FileError):
         read_rows(tmp_path / "d.csv")
 

@@ -16,9 +16,9 @@ from fewer.core.device import DeviceName
 from fewer.core.errors import DataError, FileError
 from fewer.core.files import read_arrays, read_image, write_bytes
 from fewer.core.progress import Progress
+from fewer.learn.data import as_pixels
 from fewer.learn.model_folder import TrainedClassifier
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+from fewer.learn.picture_files import READ, is_deep, refuse_twelve_bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,7 @@ def gather(paths: tuple[Path, ...], model: TrainedClassifier) -> tuple[list[str]
     """Names and pixels of all pictures, in the model's size and channels. Raises `FileError`, `DataError`."""
     names: list[str] = []
     arrays: list[np.ndarray] = []
+    deep, brightest = "", 0
     for path in paths:
         if path.suffix == ".npz":
             found = read_arrays(path)
@@ -73,12 +74,17 @@ def gather(paths: tuple[Path, ...], model: TrainedClassifier) -> tuple[list[str]
                 raise DataError(
                     f"{path.name}: no array named images or test_images; it holds {sorted(found)[:8]}"
                 )
-            names += [f"{path.name}[{row}]" for row in range(len(found[key]))]
-            arrays += [_fit(picture, model, path.name) for picture in found[key]]
+            pixels = as_pixels(found[key], path.name).numpy()
+            names += [f"{path.name}[{row}]" for row in range(len(pixels))]
+            arrays += [_fit(picture, model) for picture in pixels]
             continue
         for file in _files(path):
+            picture = np.asarray(read_image(file))
+            if is_deep(file):
+                deep, brightest = deep or file.name, max(brightest, int(picture.max()))
             names.append(str(file))
-            arrays.append(_fit(np.asarray(read_image(file)), model, file.name))
+            arrays.append(_fit(picture, model))
+    refuse_twelve_bits(deep, brightest, "pictures")
     if not arrays:
         raise DataError("no pictures were found; give PNG, JPEG or WebP files, a folder of them, or an .npz")
     return names, torch.from_numpy(np.stack(arrays))
@@ -88,16 +94,18 @@ def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise FileError(f"{path.name!r} is not there; check the path", missing=True)
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+        return sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in READ and not file.name.startswith(".") and file.is_file()
+        )
     return [path]
 
 
-def _fit(picture: np.ndarray, model: TrainedClassifier, name: str) -> np.ndarray:
+def _fit(picture: np.ndarray, model: TrainedClassifier) -> np.ndarray:
     """(height, width, channels) uint8 as the model wants it; other sizes are resized."""
     from PIL import Image
 
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-        raise DataError(f"{name}: pictures must be uint8 of shape (height, width[, channels])")
     plan = model.plan
     image = Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture)
     image = image.convert("L" if plan.channels == 1 else "RGB")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from fewer.core.device import DeviceName, DtypeName
-from fewer.core.errors import ConfigError, DataError, FileError
+from fewer.core.errors import ConfigError, DataError
 from fewer.core.files import write_bytes
 from fewer.core.progress import Progress
 from fewer.learn.data import ImageSplits, LabelledImages, load_images, pick_labels
@@ -23,6 +22,7 @@ from fewer.learn.few_labels.report import report_page, verdict
 from fewer.learn.few_labels.train import SemiSupervisedResult, semi_supervised
 from fewer.learn.few_labels.usb_config import read_usb_config
 from fewer.learn.networks import NetworkName
+from fewer.learn.picture_files import read_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,19 +164,15 @@ def labelled_rows(request: SemiSupervisedRequest, train: LabelledImages) -> Int6
         return read_rows(request.labelled_list)
     if request.labels_per_class is None:
         return torch.nonzero(train.labels >= 0).flatten()
-    return pick_labels(train.labels, request.labels_per_class, train.classes, request.seed)
+    return pick_labels(train.labels, request.labels_per_class, train.classes, request.seed, train.class_names)
 
 
 def read_rows(path: Path) -> Int64[Tensor, " m"]:
     """The column `row` of a CSV file. Raises `FileError` or `DataError` naming the line."""
-    if not path.exists():
-        raise FileError(f"{path.name!r} is not there; check the path", missing=True)
-    with path.open(newline="", encoding="utf-8") as stream:
-        lines = list(csv.DictReader(stream))
     rows = []
-    for number, line in enumerate(lines, start=2):
-        text = (line.get("row") or "").strip()
-        if not text.isdigit():
+    for number, line in read_table(path, ("row",)):
+        text = line["row"]
+        if not (text.isascii() and text.isdecimal() and len(text) < 16):
             raise DataError(f"{path.name} line {number}: column `row` must hold a row number, found {text!r}")
         rows.append(int(text))
     if not rows:

@@ -5,14 +5,14 @@
 - a MedMNIST-style `.npz` (`train_images`, `train_labels`, `val_…`, `test_…`, optional `class_names`),
 - a folder `split/class/*.png`, or `class/*.png` (then everything is the training split); a folder named
   `unlabelled` or `unlabeled` beside the classes holds pictures without a label,
-- a `.csv` list with the columns `file,label` and optionally `split` (an empty label: unlabelled).
+- a `.csv` list with the columns `file,label` and optionally `split` (an empty label: unlabelled);
+  `picture_files.py` reads both.
 
 Every fault in them ends in `DataError` or `FileError` with the place of the fault.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +24,10 @@ from torch import Tensor
 
 from fewer.core.device import seeded
 from fewer.core.errors import ConfigError, DataError, FileError
-from fewer.core.files import inside, read_arrays, read_image
+from fewer.core.files import read_arrays
+from fewer.learn.picture_files import SPLITS, Row, folder_rows, list_rows, stack_pictures
 
 UNLABELLED = -1
-SPLITS = {
-    "train": "train",
-    "val": "validation",
-    "validation": "validation",
-    "valid": "validation",
-    "test": "test",
-}
-_UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +111,17 @@ def load_images(path: Path | str, *, size: int | None = None) -> ImageSplits:
     if not path.exists():
         raise FileError(f"{path.name}: no such file or folder", missing=True)
     if path.is_dir():
-        found = _read_folder(path, size)
+        found = _split(*folder_rows(path), size, path)
     elif path.suffix == ".npz":
         found = _read_npz(path, size)
     elif path.suffix == ".csv":
-        found = _read_list(path, size)
+        found = _split(*list_rows(path), size, path)
     else:
         raise ConfigError(f"{path.name}: images come from an .npz, a .csv list or a folder split/class/*.png")
     if "train" not in found:
         only = next(iter(found.values()))
         found = {**found, "train": only.select([])}
+    _check_alike(found, path.name)
     return ImageSplits(found["train"], found.get("validation"), found.get("test"), path.stem)
 
 
@@ -142,15 +135,15 @@ def make_labelled_images(
 
     `labels` is (n,) or (n, 1) of integers, -1 for unlabelled. Raises `DataError` naming the first bad row.
     """
-    pixels = _check_pixels(torch.as_tensor(images), what)
-    numbers = torch.as_tensor(labels)
+    pixels = as_pixels(images, what)
+    numbers = _native(labels, f"{what}: labels")
     if numbers.ndim == 2 and numbers.shape[1] > 1:
         raise DataError(
             f"{what}: labels have {numbers.shape[1]} columns (multi-label, as in ChestMNIST); "
             "one class per picture is needed"
         )
     numbers = numbers.reshape(-1)
-    if numbers.is_floating_point() and not torch.equal(numbers, numbers.round()):
+    if numbers.is_floating_point() and not torch.equal(numbers, numbers.round()):  # NaN equals nothing
         raise DataError(f"{what}: labels must be whole numbers")
     numbers = numbers.to(torch.long)
     if len(numbers) != len(pixels):
@@ -170,7 +163,9 @@ def make_labelled_images(
     return LabelledImages(pixels.contiguous(), numbers, names)
 
 
-def pick_labels(labels: Int64[Tensor, " n"], per_class: int, classes: int, seed: int) -> Int64[Tensor, " m"]:
+def pick_labels(
+    labels: Int64[Tensor, " n"], per_class: int, classes: int, seed: int, names: Sequence[str] = ()
+) -> Int64[Tensor, " m"]:
     """Row numbers of `per_class` pictures of each class, drawn with `seed`, sorted.
 
     Raises `DataError` naming the class that has too few.
@@ -181,12 +176,47 @@ def pick_labels(labels: Int64[Tensor, " n"], per_class: int, classes: int, seed:
     for label in range(classes):
         rows = torch.nonzero(labels == label).flatten()
         if len(rows) < per_class:
-            raise DataError(f"class {label} has {len(rows)} labelled pictures, {per_class} were asked for")
+            name = repr(names[label]) if names else label
+            raise DataError(f"class {name} has {len(rows)} labelled pictures, {per_class} were asked for")
         chosen.append(rows[torch.randperm(len(rows), generator=seeded(seed, 11, label))[:per_class]])
     return torch.cat(chosen).sort().values
 
 
-def _check_pixels(images: Tensor, what: str) -> Tensor:
+def _native(values: np.ndarray | Tensor | Sequence[int], what: str) -> Tensor:
+    """A tensor of bool, whole numbers or floats in this machine's byte order. Raises `DataError`."""
+    if isinstance(values, Tensor):
+        kept = values
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind not in "buif":
+            raise DataError(f"{what} are of type {array.dtype}; needed: whole numbers or floats")
+        if array.dtype.kind == "f":
+            wider = np.float64 if array.dtype.itemsize > 4 else np.float32
+            kept = torch.from_numpy(np.ascontiguousarray(array, dtype=wider))
+        elif array.dtype == np.uint8 or array.dtype.kind == "b":
+            kept = torch.from_numpy(np.ascontiguousarray(array))
+        else:
+            if array.size and array.max() > np.iinfo(np.int64).max:
+                raise DataError(f"{what} hold {array.max()}, which is too large")
+            kept = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+    return kept
+
+
+def _check_alike(found: dict[str, LabelledImages], name: str) -> None:
+    """All splits must show pictures of one size and one number of channels."""
+    first = next(iter(found))
+    for split, data in found.items():
+        if data.images.shape[1:] != found[first].images.shape[1:]:
+            raise DataError(
+                f"{name}: the {split} pictures are {tuple(data.images.shape[1:])} (height, width, channels), "
+                f"the {first} ones {tuple(found[first].images.shape[1:])}; give a size, or make them alike"
+            )
+
+
+def as_pixels(values: np.ndarray | Tensor, what: str) -> UInt8[Tensor, "n height width channels"]:
+    """Pictures as they are held: from (n, h, w) or (n, h, w, 1|3) of bytes, whole numbers in 0 .. 255, floats
+    in [0, 1] or booleans. Raises `DataError` naming the fault."""
+    images = _native(values, f"{what}: pictures")
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
@@ -195,6 +225,8 @@ def _check_pixels(images: Tensor, what: str) -> Tensor:
         )
     if images.dtype == torch.uint8:
         return images
+    if images.dtype == torch.bool:
+        return images.to(torch.uint8) * 255
     if images.is_floating_point():
         bad = torch.nonzero(~torch.isfinite(images).flatten(1).all(1)).flatten()
         if len(bad):
@@ -205,7 +237,10 @@ def _check_pixels(images: Tensor, what: str) -> Tensor:
             )
         return (images * 255).round().to(torch.uint8)
     if len(images) and (images.min() < 0 or images.max() > 255):
-        raise DataError(f"{what}: integer pictures must lie in 0 .. 255")
+        raise DataError(
+            f"{what}: integer pictures must lie in 0 .. 255, found {int(images.min())} .. "
+            f"{int(images.max())}; divide them by their largest possible value and give floats in [0, 1]"
+        )
     return images.to(torch.uint8)
 
 
@@ -228,6 +263,8 @@ def _read_npz(path: Path, size: int | None) -> dict[str, LabelledImages]:
             raise DataError(
                 f"{path.name}: {prefix}_labels is multi-label (as ChestMNIST); one class a picture is needed"
             )
+        if labels[split].dtype.kind == "f" and not np.array_equal(labels[split], labels[split].round()):
+            raise DataError(f"{path.name}: {prefix}_labels holds NaN or fractions; whole numbers are needed")
     values = np.unique(np.concatenate([array.reshape(-1) for array in labels.values()]))
     values = values[values != UNLABELLED]
     names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else None
@@ -256,77 +293,13 @@ def _resized(data: LabelledImages, size: int | None) -> LabelledImages:
     return LabelledImages(pixels, data.labels, data.class_names)
 
 
-def _read_folder(root: Path, size: int | None) -> dict[str, LabelledImages]:
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    by_split = {SPLITS[f.name]: f for f in folders if f.name in SPLITS} or {"train": root}
-    names = sorted(
-        {
-            entry.name
-            for folder in by_split.values()
-            for entry in folder.iterdir()
-            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in _UNLABELLED_FOLDERS
-        }
-    )
-    rows: list[tuple[str, Path, int]] = []
-    for split, folder in by_split.items():
-        for label, name in enumerate(names):
-            rows += [(split, file, label) for file in _pictures(folder / name)]
-        for name in _UNLABELLED_FOLDERS:
-            rows += [(split, file, UNLABELLED) for file in _pictures(folder / name)]
-    if "train" in by_split and by_split["train"] != root:
-        for name in _UNLABELLED_FOLDERS:
-            rows += [("train", file, UNLABELLED) for file in _pictures(root / name)]
-    return _read_pictures(rows, tuple(names), size, root)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
-
-
-def _read_list(path: Path, size: int | None) -> dict[str, LabelledImages]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        try:
-            lines = list(csv.DictReader(stream))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise FileError(f"{path.name}: not a readable CSV file ({error})") from error
-    if not lines or "file" not in lines[0] or "label" not in lines[0]:
-        raise DataError(
-            f"{path.name}: the first line must name the columns file,label (and optionally split)"
-        )
-    names = sorted({line["label"].strip() for line in lines if line["label"] and line["label"].strip()})
-    rows = []
-    for number, line in enumerate(lines, start=2):
-        split = (line.get("split") or "train").strip()
-        if split not in SPLITS:
-            raise DataError(f"{path.name} line {number}: split {split!r}; allowed: {', '.join(SPLITS)}")
-        label = (line["label"] or "").strip()
-        file = inside(path.parent, (line["file"] or "").strip())
-        rows.append((SPLITS[split], file, names.index(label) if label else UNLABELLED))
-    return _read_pictures(rows, tuple(names), size, path)
-
-
-def _read_pictures(
-    rows: list[tuple[str, Path, int]], names: tuple[str, ...], size: int | None, source: Path
+def _split(
+    rows: list[Row], names: tuple[str, ...], size: int | None, source: Path
 ) -> dict[str, LabelledImages]:
+    """The listed pictures by split."""
     if not rows:
         raise DataError(f"{source.name}: no pictures found (.png, .jpg, .webp in split/class folders)")
-    arrays = []
-    for _, file, _ in rows:
-        picture = read_image(file)
-        if size is not None and picture.size != (size, size):
-            picture = picture.resize((size, size))
-        arrays.append(np.asarray(picture, dtype=np.uint8))
-        if arrays[-1].shape != arrays[0].shape:
-            raise DataError(
-                f"{file.name} is {arrays[-1].shape[1]}x{arrays[-1].shape[0]} pixels but {rows[0][1].name} is "
-                f"{arrays[0].shape[1]}x{arrays[0].shape[0]}; give a size to resize all of them"
-            )
-    stack = np.stack(arrays)
-    if bool((stack[..., 0] == stack[..., 1]).all() and (stack[..., 0] == stack[..., 2]).all()):
-        stack = stack[..., :1]
-    splits = dict.fromkeys(split for split, _, _ in rows)
+    stack = stack_pictures(rows, size, source.name)
     return {
         split: make_labelled_images(
             stack[[number for number, row in enumerate(rows) if row[0] == split]],
@@ -334,5 +307,5 @@ def _read_pictures(
             names,
             f"{source.name} {split}",
         )
-        for split in splits
+        for split in dict.fromkeys(split for split, _, _ in rows)
     }

@@ -58,6 +58,7 @@ class GraphedFunction:
                 recorded = self._recorded[key] = self._record(leaves, form, device)
             except RuntimeError as error:
                 logger.warning("no CUDA graph, running without: %s", error)
+                logger.debug("recording failed here", exc_info=True)
                 self._gave_up = True
                 return self.function(*inputs)
         with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_image
 from fewer.learn.data import LabelledImages, make_labelled_images
+from fewer.learn.picture_files import folders_in, is_deep, pictures_in, refuse_twelve_bits
 
 KNOWN_LAYOUTS: Mapping[str, tuple[str, ...]] = {
     "PACS": ("art_painting", "cartoon", "photo", "sketch"),
@@ -25,7 +26,6 @@ KNOWN_LAYOUTS: Mapping[str, tuple[str, ...]] = {
 """Domain folders of DomainBed's data sets, in its order (sorted by name)."""
 
 UNREADABLE = 0.01  # share of pictures that may be damaged
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +91,15 @@ def load_domains(path: Path | str, *, size: int | None = None, task: str = "grou
 
 
 def _load_folders(root: Path, size: int | None) -> Domains:
-    folders = _folders(root)
+    folders = folders_in(root)
     if len(folders) < 2:
         raise DataError(
             f"{root.name}: {len(folders)} domain folder found; invariant learning needs at least 2 source "
             "domains and 1 target, as domain/class/*.png"
         )
-    classes = {folder.name: tuple(entry.name for entry in _folders(folder)) for folder in folders}
+    classes = {folder.name: tuple(entry.name for entry in folders_in(folder)) for folder in folders}
     names, notes = _shared_classes(classes)
-    counts = {folder.name: [len(_pictures(folder / name)) for name in names] for folder in folders}
+    counts = {folder.name: [len(pictures_in(folder / name, root)) for name in names] for folder in folders}
     for domain, row in counts.items():
         empty = [name for name, count in zip(names, row, strict=True) if count == 0]
         if empty:
@@ -116,16 +116,6 @@ def _load_folders(root: Path, size: int | None) -> Domains:
         for folder, (pixels, labels) in zip(folders, read, strict=True)
     )
     return Domains(tuple(folder.name for folder in folders), images, notes=tuple(notes), name=root.name)
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
 
 
 def _shared_classes(classes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], list[str]]:
@@ -156,8 +146,9 @@ class _Reader:
 
     def read(self, folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[int]]:
         arrays, labels = [], []
+        deep, brightest = "", 0
         for label, name in enumerate(names):
-            for file in _pictures(folder / name):
+            for file in pictures_in(folder / name, folder.parent):
                 self.count += 1
                 try:
                     picture = read_image(file)
@@ -174,6 +165,9 @@ class _Reader:
                     )
                 arrays.append(np.asarray(picture, dtype=np.uint8))
                 labels.append(label)
+                if is_deep(file):
+                    deep, brightest = deep or f"{name}/{file.name}", max(brightest, int(arrays[-1].max()))
+        refuse_twelve_bits(deep, brightest, folder.name)
         if not arrays:
             raise DataError(f"domain {folder.name!r} has no readable picture in its class folders")
         return np.stack(arrays), labels

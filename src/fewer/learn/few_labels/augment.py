@@ -42,8 +42,8 @@ def shifted(images: Pictures, drawn: Int64[Tensor, "n 3"]) -> Pictures:
     height, width = images.shape[2:]
     down, right, turned = drawn.split(1, dim=1)
     rows = reflected(torch.arange(height, device=images.device)[None] + down, height)
-    columns = reflected(torch.arange(width, device=images.device)[None] + right, width)
-    columns = torch.where(turned > 0, columns.flip(1), columns)
+    across = torch.arange(width, device=images.device)[None]
+    columns = reflected(torch.where(turned > 0, width - 1 - across, across) + right, width)
     place = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
     picked = images.flatten(2).gather(2, place[:, None].expand(-1, images.shape[1], -1))
     return picked.reshape(images.shape)

@@ -74,7 +74,7 @@ class SemiSupervisedPlan:
     posterior: Literal["flattened", "plain", "views"] = "views"
     """InstanT: `plain` is the form that the guarantee needs; `views` (ours) is its estimate from other weak
     views of the picture, which tells right pseudo-labels better."""
-    views: Annotated[int, Field(ge=1, le=8)] = 1
+    views: Annotated[int, Field(ge=1, le=8)] = 2
     """InstanT, `views`: how many; each costs about a seventh of a step."""
     compare: Literal["posterior", "noisy"] = "posterior"
     """InstanT: `noisy` is the form that the guarantee needs."""

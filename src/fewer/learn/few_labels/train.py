@@ -96,6 +96,8 @@ def semi_supervised(
             ema_decay=plan.ema_decay(),
             checkpoint_folder=checkpoints,
             checkpoint_every=max(50, plan.steps // 20),
+            # A GPU works on while the next views are drawn; a loss that is not finite shows ten steps later.
+            look_every=1 if run.device.type == "cpu" else 10,
             resume=resume,
             seed=plan.seed,
         ),

@@ -97,8 +97,10 @@ class Views:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The views that the tables describe; made of operations that do not depend on their values."""
         labelled, unlabelled = labelled.to(self.images.device), unlabelled.to(self.images.device)
-        known = self.normalise(shifted(self.images[labelled[:, 0].long()], labelled[:, 1:].long()))
-        images = self.images[unlabelled[:, 0].long()]
+        known = self.normalise(
+            shifted(self.images.index_select(0, labelled[:, 0].long()), labelled[:, 1:].long())
+        )
+        images = self.images.index_select(0, unlabelled[:, 0].long())
         weak = self.normalise(shifted(images, unlabelled[:, 1:4].long()))
         strong, at = weak, 4
         if self.strong:
