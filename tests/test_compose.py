@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
+from fewer import compose
 from fewer.cli import main
+from fewer.core.progress import SilentProgress
+from fewer.generate.command import GenerateCommand
 from tests.generate.conftest import *  # noqa: F403 - the tiny pipeline folder
 
 
@@ -30,3 +35,13 @@ def test_two_devices_draw_the_picture_of_one(
     two, facts = draw(pipeline_folder, tmp_path / "two.png", capsys, *size, "--devices", "2")
     assert facts["devices"] == 2 and "predicted" in facts["plan"]
     assert np.abs(one - two).max() <= 1
+
+
+def test_four_bits_are_calibrated_with_the_full_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few-step edition replaces layers while it draws; calibration must see those that stay."""
+    asked = []
+    pipe = SimpleNamespace(transformer=nn.Linear(2, 2), iterate=lambda sample: asked.append(sample) or [])
+    monkeypatch.setattr("fewer.quantize.quantize", lambda *_, calibrate, **__: calibrate(), raising=False)
+    request = GenerateCommand(prompt=("a cat",), steps=2, precision="svdquant")
+    compose._shrink(pipe, request, SilentProgress())  # pyright: ignore[reportArgumentType]
+    assert [sample.edition for sample in asked] == ["full"]

@@ -44,7 +44,7 @@ def _shrink(pipe: "TextToImage", request: GenerateCommand, progress: Progress) -
 
     wanted = {field.name: getattr(request, field.name) for field in fields(GenerateRequest)}
     sample = GenerateRequest(
-        **wanted | {"prompt": request.prompt[:4] or ("a picture",), "count": 1, "steps": 4}
+        **wanted | {"prompt": request.prompt[:4] or ("a picture",), "count": 1, "steps": 4, "edition": "full"}
     )
     progress.say("quantizing to 4 bits; `fewer quantize` keeps the result for the next time")
     quantize(

@@ -1,5 +1,6 @@
 """Small models with random weights, shared by the tests of this room."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,3 +165,22 @@ def pipeline_folder(tmp_path_factory, gemma_folder) -> Path:
 def binned_folder(tmp_path_factory, gemma_folder) -> Path:
     """The same at 32x compression and 512 px, a size that has a table of shapes."""
     return _pipeline(tmp_path_factory.mktemp("binned"), gemma_folder, 6, 16, interpolation_scale=1.0)
+
+
+@pytest.fixture
+def quick_folder(pipeline_folder, tmp_path) -> Path:
+    """The tiny pipeline with a few-step edition of random weights."""
+    from fewer.generate import TextToImage
+    from fewer.generate.lora import fresh, write_lora
+    from fewer.generate.sampling.few_steps import WEIGHTS, FewSteps, few_step_levels, write_few_steps
+
+    folder = tmp_path / "quick"
+    shutil.copytree(pipeline_folder, folder)
+    transformer = TextToImage.load(folder, device="cpu").transformer
+    targets = ("to_q", "to_k", "conv_inverted", "proj_out", "linear", "linear_1")
+    adapter = fresh(transformer, 2, torch.Generator().manual_seed(0), targets=targets)
+    for low_rank in adapter.values():
+        low_rank.up.normal_(generator=torch.Generator().manual_seed(1))
+    edition = write_few_steps(folder, FewSteps(levels=few_step_levels(3.0), guidance=4.0))
+    write_lora(edition / WEIGHTS, adapter)
+    return folder

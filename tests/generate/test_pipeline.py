@@ -1,7 +1,6 @@
 """The whole journey against diffusers' pipeline, and what a user may count on."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from fewer.generate.lora import fresh, write_lora
 from fewer.generate.picture import read_request
 from fewer.generate.pipeline import Denoised, Finished, batches
 from fewer.generate.request import GenerateRequest
-from fewer.generate.sampling.few_steps import WEIGHTS, FewSteps, few_step_levels, write_few_steps
 
 
 @pytest.fixture(scope="module")
@@ -249,21 +247,6 @@ def test_the_engine_draws_the_same_pictures(pipe: TextToImage, pipeline_folder) 
     for wanted in (request(count=2), request(width=40, height=24, seed=5), request(guidance=1.0)):
         for one, other in zip(finished(pipe, wanted), finished(fast, wanted), strict=True):
             assert difference(one.picture.image, other.picture.image) <= 1
-
-
-@pytest.fixture
-def quick_folder(pipeline_folder, tmp_path):
-    """The same model with a few-step edition of random weights."""
-    folder = tmp_path / "quick"
-    shutil.copytree(pipeline_folder, folder)
-    transformer = TextToImage.load(folder, device="cpu").transformer
-    targets = ("to_q", "to_k", "conv_inverted", "proj_out", "linear", "linear_1")
-    adapter = fresh(transformer, 2, torch.Generator().manual_seed(0), targets=targets)
-    for low_rank in adapter.values():
-        low_rank.up.normal_(generator=torch.Generator().manual_seed(1))
-    edition = write_few_steps(folder, FewSteps(levels=few_step_levels(3.0), guidance=4.0))
-    write_lora(edition / WEIGHTS, adapter)
-    return folder
 
 
 def test_few_steps_take_the_few_step_edition_and_no_guidance(pipe, quick_folder):

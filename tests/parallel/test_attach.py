@@ -2,9 +2,14 @@ import pytest
 import torch
 
 from fewer.core.errors import ConfigError
+from fewer.generate.engine import accelerate
+from fewer.generate.lora import LowRank, attach, detach, linear_shape
+from fewer.generate.transformer.sana import SanaTransformer
 from fewer.parallel.attach import parallelize, structural_copy
+from fewer.parallel.group import Group
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.simulated import run_simulated
+from tests.parallel.test_sana import error, sample
 
 
 def test_a_structural_copy_shares_tensors_and_nothing_else() -> None:
@@ -22,3 +27,26 @@ def test_unknown_models_and_wrong_counts_are_refused() -> None:
         run_simulated(2, lambda group: parallelize(linear, ParallelPlan(devices=2), group))
     with pytest.raises(ConfigError, match="for 3 devices, the group has 2"):
         run_simulated(2, lambda group: parallelize(linear, ParallelPlan(devices=3), group))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@torch.no_grad()
+def test_adapters_put_on_bands_draw_the_same_picture(fused: bool, toy: SanaTransformer) -> None:
+    generator, adapter = torch.Generator().manual_seed(1), {}
+    for path, layer in toy.named_modules():
+        shape = linear_shape(layer)
+        if shape is not None:  # every layer, as a few-step edition has it
+            down, up = (torch.randn(*of, generator=generator) for of in ((2, shape[1]), (shape[0], 2)))
+            adapter[path] = LowRank(down / shape[1] ** 0.5, up / 3, 2.0)
+    plain = sample(toy, 2)
+    expected = sample(attach(toy, adapter, name="few"), 2)
+    detach(toy)
+    assert error(plain, expected) > 1e-3
+    model = accelerate(toy, graphs=False) if fused else toy
+
+    def rank_main(group: Group) -> torch.Tensor:
+        parallel = parallelize(model, ParallelPlan(devices=2, mode="sync"), group)
+        return sample(attach(parallel, adapter, name="few"), 2)
+
+    for result in run_simulated(2, rank_main):
+        assert error(result, expected) <= 1e-5
