@@ -37,8 +37,8 @@ def run(folder: Path, **options: object) -> dict[str, object]:
 def test_an_engine_script_gets_its_options_and_its_figures_arrive(folder: Path) -> None:
     target = folder / "figures" / "out.json"
     target.parent.mkdir()
-    result = run(folder, name="linear", tiny=True, device="cpu", only="h8", output=target)
-    expected = {"words": ["--tiny", "--device", "cpu", "--only", "h8"], "median_ms": 3.0}
+    result = run(folder, name="linear", tiny=True, device="cpu", only="h8", works="4096", output=target)
+    expected = {"words": ["--tiny", "--device", "cpu", "--only", "h8", "--works", "4096"], "median_ms": 3.0}
     assert result["figures"] == expected and json.loads(target.read_text()) == expected
 
 

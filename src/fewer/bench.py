@@ -44,6 +44,8 @@ class BenchRequest:
     """Where the engine scripts compute."""
     only: str = ""
     """Of the engine scripts' contenders, those whose name contains this."""
+    works: str = ""
+    """Of the engine scripts' sizes or shapes, those whose title contains this."""
     folder: Path | None = None
     """The folder of the scripts, in place of the checkout's."""
 
@@ -84,6 +86,7 @@ def _options(request: BenchRequest, script: Path) -> list[str]:
     given = ["--tiny"] if request.tiny else []
     given += ["--device", request.device] if request.device != "auto" else []
     given += ["--only", request.only] if request.only else []
+    given += ["--works", request.works] if request.works else []
     if given and "engine_" not in script.stem:
         raise ConfigError(f"{script.name} takes no {given[0]}; only sana, linear, decode and flux-block do")
     return given
