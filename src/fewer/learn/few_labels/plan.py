@@ -75,7 +75,7 @@ class SemiSupervisedPlan:
     """InstanT: `plain` is the form that the guarantee needs; `views` (ours) is its estimate from other weak
     views of the picture, which tells right pseudo-labels better."""
     views: Annotated[int, Field(ge=1, le=8)] = 2
-    """InstanT, `views`: how many; each costs about a seventh of a step."""
+    """InstanT, `views`: how many; each is one more forward pass of the unlabelled pictures."""
     compare: Literal["posterior", "noisy"] = "posterior"
     """InstanT: `noisy` is the form that the guarantee needs."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
