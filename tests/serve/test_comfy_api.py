@@ -87,3 +87,17 @@ def test_clients_that_ask_around_get_answers(serve) -> None:
     assert client.get("/system_stats").status_code == 200
     assert client.get("/history/unknown").json() == {}
     assert client.get("/view?filename=a_b").status_code == 404
+
+
+def test_what_a_websocket_client_says_is_ignored_and_half_characters_are_no_crash(serve) -> None:
+    client = serve()
+    with client.websocket_connect("/ws?clientId=me", headers={"host": "127.0.0.1"}) as socket:
+        assert socket.receive_json()["type"] == "status"
+        socket.send_bytes(b"\x00\xff")
+        socket.send_text("x" * 10_000)
+        raw = b'{"prompt": {"1": {"class_type": "' + rb"\ud800" + b'"}}}'
+        assert client.post("/prompt", content=raw).status_code == 400
+        identity = client.post("/prompt", json={"prompt": graph(), "client_id": "me"}).json()["prompt_id"]
+        while (message := socket.receive_json())["type"] != "executed":
+            pass
+    assert message["data"]["prompt_id"] == identity

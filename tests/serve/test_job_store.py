@@ -105,3 +105,16 @@ def test_a_job_that_another_server_has_cancelled_cannot_be_renewed(store: JobSto
     assert store.renew(job)
     store.finish(job, "cancelled")
     assert not store.renew(job)
+
+
+def test_nobody_overtakes_a_stranger(store: JobStore) -> None:
+    order = ["ann", "ben", "ann", "ben", "ben"]
+    jobs = [store.add(owner, "image", {"number": number}).id for number, owner in enumerate(order)]
+
+    def waiting() -> list[int]:
+        return [job.request["number"] for job in store.jobs(state="queued")]
+
+    assert store.move(jobs[4], 0)  # to the first of ben's places, which is not the first of all
+    assert waiting() == [0, 4, 2, 1, 3]
+    assert store.move(jobs[0], 99)
+    assert waiting() == [2, 4, 0, 1, 3]

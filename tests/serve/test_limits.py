@@ -73,3 +73,10 @@ def test_a_body_that_does_not_come_is_given_up(listen, monkeypatch: pytest.Monke
     with socket.create_connection((host, int(port)), timeout=10) as slow:
         slow.sendall(b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in slow.recv(1000)
+
+
+def test_half_a_character_is_refused_wherever_it_stands() -> None:
+    for body in (rb'{"a": "\ud800"}', rb'{"\uDFFF": 1}', rb'{"a": [{"b": "x\ud83d"}]}'):
+        with pytest.raises(ValueError, match="half a character"):
+            parse_body(body)
+    assert parse_body(rb'{"a": "\ud83d\ude00"}') == {"a": "\N{GRINNING FACE}"}

@@ -48,3 +48,33 @@ def test_old_ones_are_forgotten(tmp_path: Path) -> None:
     os.utime(uploads.path("ann", old), (time.time() - 1000,) * 2)
     uploads.forget(500)
     assert [file.name for file in tmp_path.glob("ann/*")] == [new]
+
+
+def test_uploads_that_come_at_the_same_time_share_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewer.serve.uploads.CHECK_BYTES", 10)
+    uploads = Uploads(tmp_path, max_bytes=100)
+
+    async def dripping() -> AsyncIterator[bytes]:
+        for _ in range(9):
+            await asyncio.sleep(0)
+            yield b"x" * 8
+
+    async def both() -> list:
+        coming = [uploads.receive("ann", ".png", dripping()) for _ in range(2)]
+        return await asyncio.gather(*coming, return_exceptions=True)
+
+    ended = asyncio.run(both())
+    assert any(isinstance(end, CapacityError) for end in ended)
+    assert sum(file.stat().st_size for file in tmp_path.glob("ann/*")) <= 100
+
+
+def test_a_file_that_goes_while_it_is_counted_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = Uploads(tmp_path)
+    gone = uploads.path("ann", str(receive(uploads, b"x")["id"]))
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([gone]))
+    gone.unlink()
+    assert receive(uploads, b"y")["bytes"] == 1

@@ -8,7 +8,7 @@ import asyncio
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Query, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -173,11 +173,9 @@ async def websocket(socket: WebSocket) -> None:
 
 
 async def _until_closed(socket: WebSocket) -> None:
-    try:
-        while True:
-            await socket.receive_text()
-    except WebSocketDisconnect:
-        return
+    # Whatever a client says, text or bytes, is nothing to us.
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
 
 
 async def _tell(socket: WebSocket, context: Context, job: Job) -> None:

@@ -206,16 +206,22 @@ class JobStore:
         return int(rows[0][0]) if rows else None
 
     def move(self, identity: str, position: int) -> bool:
-        """Puts a waiting job at `position` among the waiting ones; False if it does not wait."""
+        """Puts a waiting job at `position` among the waiting ones, or as near as its owner's places reach.
+
+        Owners change places with themselves only: nobody overtakes a stranger. False if it does not wait.
+        """
         with self._lock:
-            others = [job for job in self.jobs(state="queued", limit=10_000) if job.id != identity]
-            job = self.get(identity)
-            if job is None or job.state != "queued":
+            waiting = self.jobs(state="queued", limit=10_000)
+            job = next((job for job in waiting if job.id == identity), None)
+            if job is None:
                 return False
-            position = max(0, min(position, len(others)))
-            before = others[position - 1].rank if position else (others[0].rank - 2 if others else 0.0)
-            after = others[position].rank if position < len(others) else before + 2
-            self._db.execute("update jobs set rank = ? where id = ?", ((before + after) / 2, identity))
+            own = [other for other in waiting if other.owner == job.owner]
+            others = [other for other in waiting if other.id != identity]
+            before = sum(other.owner == job.owner for other in others[: max(0, position)])
+            order = [other for other in own if other.id != identity]
+            order.insert(before, job)
+            moves = [(place.rank, mover.id) for place, mover in zip(own, order, strict=True)]
+            self._db.executemany("update jobs set rank = ? where id = ?", moves)
             return True
 
     def forget(self, older_than_seconds: float | int) -> list[str]:

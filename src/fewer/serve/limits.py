@@ -146,11 +146,21 @@ def parse_body(raw: bytes) -> dict:
         raise ValueError("the body is not valid JSON") from error
     if not isinstance(value, dict):
         raise ValueError("the body must be a JSON object")
+    if b"\\ud" in raw.lower() and not _is_text(value):
+        raise ValueError("the body holds half a character (a lone surrogate)")
     if _depth(value) > MAX_DEPTH:
         raise ValueError(f"the body is nested deeper than {MAX_DEPTH}")
     if _keys(value) > MAX_KEYS:
         raise ValueError(f"the body has more than {MAX_KEYS} keys")
     return value
+
+
+def _is_text(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _depth(value: object, level: int = 1) -> int:

@@ -1,5 +1,6 @@
 """Files that clients send for other rooms' work: each under a name of ours, readable by its owner alone."""
 
+import contextlib
 import re
 import shutil
 import time
@@ -10,6 +11,9 @@ from pathlib import Path
 from fewer.core.errors import CapacityError, FileError
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".dcm", ".png", ".jpg", ".jpeg", ".webp")
+
+CHECK_BYTES = 8 * 2**20
+"""After so many more the owner's room is looked at again."""
 
 
 class Uploads:
@@ -29,12 +33,14 @@ class Uploads:
         folder = self._folder / owner
         folder.mkdir(parents=True, exist_ok=True)
         identity = uuid.uuid4().hex + suffix.lower()
-        room, size = self._max - _size(folder), 0
+        size, checked, room = 0, 0, self._max - _size(folder)
         part = folder / f"{identity}.part"
         try:
-            with part.open("wb") as stream:
+            with part.open("wb", buffering=0) as stream:
                 async for chunk in chunks:
                     size += len(chunk)
+                    if size - checked > CHECK_BYTES:  # others of the same owner may be coming too
+                        checked, room = size, self._max - _size(folder, but=part)
                     if size > room:
                         raise CapacityError(f"uploads may hold {self._max:,} bytes together; delete some")
                     stream.write(chunk)
@@ -57,13 +63,18 @@ class Uploads:
     def forget(self, older_than_seconds: float | int) -> None:
         """Deletes uploads older than that."""
         for file in self._folder.glob("*/*"):
-            if file.stat().st_mtime < time.time() - older_than_seconds:
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_mtime < time.time() - older_than_seconds:
+                    file.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Deletes everything."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+def _size(folder: Path, but: Path | None = None) -> int:
+    total = 0
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # deleted a moment ago
+            total += 0 if file == but else file.stat().st_size
+    return total
