@@ -2,11 +2,17 @@
 
 Each function changes the named linear layers and 1x1 convolutions of a model and returns what made them: the
 library where it runs on this machine, otherwise an exact reference of its arithmetic, said so by name.
+Run: python benchmarks/quantize_peers.py compares each reference with the installed library, bit for bit.
 """
+# bench: cpu, 1 min: --output benchmarks/results/quantize_peers.json
+
+import argparse
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from fewer.core.files import write_json
 from fewer.core.modules import set_module
 
 NF4 = (
@@ -154,3 +160,40 @@ def _as_linear(model: nn.Module, name: str) -> nn.Linear:
         layer = wrapper.linear
     assert isinstance(layer, nn.Linear)
     return layer
+
+
+def main() -> None:
+    """Weights that the references and the libraries make of the same layers; "equal" is bit for bit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quantize_peers.json"))
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    rows: dict[str, object] = {}
+    for out, dim in ((64, 64), (1152, 384), (384, 960), (5, 192)):
+        weight = torch.randn(out, dim) * torch.rand(dim).exp()
+        for name, make, reference in (
+            ("NF4", nf4_weights, nf4_reference),
+            ("int4", torchao_int4, int4_reference),
+        ):
+            model = nn.Sequential(nn.Linear(dim, out, bias=False))
+            model[0].weight.data.copy_(weight)
+            maker = make(model, ["0"])
+            made = model[0].weight
+            found = (
+                made.dequantize()
+                if hasattr(made, "dequantize") and type(made.data) is not torch.Tensor
+                else made
+            )
+            expected = reference(weight)
+            rows[f"{name} {out} x {dim}"] = {
+                "made_by": maker,
+                "equal": bool(torch.equal(found.float(), expected.float())),
+                "largest_difference": (found.float() - expected.float()).abs().max().item(),
+            }
+    write_json(options.output, {"torch": torch.__version__, "layers": rows})
+    for name, row in rows.items():
+        print(name, row)
+
+
+if __name__ == "__main__":
+    main()

@@ -77,3 +77,15 @@ def test_a_module_in_two_lists_and_a_missing_layer_are_refused(flux_checkpoint, 
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileError, match="nunchaku_lite"):
         dialect.read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [{"precision": "int9"}, {"rank": "x"}, {"targets": 5}, {"targets": [5]}])
+def test_a_configuration_of_other_types_says_what_it_needs(
+    flux_checkpoint, tmp_path: Path, damage: dict[str, object]
+) -> None:
+    dialect.write_folder(flux_checkpoint("int4")[0], tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["svdq_w4a4"] |= damage
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileError, match="svdq_w4a4 of its quantization_config needs"):
+        dialect.read_folder(tmp_path)

@@ -62,3 +62,16 @@ def test_a_pure_linear_model_of_width_3072_is_below_three_tenths_of_bf16() -> No
             down=torch.zeros(rank, dim).bfloat16(), up=torch.zeros(dim, rank).bfloat16(),
         )  # fmt: skip
         assert layer.byte_count() <= 0.30 * dim * dim * 2
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        5, {}, {"format": "int4"}, {"format": "int4", "shape": ["a", None]},
+        {"format": "int4", "shape": [0, 64]}, {"format": "int4", "shape": [4, 64], "rank": "many"},
+        {"format": "int4", "shape": [4, 64], "rank": -1},
+    ],
+)  # fmt: skip
+def test_facts_of_other_types_are_refused_by_the_layers_name(facts: object) -> None:
+    with pytest.raises(FileError, match=r"'blocks\.3\.q': bad facts"):
+        layer_from_tensors({}, facts, "blocks.3.q")

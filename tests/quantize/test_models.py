@@ -66,3 +66,16 @@ def test_calibration_draws_each_prompt_of_the_file_with_its_own_seed(tmp_path: P
     opened.pipeline = None
     with pytest.raises(ConfigError, match="from Python"):
         calibration(opened, tmp_path / "prompts.txt", 2, 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "PixArtTransformer2DModel", "num_layers": "x"},
+        {"model_type": "llama", "hidden_size": "x"},
+        {"model_type": "no-such-type"},
+    ],
+)
+def test_a_configuration_of_other_types_describes_no_model(config: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="describes no"):
+        empty_model(config, "")

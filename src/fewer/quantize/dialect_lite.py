@@ -65,7 +65,7 @@ def read_folder(folder: Path) -> QuantizedCheckpoint:
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
         tensors |= read_tensors(path)
-    svdq, awq = settings.get("svdq_w4a4") or {}, settings.get("awq_w4a16") or {}
+    svdq, awq = (_section(settings, key, folder) for key in ("svdq_w4a4", "awq_w4a16"))
     names = [*svdq.get("targets", []), *awq.get("targets", [])]
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -85,6 +85,21 @@ def read_folder(folder: Path) -> QuantizedCheckpoint:
         layers[name] = unpack_layer(own, facts, name)
     plain = {name: tensor for name, tensor in tensors.items() if name not in taken}
     return QuantizedCheckpoint(layers, plain, config, str(config.get("_class_name", "")))
+
+
+def _section(settings: dict[str, object], key: str, folder: Path) -> dict:
+    """One part of the quantization_config, its entries of the types they must have."""
+    section: dict = settings.get(key) or {}  # pyright: ignore
+    targets = section.get("targets", []) if isinstance(section, dict) else None
+    good = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
+    if good and key == "svdq_w4a4" and targets:
+        good = section.get("precision") in ("int4", "nvfp4") and type(section.get("rank")) is int
+    if not good:
+        raise FileError(
+            f"{folder.name!r}: {key} of its quantization_config needs targets (a list of names), and for "
+            f"svdq_w4a4 precision int4 or nvfp4 and a rank"
+        )
+    return section
 
 
 def _fits(layer: QuantizedLayer, name: str) -> bool:

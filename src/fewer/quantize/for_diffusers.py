@@ -87,6 +87,15 @@ def open_denoiser(
     return module.to(device).eval()
 
 
+def build_denoiser(config: dict[str, object]) -> nn.Module:
+    """A model of that configuration with any weights. Raises `ConfigError` if it describes none."""
+    kind = diffusers_class(config)
+    try:
+        return kind.from_config(config)  # pyright: ignore
+    except _FAILURES as error:
+        raise ConfigError(f"the configuration describes no {kind.__name__}: {_first(error)}") from error
+
+
 def _variant(folder: Path) -> str | None:
     """The suffix of a folder that was downloaded in one number format alone ("fp16")."""
     names = [path.name for path in folder.glob(f"{WEIGHTS}*.safetensors")]

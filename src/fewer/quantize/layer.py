@@ -100,14 +100,20 @@ class QuantizedLayer:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
 
-def layer_from_tensors(tensors: dict[str, Tensor], facts: dict[str, object], name: str) -> QuantizedLayer:
-    """The inverse of `tensors()` and `facts()`. Raises `FileError` naming the layer if they do not fit."""
-    form = FORMATS.get(str(facts.get("format")))
-    shape, unknown = facts.get("shape"), set(tensors) - set(TENSOR_NAMES)
-    if form is None or not isinstance(shape, list) or len(shape) != 2 or unknown:
+def layer_from_tensors(tensors: dict[str, Tensor], facts: object, name: str) -> QuantizedLayer:
+    """The inverse of `tensors()` and `facts()`, which come from a file and may be anything.
+
+    Raises `FileError` naming the layer if they do not fit.
+    """
+    facts = facts if isinstance(facts, dict) else {}
+    form, shape, rank = FORMATS.get(str(facts.get("format"))), facts.get("shape"), facts.get("rank", 0)
+    unknown = set(tensors) - set(TENSOR_NAMES)
+    sizes = [*shape, rank] if isinstance(shape, list) else []
+    sound = len(sizes) == 3 and all(type(size) is int and size >= 0 for size in sizes)
+    if form is None or unknown or not sound or 0 in sizes[:2]:
         raise FileError(f"layer {name!r}: bad facts {facts} or unexpected tensors {sorted(unknown)}")
-    out, dim = int(shape[0]), int(shape[1])
-    groups, rank = -(-dim // form.group), int(facts.get("rank", 0))  # pyright: ignore
+    out, dim, rank = sizes
+    groups = -(-dim // form.group)
     expected = {"codes": (out, groups * form.group // 2), "group_scale": (out, groups)}
     if form.weight != "int4":
         expected["channel_scale"] = (out,)

@@ -35,7 +35,7 @@ def read_checkpoint(source: Path) -> tuple[QuantizedCheckpoint, str]:
     if method == dialect_lite.METHOD:
         return dialect_lite.read_folder(source), "nunchaku-lite"
     files = sorted(source.glob("*.safetensors"))
-    if len(files) == 1 and not config:  # the folder around a single file
+    if len(files) == 1 and files[0].name.startswith("svdq-"):  # the folder around a single file
         return dialect_nunchaku.read_file(files[0]), "nunchaku"
     raise FileError(
         f"{source.name!r} is no quantized model that is known: fewer, nunchaku (file or legacy folder), "

@@ -20,8 +20,8 @@ from fewer.generate.transformer import SanaTransformer
 from fewer.quantize.for_diffusers import (
     DENOISERS,
     DiffusersPipeline,
+    build_denoiser,
     denoiser_of,
-    diffusers_class,
     open_denoiser,
     weights_header,
 )
@@ -138,15 +138,19 @@ def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
 
         return build_from_config(config)
     if "_class_name" in config:
-        return diffusers_class(config).from_config(config)  # pyright: ignore
+        return build_denoiser(config)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ConfigError("the configuration names no model class")
-    return AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
-    )
+    try:
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
+        )
+    except Exception as error:  # its validators have exceptions of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ConfigError(f"the configuration describes no model of type {kind!r}: {reason}") from error
 
 
 def calibration(
