@@ -21,8 +21,6 @@ from PIL import Image, ImageDraw
 from fewer.core.device import pick_device
 from fewer.core.files import write_json
 from fewer.core.progress import make_progress
-from fewer.core.tensors import read_tensors, write_tensors
-from fewer.generate.compact import compact, expand
 from fewer.generate.lora import attach, detach, read_lora
 from fewer.generate.model_folder import Parts, open_parts
 from fewer.generate.sampling import sample
@@ -278,10 +276,7 @@ def trained_judge(
 ) -> SpriteJudge:
     """A judge from its file, or trained on truth (and kept there)."""
     if path is not None and path.is_file():
-        tensors = expand(read_tensors(path), torch.float32)
-        judge = SpriteJudge(vocabulary.words, vocabulary.styles, len(tensors["features.0.weight"]))
-        judge.load_state_dict(tensors)
-        return judge.to(renderer.device).eval()
+        return SpriteJudge.load(path, vocabulary.words, vocabulary.styles).to(renderer.device)
     table = draw_any(vocabulary, 40_000, np.random.default_rng(9))
     batch = 256 if renderer.device.type == "cuda" else 64
     judge = train_judge(
@@ -293,7 +288,7 @@ def trained_judge(
         progress=make_progress("auto"),
     )
     if path is not None:
-        write_tensors(path, compact(judge.state_dict()))
+        judge.save(path)
     return judge
 
 

@@ -141,10 +141,8 @@ def judge_of(options: argparse.Namespace, device: torch.device) -> tuple[Vocabul
     if options.words:
         known = json.loads(options.words.read_text())
         vocabulary = Vocabulary(tuple(known["words"]), tuple(known["styles"]))
-        tensors = read_tensors(options.judge)
-        judge = SpriteJudge(vocabulary.words, vocabulary.styles, len(tensors["features.0.weight"]))
-        judge.load_state_dict(tensors)
-        return vocabulary, judge.to(device).eval()
+        judge = SpriteJudge.load(options.judge, vocabulary.words, vocabulary.styles)
+        return vocabulary, judge.to(device)
     chosen = preset(options.preset)
     if options.sprites:
         sprites = load_sprites(options.sprites)

@@ -11,7 +11,6 @@ import torch
 from parallel_pictures import Texts, decoded, drawn_latents, psnr, scenes_of
 from torch import Tensor, nn
 
-from fewer.core.tensors import read_tensors
 from fewer.generate.autoencoder import DCAutoencoder
 from fewer.generate.model_folder import DEFAULT_MODEL
 from fewer.generate.scenes.judges import SpriteJudge, judge_pictures
@@ -58,11 +57,9 @@ def judge_and_scenes(stand: "Stand", prompts: int) -> tuple[SpriteJudge, list]:
     """The judge from its file, and the scenes that the prompts describe."""
     chosen = preset("emoji")
     vocabulary = Vocabulary(tuple((chosen.concepts or {}).values()), tuple(chosen.styles))
-    tensors = read_tensors(stand.options.judge)
-    judge = SpriteJudge(vocabulary.words, vocabulary.styles, len(tensors["features.0.weight"]))
-    judge.load_state_dict(tensors)
+    judge = SpriteJudge.load(stand.options.judge, vocabulary.words, vocabulary.styles)
     scenes = scenes_of(vocabulary, prompts)
-    return judge.eval(), [scene for scene in scenes for _ in range(NOISES)]
+    return judge, [scene for scene in scenes for _ in range(NOISES)]
 
 
 @torch.no_grad()

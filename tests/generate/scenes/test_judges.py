@@ -1,18 +1,21 @@
 """Judges are right on truth, and say so when a picture is wrong."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from fewer.generate.scenes.compose import SceneRenderer
 from fewer.generate.scenes.judges import (
+    CROP,
     SpriteJudge,
     cut_objects,
     judge_loss,
     judge_pictures,
 )
 from fewer.generate.scenes.pool import Vocabulary, draw_scenes, to_tensor
+from fewer.generate.scenes.presets import preset
 from fewer.generate.scenes.vocabulary import COLOURS
 from tests.generate.scenes.conftest import made_up_sheet
 
@@ -59,3 +62,20 @@ def test_there_is_one_cut_out_an_object(renderer, vocabulary) -> None:
     scenes = draw_scenes(vocabulary, 7, "train", 0)
     cutouts, owners = cut_objects(to_tensor([renderer(scene) for scene in scenes]), scenes)
     assert len(cutouts) == len(owners) == sum(len(scene.objects) for scene in scenes)
+
+
+def test_a_judge_comes_back_from_its_file(judge, renderer, vocabulary, tmp_path) -> None:
+    judge.save(tmp_path / "judge.safetensors")
+    again = SpriteJudge.load(tmp_path / "judge.safetensors", judge.words, judge.styles)
+    pictures = torch.rand(8, 3, CROP, CROP) * 2 - 1
+    with torch.no_grad():
+        for found, expected in zip(again(pictures), judge(pictures), strict=True):
+            # A byte a weight, so not the same bits.
+            assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_the_stored_judge_of_the_built_in_model_opens() -> None:
+    chosen = preset("emoji")
+    words = tuple((chosen.concepts or {}).values())
+    stored = Path(__file__).parents[3] / "benchmarks" / "builtin_judge.safetensors"
+    assert SpriteJudge.load(stored, words, tuple(chosen.styles)).concept.out_features == len(words)

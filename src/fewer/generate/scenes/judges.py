@@ -7,12 +7,15 @@ seen rendered truth only, never a generated picture; its score on truth is repor
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.compact import compact, expand
 from fewer.generate.scenes.compose import Scene
 from fewer.generate.scenes.measures import as_bytes, background_colours, count_objects, places_of
 
@@ -53,6 +56,18 @@ class SpriteJudge(nn.Module):
         """Logits of concepts and styles, for pictures in [-1, 1]."""
         pooled = self.pooled(cutouts)
         return self.concept(pooled), self.style(pooled)
+
+    def save(self, path: Path) -> None:
+        """A byte a weight; words and styles are not in the file."""
+        write_tensors(path, compact(self.state_dict()))
+
+    @classmethod
+    def load(cls, path: Path, words: tuple[str, ...], styles: tuple[str, ...]) -> "SpriteJudge":
+        """The judge of these words and styles from a file of `save`, ready to judge."""
+        tensors = expand(read_tensors(path), torch.float32)
+        judge = cls(words, styles, len(tensors["features.0.weight"]))
+        judge.load_state_dict(tensors)
+        return judge.eval()
 
 
 def cut_objects(
