@@ -29,6 +29,16 @@ def test_every_control_has_a_name() -> None:
     assert 'lang="en"' in page and 'role="alert"' in page
 
 
+def test_streamed_answers_are_documented(serve) -> None:
+    paths = serve(start=False).app.openapi()["paths"]
+    drawn = paths["/v1/images/generations"]["post"]["responses"]["200"]["content"]
+    assert set(drawn) == {"application/json", "text/event-stream"}
+    followed = paths["/jobs/{job}/events"]["get"]["responses"]["200"]["content"]
+    assert set(followed) == {"text/event-stream"}
+    wrong = paths["/jobs/{job}/events"]["get"]["responses"]["404"].get("content", {})
+    assert "text/event-stream" not in wrong
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_fuzzed_requests_never_end_in_a_server_error(serve) -> None:
     schemathesis = pytest.importorskip("schemathesis")

@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -28,8 +28,20 @@ from fewer.serve.results import MEDIA_TYPES
 
 router = APIRouter()
 
-_ANSWERS = {
+_ANSWERS: dict[int | str, dict[str, Any]] = {
     status: {"description": "see error.message"} for status in (400, 401, 403, 404, 409, 413, 429, 500, 507)
+}
+# One event of a stream: what testers of OpenAPI hold each of them against.
+EVENT_SCHEMA = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+_DRAWN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the pictures; with stream=true, events with partial pictures and the last one",
+        "content": {"text/event-stream": {"schema": EVENT_SCHEMA}},
+    }
 }
 
 
@@ -104,7 +116,7 @@ async def models(request: Request) -> dict:
     return {"object": "list", "data": served}
 
 
-@router.post("/v1/images/generations", responses=_ANSWERS, openapi_extra=body_schema(ImageRequest))
+@router.post("/v1/images/generations", responses=_DRAWN | _ANSWERS, openapi_extra=body_schema(ImageRequest))
 async def generations(
     request: Request, idempotency_key: Annotated[str | None, Header()] = None, x_fewer_keep: bool = False
 ) -> Response:

@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -22,11 +22,17 @@ from fewer.serve.context import (
     validated,
 )
 from fewer.serve.job_store import Job
-from fewer.serve.openai_api import ImageRequest, media_type
+from fewer.serve.openai_api import EVENT_SCHEMA, ImageRequest, media_type
 
 router = APIRouter()
 
-_NOT_FOUND = {404: {"description": "no such job or file of yours"}, 401: {"description": "no valid key"}}
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"description": "no such job or file of yours"},
+    401: {"description": "no valid key"},
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "events", "content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}
+}
 
 
 class Move(BaseModel):
@@ -115,7 +121,7 @@ async def move(request: Request, job: str) -> dict:
     return facts(context_of(request), own)
 
 
-@router.get("/jobs/{job}/events", responses=_NOT_FOUND)
+@router.get("/jobs/{job}/events", response_class=StreamingResponse, responses=_EVENTS | _NOT_FOUND)
 async def follow(request: Request, job: str) -> StreamingResponse:
     """Server-sent events of a job: step (with a preview where asked for), image, done, failed, cancelled."""
     own, context = _own(request, job), context_of(request)
