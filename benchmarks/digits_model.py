@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from can_quality import Judge, draw, judge_trainee, judged, mnist
+from can_judge import Judge, draw, judge_trainee, judged
+from can_quality import mnist
 from graphed import Trainee, train_side_by_side
 from PIL import Image
 from record import record

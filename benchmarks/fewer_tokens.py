@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from can_quality import Judge
+from can_judge import Judge
 from crop_pool import crop_pool
 from graphed import Trainee, train_side_by_side
 from record import record
