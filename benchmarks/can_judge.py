@@ -1,5 +1,7 @@
-"""How drawings of a class-conditional model are judged: a small classifier, trained on the real pictures, tells
-their class and gives the features of the Fréchet distance.
+"""How drawings of a class-conditional model are judged.
+
+A small classifier, trained on the real pictures, tells their class and gives the features of the Fréchet
+distance.
 """
 
 from itertools import pairwise
