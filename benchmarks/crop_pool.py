@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from fewer.generate.autoencoder.crops import PictureFolder
+from fewer.core.files import read_image
+from fewer.generate.autoencoder.crops import MAX_PIXELS, PictureFolder
 
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
 
@@ -44,11 +46,25 @@ def crop_pool(
 
 
 def _crops_of(task: tuple[Path, int, int, int]) -> np.ndarray:
+    """The crops that `PictureFolder.crop` would cut, by slices of the decoded picture."""
     path, side, each, seed = task
-    torch.set_num_threads(1)
-    pictures, generator = PictureFolder(PHOTOS), torch.Generator().manual_seed(seed)
-    crops = torch.stack([pictures.crop([path], side, generator) for _ in range(each)])
-    return ((crops + 1) * 127.5).round().to(torch.uint8).numpy()
+    picture, generator = read_image(path, max_pixels=MAX_PIXELS), torch.Generator().manual_seed(seed)
+    shortest, pixels = min(picture.size), np.asarray(picture)
+    crops = np.empty((each, 3, side, side), dtype=np.uint8)
+    for number in range(each):
+        _, scale, row, column, mirror = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+        window = side * 2 if scale < 0.5 and shortest >= 2 * side else min(side, shortest)
+        left = int(column * (picture.width - window + 1))
+        top = int(row * (picture.height - window + 1))
+        crop = pixels[top : top + window, left : left + window]
+        if window > side:
+            four = crop.astype(np.uint16)
+            rows = four[::2] + four[1::2]
+            crop = ((rows[:, ::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
+        elif window < side:
+            crop = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC))
+        crops[number] = (crop[:, ::-1] if mirror < 0.5 else crop).transpose(2, 0, 1)
+    return crops
 
 
 if __name__ == "__main__":

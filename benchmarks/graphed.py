@@ -52,7 +52,17 @@ class Trainee:
         )
         self.graph = None
         if on_gpu and self.captured:
-            self._capture()
+            before = [p.detach().clone() for p in self.parameters]
+            try:
+                self._capture()
+            except RuntimeError as error:
+                print(f"{self.name}: without a graph, {str(error)[:200]}", flush=True)
+                torch.cuda.synchronize()
+                with torch.no_grad():
+                    for parameter, value in zip(self.parameters, before, strict=True):
+                        parameter.copy_(value)
+                self.captured, self.graph = False, None
+                self.prepare()
 
     def _factor(self, step: int) -> float:
         if step < self.warmup:

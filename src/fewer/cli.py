@@ -48,6 +48,12 @@ VERBS: dict[str, Verb] = {
         "train_lora_command",
         "an adapter that teaches a model a subject or a style from a few pictures",
     ),
+    "train style": Verb(
+        "fewer.generate.training.command_style",
+        "TrainStyleRequest",
+        "train_style_command",
+        "generated weights (CAN) that teach a model a drawing style from some fifty pictures",
+    ),
     "bench": Verb(
         "fewer.bench", "BenchRequest", "bench_command", "the published figures, each with its peer"
     ),

@@ -83,11 +83,10 @@ def _refuse(request: "GenerateCommand") -> None:
         raise ConfigError(f"{folder.name!r} draws prompts, not classes; leave --class-name out")
     from fewer.core.train import world_size
 
-    unused = [
-        name
-        for name in ("prompt", "negative", "width", "height", "size", "lora", "from_picture", "precision")
-        if getattr(request, name)
-    ]
+    others = (
+        "prompt", "negative", "width", "height", "size", "lora", "style", "from_picture", "precision",
+    )  # fmt: skip
+    unused = [name for name in others if getattr(request, name)]
     if unused or request.devices > 1 or world_size() > 1:
         raise ConfigError(f"--class-name does not go with {', '.join(unused) or 'devices'}; leave that out")
 

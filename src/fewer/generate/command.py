@@ -78,6 +78,7 @@ def generate_command(
         dtype=dtype,
         text_encoder=request.text_encoder,
         autoencoder=request.autoencoder,
+        style=wanted.style,
     )
     if adapt is not None:
         adapt(pipe)

@@ -100,6 +100,20 @@ def _open_transformer(
     return SanaTransformer.load(path, dtype, device)
 
 
+def open_styled(model: str | Path, style: str, dtype: torch.dtype, device: torch.device) -> SanaTransformer:
+    """A model's transformer with the style FILE[:SCALE] merged in fp32, which its file was trained on.
+
+    Raises `ConfigError` for a model with generated weights of its own, and what `wear_style` raises.
+    """
+    from fewer.generate.conditional.style import wear_style
+
+    path = DEFAULT_MODEL if str(model) == "default" else Path(model)
+    transformer = _open_transformer(path, torch.float32, torch.device("cpu"))
+    if isinstance(transformer, ConditionedSana):
+        raise ConfigError("this model has generated weights (adaln+can); a style needs one without")
+    return wear_style(transformer, style).to(device, dtype)
+
+
 def _read_index(folder: Path) -> dict[str, object]:
     index = read_json(folder / "model_index.json")
     kind = index.get("_class_name")

@@ -134,7 +134,8 @@ def repeat(request: GenerateRequest, stored: GenerateRequest) -> GenerateRequest
 def _without_paths(request: GenerateRequest) -> GenerateRequest:
     """Folders say something about the person who drew it; only the last name goes into the picture."""
     names = tuple(Path(item).name for item in request.lora)
-    return replace(request, model=Path(request.model).name or "default", lora=names)
+    style = Path(request.style).name if request.style else ""
+    return replace(request, model=Path(request.model).name or "default", lora=names, style=style)
 
 
 def _differences(request: GenerateRequest) -> dict[str, object]:

@@ -25,7 +25,7 @@ from fewer.core.config import validate
 from fewer.core.device import pick_device, pick_dtype, seeded
 from fewer.core.errors import ConfigError
 from fewer.generate.lora import attach, detach, in_dtype, parse_lora, read_lora, set_scale
-from fewer.generate.model_folder import ModelSettings, Parts, open_parts
+from fewer.generate.model_folder import ModelSettings, Parts, open_parts, open_styled
 from fewer.generate.picture import Picture
 from fewer.generate.request import GenerateRequest, as_prompts, with_edition
 from fewer.generate.sampling import (
@@ -85,13 +85,14 @@ class Pictures:
 class TextToImage:
     """A transformer, an autoencoder and a text encoder that draw pictures together."""
 
-    def __init__(self, parts: Parts, *, name: str = "custom") -> None:
+    def __init__(self, parts: Parts, *, name: str = "custom", style: str = "") -> None:
         self.transformer = parts.transformer
         self.autoencoder = parts.autoencoder
         self.encoder = parts.encoder
         self.settings: ModelSettings = parts.settings
         self.few_steps = parts.few_steps
         self.name = name
+        self.style = style
         self._attached: tuple[Path, ...] = ()
         # A prompt drawn several times, and the empty negative prompt, are read once.
         self._encode_once = lru_cache(maxsize=16)(_encode)
@@ -106,10 +107,12 @@ class TextToImage:
         text_encoder: Path | None = None,
         autoencoder: Path | None = None,
         cache: Path | None = None,
+        style: str = "",
     ) -> "TextToImage":
         """Opens the built-in model or a folder in diffusers' SanaPipeline layout. Nothing is downloaded.
 
-        Raises `FileError` and `ConfigError` as `open_parts` does.
+        `style` is FILE[:SCALE] of `fewer train style`: its weights are merged once and for all. Raises
+        `FileError` and `ConfigError` as `open_parts` and `wear_style` do.
         """
         place = pick_device(device)
         parts = open_parts(
@@ -120,7 +123,9 @@ class TextToImage:
             autoencoder=autoencoder,
             cache=cache,
         )
-        return cls(parts, name=str(model))
+        if style:
+            parts = replace(parts, transformer=open_styled(model, style, pick_dtype(dtype, place), place))
+        return cls(parts, name=str(model), style=style)
 
     def __call__(
         self,
@@ -194,6 +199,9 @@ class TextToImage:
 
     def complete(self, request: GenerateRequest) -> GenerateRequest:
         """The same request with the model's own choices filled in, checked against the model."""
+        if request.style not in ("", self.style):
+            raise ConfigError(f"style {request.style!r}: the pipeline was loaded with {self.style!r}")
+        request = replace(request, style=self.style)
         sprint = self.transformer.params.guidance_embeds
         request = with_edition(request, None if sprint else self.few_steps)
         if request.edition != "few-steps":  # which has guidance and levels of its own

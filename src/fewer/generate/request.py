@@ -60,6 +60,8 @@ class GenerateRequest:
     it there unless guidance, a negative prompt, sampler, order or shift are given."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A PEFT file and its strength, FILE[:SCALE]; may be given several times."""
+    style: Annotated[str, Field(max_length=4096)] = ""
+    """A file of `fewer train style` and its strength, FILE[:SCALE]."""
 
     def sides(self, default: tuple[int, int]) -> tuple[int, int]:
         """(height, width) asked for. Raises `ConfigError` when `size` contradicts the sides."""

@@ -18,6 +18,7 @@ from fewer.generate.lora import write_lora
 from fewer.generate.model_folder import DEFAULT_MODEL, ModelSettings, Parts, open_parts
 from fewer.generate.training.buckets import bucket_shapes
 from fewer.generate.training.command import TrainLoraRequest, TrainSanaRequest, training_of
+from fewer.generate.training.command_style import TrainStyleRequest
 from fewer.generate.training.encoded import EncodedSet, assemble
 from fewer.generate.training.folder import count_buckets, encode_pictures, read_folder
 from fewer.generate.training.lora import train_lora
@@ -28,7 +29,9 @@ from fewer.generate.transformer.sana import SanaTransformer
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
+    """A model's parts, the pictures as latents with their captions, and where to train."""
+
     parts: Parts
     data: EncodedSet
     device: torch.device
@@ -38,7 +41,7 @@ def train_sana_on_folder(request: TrainSanaRequest, progress: Progress) -> dict[
     """Goes on with a model, or with `fresh` starts a new transformer for it; writes `output/model`."""
     if request.data is None:
         raise ConfigError("give --data DIR with your own pictures")
-    prepared = _prepare(request, request.data, request.size, progress)
+    prepared = prepare(request, request.data, request.size, progress)
     parts = prepared.parts
     transformer: SanaTransformer | ConditionedSana = parts.transformer
     if request.fresh:
@@ -63,7 +66,7 @@ def train_sana_on_folder(request: TrainSanaRequest, progress: Progress) -> dict[
             transformer.cpu().save(folder / "transformer")
         elif conditioned is not None:
             save_conditioned(conditioned.cpu(), folder / "transformer")
-    return _report(folder, result, prepared.data)
+    return report(folder, result, prepared.data)
 
 
 def _conditioned(
@@ -83,7 +86,7 @@ def _conditioned(
 
 def train_lora_on_folder(request: TrainLoraRequest, progress: Progress) -> dict[str, object]:
     """Trains an adapter for a model; writes `output/pytorch_lora_weights.safetensors`."""
-    prepared = _prepare(request, request.data, request.size, progress)
+    prepared = prepare(request, request.data, request.size, progress)
     transformer = prepared.parts.transformer
     if isinstance(transformer, ConditionedSana):
         raise ConfigError("this model has generated weights (adaln+can); a LoRA is trained on one without")
@@ -101,12 +104,16 @@ def train_lora_on_folder(request: TrainLoraRequest, progress: Progress) -> dict[
     path = request.output / "pytorch_lora_weights.safetensors"
     if rank() == 0:
         write_lora(path, adapter)
-    return _report(path, result, prepared.data)
+    return report(path, result, prepared.data)
 
 
-def _prepare(
-    request: TrainSanaRequest | TrainLoraRequest, folder: Path, size: int | None, progress: Progress
-) -> _Prepared:
+def prepare(
+    request: TrainSanaRequest | TrainLoraRequest | TrainStyleRequest,
+    folder: Path,
+    size: int | None,
+    progress: Progress,
+) -> Prepared:
+    """Opens the model and encodes the pictures of a folder."""
     pictures = read_folder(folder)
     device = pick_device(request.device)
     parts = open_parts(request.model, dtype=torch.float32, device=device)
@@ -117,7 +124,7 @@ def _prepare(
     captions = [picture.captions for picture in pictures]
     data = assemble(latents, captions, parts.encoder, request.caption_mode, progress)
     progress.say(f"{len(pictures)} pictures encoded in {time.monotonic() - began:.0f} s")
-    return _Prepared(parts, data, device)
+    return Prepared(parts, data, device)
 
 
 def _new_transformer(parts: Parts, depth: int, width: int, seed: int) -> SanaTransformer:
@@ -157,7 +164,8 @@ def _write_beside(folder: Path, source: Path, settings: ModelSettings) -> None:
     write_json(folder / "fewer.json", asdict(settings))
 
 
-def _report(output: Path, result: FitResult, data: EncodedSet) -> dict[str, object]:
+def report(output: Path, result: FitResult, data: EncodedSet) -> dict[str, object]:
+    """What every training on a folder prints."""
     last = result.losses[-50:]
     return {
         "output": str(output),
