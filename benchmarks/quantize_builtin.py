@@ -2,15 +2,15 @@
 
 PSNR and SSIM are against the bf16 model's picture of the same prompt and noise; the judges (colour, count,
 place, order, style, identity) are those of builtin_model.py. Every method starts from the bf16 weights; sums
-are taken in fp32 (a CPU without bf16 units is nine times slower in bf16), and one row shows what bf16
-arithmetic alone changes. Prompts describe held-out combinations, calibration draws training combinations.
-Run:
-python benchmarks/quantize_builtin.py --packages NODE_MODULES [--judge judge.safetensors] [--methods ...]
-A call adds its methods to the table of earlier calls with the same model, prompts and steps. With --device
-cuda four calls can share a card (--methods and --output of their own; --join A.json B.json ... makes one
-table of theirs). On a GPU too the layers run as their exact fp32 reference, not through the kernels.
+are taken in fp32 (a CPU without bf16 units is nine times slower in bf16; a GPU multiplies in TF32 while it
+draws), and one row shows what bf16 arithmetic alone changes. Prompts describe held-out combinations,
+calibration draws training combinations. Run:
+python benchmarks/quantize_builtin.py [--device cuda] [--methods ...]
+A call adds its methods to the table of earlier calls with the same model, prompts and steps. On a GPU too the
+layers run as their exact fp32 reference, not through the kernels; one process at a time, because small
+operations wait for the time slices of others.
 """
-# bench: by hand: needs --packages NODE_MODULES, the emoji packages of its docstring
+# bench: gpu, 5 min: --device cuda --batch 100
 
 import argparse
 import copy
@@ -19,11 +19,11 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from builtin_model import trained_judge
+from builtin_model import JUDGE
 from quantize_peers import nf4_weights, torchao_fp8, torchao_int4
 from torch import nn
 
@@ -36,11 +36,10 @@ from fewer.generate.image_metrics import ssim
 from fewer.generate.model_folder import DEFAULT_MODEL, open_parts, read_settings
 from fewer.generate.sampling import sample
 from fewer.generate.scenes.captions import full_caption
-from fewer.generate.scenes.compose import SceneRenderer
+from fewer.generate.scenes.compose import Scene
 from fewer.generate.scenes.judges import SpriteJudge, judge_pictures
 from fewer.generate.scenes.pool import Vocabulary, draw_scenes
 from fewer.generate.scenes.presets import preset
-from fewer.generate.scenes.sprites import load_sprites, render_sprites
 from fewer.generate.transformer import SanaTransformer
 from fewer.quantize import Recipe, plan_layers, quantize
 from fewer.quantize.linear import QuantizedLinear, reference_product
@@ -136,22 +135,11 @@ def pictures(autoencoder: DCAutoencoder, latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([autoencoder.decode(part, tile=None).clamp(-1, 1) for part in latents.split(16)])
 
 
-def judge_of(options: argparse.Namespace, device: torch.device) -> tuple[Vocabulary, SpriteJudge]:
-    """The vocabulary and a judge of it: from files, or from the sprites that it is trained on here."""
-    if options.words:
-        known = json.loads(options.words.read_text())
-        vocabulary = Vocabulary(tuple(known["words"]), tuple(known["styles"]))
-        judge = SpriteJudge.load(options.judge, vocabulary.words, vocabulary.styles)
-        return vocabulary, judge.to(device)
-    chosen = preset(options.preset)
-    if options.sprites:
-        sprites = load_sprites(options.sprites)
-    else:
-        sprites = render_sprites(options.packages, chosen.concepts or {}, chosen.styles, chosen.sprite_side)
-    vocabulary = Vocabulary(sprites.words(), sprites.styles)
-    with torch.enable_grad():
-        renderer = SceneRenderer(sprites, chosen.side, device)
-        return vocabulary, trained_judge(options.judge, renderer, vocabulary, options.judge_steps)
+def judge_of(path: Path, device: torch.device) -> tuple[Vocabulary, SpriteJudge]:
+    """The built-in model's vocabulary and the judge of it."""
+    chosen = preset("emoji")
+    vocabulary = Vocabulary(tuple((chosen.concepts or {}).values()), chosen.styles)
+    return vocabulary, SpriteJudge.load(path, vocabulary.words, vocabulary.styles).to(device)
 
 
 class Exact(nn.Module):
@@ -188,6 +176,7 @@ def prepare(
         quantize(transformer, form, rank, lambda: calibrate(transformer), recipe=recipe)
         reports = transformer.quantization_reports
         progress["mean_layer_error"] = round(sum(r.error for r in reports) / len(reports), 5)
+        progress["seconds_to_solve"] = round(sum(report.seconds for report in reports), 1)
         progress["bytes_of_layers"] = sum(report.bytes_after for report in reports)
         for name, layer in list(transformer.named_modules()):
             if isinstance(layer, QuantizedLinear):
@@ -213,8 +202,8 @@ def main() -> None:
         join(options)
         return
     device = pick_device(options.device)
-    torch.backends.cudnn.allow_tf32 = False
-    vocabulary, judge = judge_of(options, device)
+    torch.backends.cudnn.allow_tf32 = device.type == "cuda"
+    vocabulary, judge = judge_of(options.judge, device)
     parts = Model(options.model, device)
     scenes = draw_scenes(vocabulary, options.prompts, "held-out", seed=9000 + options.seed)
     held_out = Prompts(options, parts, "held-out", [full_caption(scene) for scene in scenes])
@@ -222,34 +211,60 @@ def main() -> None:
     calibration = Prompts(options, parts, "calibration", [full_caption(scene) for scene in train])
 
     result, common = table(options, parts), recipe_for(device)
+    work = Work(options, parts, judge, scenes, calibration, held_out, common)
     expected: torch.Tensor | None = None
     for method in [REFERENCE, *(m for m in options.methods if m != REFERENCE)]:
-        began, row = time.perf_counter(), {}
-        transformer = prepare(
-            method,
-            copy.deepcopy(parts.transformer),
-            lambda model: calibration.latents(model, parts.settings, options.steps, torch.float32),
-            row,
-            common,
-        )
-        row["seconds_to_prepare"] = round(time.perf_counter() - began, 1)
-        dtype = torch.bfloat16 if method == ARITHMETIC else torch.float32
-        began = time.perf_counter()
-        found = pictures(
-            parts.autoencoder, held_out.latents(transformer, parts.settings, options.steps, dtype)
-        )
-        row["seconds_to_draw"] = round(time.perf_counter() - began, 1)
-        expected = found if method == REFERENCE else expected
-        assert expected is not None
-        if method != REFERENCE:
-            row |= against(found, expected)
-        verdict = asdict(judge_pictures(judge, found, scenes))
-        asked = [name for name in JUDGES if math.isfinite(verdict[name])]
-        row["judges"] = {name: round(100 * verdict[name], 2) for name in asked}
+        try:
+            row, expected = examine(method, work, expected)
+        except (RuntimeError, ValueError, ImportError) as error:  # one method must not cost the rest
+            print(method, "failed:", f"{type(error).__name__}: {error}"[:2000], flush=True)
+            if expected is None:
+                raise
+            continue
         result["methods"][method] = row
         differences(result)
         write_json(options.output, result)
         print(method, json.dumps(row), flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every method is examined with."""
+
+    options: argparse.Namespace
+    parts: Model
+    judge: SpriteJudge
+    scenes: list[Scene]
+    calibration: Prompts
+    held_out: Prompts
+    common: dict[str, object]
+
+
+def examine(method: str, work: Work, expected: torch.Tensor | None) -> tuple[dict[str, object], torch.Tensor]:
+    """A row of the table, and the pictures that rows are compared with (this one's own if there are none)."""
+    parts, steps, row = work.parts, work.options.steps, {}
+    began = time.perf_counter()
+    transformer = prepare(
+        method,
+        copy.deepcopy(parts.transformer),
+        lambda model: work.calibration.latents(model, parts.settings, steps, torch.float32),
+        row,
+        work.common,
+    )
+    row["seconds_to_prepare"] = round(time.perf_counter() - began, 1)
+    dtype = torch.bfloat16 if method == ARITHMETIC else torch.float32
+    began = time.perf_counter()
+    torch.backends.cuda.matmul.allow_tf32 = True  # for the pictures alone: quantizing stays in fp32
+    found = pictures(parts.autoencoder, work.held_out.latents(transformer, parts.settings, steps, dtype))
+    torch.backends.cuda.matmul.allow_tf32 = False
+    found[:1].cpu()  # the clock waits for a GPU
+    row["seconds_to_draw"] = round(time.perf_counter() - began, 1)
+    if expected is not None:
+        row |= against(found, expected)
+    verdict = asdict(judge_pictures(work.judge, found, work.scenes))
+    asked = [name for name in JUDGES if math.isfinite(verdict[name])]
+    row["judges"] = {name: round(100 * verdict[name], 2) for name in asked}
+    return row, found if expected is None else expected
 
 
 def differences(result: dict[str, object]) -> None:
@@ -298,7 +313,8 @@ def table(options: argparse.Namespace, parts: Model) -> dict[str, object]:
         "guidance": parts.settings.guidance,
         "recipe": "39 candidates, refinement until it stops, "
         f"{'randomised' if parts.device.type == 'cuda' else 'exact'} SVD, branch in bf16",
-        "against": "the picture of the same prompt and noise from the bf16 weights, sums in fp32",
+        "against": "the picture of the same prompt and noise from the bf16 weights, products in "
+        + ("TF32, sums in fp32" if parts.device.type == "cuda" else "fp32"),
         "machine": torch.cuda.get_device_name()
         if parts.device.type == "cuda"
         else f"{platform.machine()}, {torch.get_num_threads()} thread(s), {options.machine}",
@@ -313,16 +329,11 @@ def table(options: argparse.Namespace, parts: Model) -> dict[str, object]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--preset", default="emoji")
-    parser.add_argument("--packages", type=Path, help="node_modules with the emoji packages")
-    parser.add_argument("--sprites", type=Path, help="sprites.safetensors of a training run instead")
-    parser.add_argument("--words", type=Path, help="the vocabulary alone, for a judge that is there already")
-    parser.add_argument("--judge", type=Path, help="where the judge is kept; trained there if it is missing")
+    parser.add_argument("--judge", type=Path, default=JUDGE)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--join", type=Path, nargs="*", help="tables of other calls, to be put together")
     parser.add_argument("--text", type=Path, help="folder where the prompts' embeddings are kept")
     parser.add_argument("--machine", default="CPU, shared", help="noted beside the figures")
-    parser.add_argument("--judge-steps", type=int, default=250)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--calibration-prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)

@@ -46,6 +46,7 @@ def main() -> None:
         "--output", type=Path, default=Path("benchmarks/results/quantize_language_model.json")
     )
     parser.add_argument("--methods", nargs="*", default=["16-bit", "nf4-w4a16", *METHODS])
+    parser.add_argument("--unfinished", type=Path, help="keep finished layers there; a second call goes on")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--calibration-windows", type=int, default=4)
     arguments = parser.parse_args()
@@ -78,7 +79,8 @@ def main() -> None:
                 for window in train:
                     model(input_ids=window[None])
 
-            quantize(model, form, rank, calibrate, recipe=recipe)
+            store = arguments.unfinished and arguments.unfinished / method
+            quantize(model, form, rank, calibrate, recipe=recipe, store=store)
             errors = [r.error for r in model.quantization_reports if r.error is not None]
             row["mean_layer_error"] = round(sum(errors) / len(errors), 5) if errors else None
         row["seconds_to_quantize"] = round(time.perf_counter() - began, 1)

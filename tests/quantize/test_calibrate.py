@@ -4,14 +4,19 @@ from torch import nn
 
 from fewer.core.errors import DataError
 from fewer.quantize.calibrate import Reservoir, observe, plan_passes
+from fewer.quantize.lottery import lottery
 from fewer.quantize.recipe import Recipe
 from fewer.quantize.roles import Group
+
+
+def reservoir_of(limit: int, seed: int = 0, name: str = "a") -> Reservoir:
+    return Reservoir(name, lottery(limit, torch.Generator().manual_seed(seed)))
 
 
 def test_a_reservoir_keeps_every_row_equally_often_whatever_the_batches() -> None:
     counts = torch.zeros(60)
     for seed in range(200):
-        reservoir = Reservoir("a", 15, seed)
+        reservoir = reservoir_of(15, seed)
         for batch in torch.arange(60.0)[:, None].split([1, 5, 30, 24]):
             reservoir.add(batch)
         kept = reservoir.samples().rows[:, 0].long()
@@ -22,7 +27,7 @@ def test_a_reservoir_keeps_every_row_equally_often_whatever_the_batches() -> Non
 
 
 def test_the_peak_counts_all_rows_not_only_the_kept_ones() -> None:
-    reservoir, rows = Reservoir("a", 2, 0), torch.randn(100, 3)
+    reservoir, rows = reservoir_of(2), torch.randn(100, 3)
     reservoir.add(rows[:50])
     reservoir.add(rows[50:])
     reservoir.add(rows[:0])
@@ -33,7 +38,7 @@ def test_the_peak_counts_all_rows_not_only_the_kept_ones() -> None:
 
 
 def test_fewer_rows_than_the_limit_are_all_kept_and_their_order_is_random() -> None:
-    reservoir = Reservoir("a", 100, 0)
+    reservoir = reservoir_of(100)
     reservoir.add(torch.arange(40.0)[:, None])
     kept = reservoir.samples().rows[:, 0].tolist()
     assert sorted(kept) == list(range(40)) and kept != sorted(kept)
@@ -41,7 +46,7 @@ def test_fewer_rows_than_the_limit_are_all_kept_and_their_order_is_random() -> N
 
 def test_nan_inputs_name_the_layer() -> None:
     with pytest.raises(DataError, match=r"'blocks\.0\.q'"):
-        Reservoir("blocks.0.q", 4, 0).add(torch.tensor([[1.0, float("inf")]]))
+        reservoir_of(4, name="blocks.0.q").add(torch.tensor([[1.0, float("inf")]]))
 
 
 def test_observing_leaves_no_hooks_and_records_blocks_within_the_budget(

@@ -42,7 +42,7 @@ def test_panels_give_what_the_whole_matrix_gives(form: str) -> None:
         assert (rounded - expected[place]).abs().gt(1e-5).float().mean() < 0.01  # single codes at ties
     inputs = rows / work.scales
     error = round_activations(inputs, FORMATS[form]) @ expected.mT - inputs @ residual.mT
-    assert work.loss(branch, 1000) == pytest.approx(error.square().sum().item(), rel=1e-2)
+    assert work.loss(branch, 1000).item() == pytest.approx(error.square().sum().item(), rel=1e-2)
     codes, scales = work.encode(branch)
     gap = decode_weight(codes, scales, FORMATS[form], 96) - expected
     assert gap.abs().gt(1e-5).float().mean() < 0.01
@@ -51,7 +51,7 @@ def test_panels_give_what_the_whole_matrix_gives(form: str) -> None:
 def test_settling_leaves_the_weight_less_its_rounding_and_tells_the_same_loss() -> None:
     work, branch, whole, _ = make("int4")
     target = work.whole()
-    assert work.settle(branch, target, 1000) == pytest.approx(work.loss(branch, 1000), rel=1e-5)
+    assert work.settle(branch, target, 1000) == pytest.approx(work.loss(branch, 1000).item(), rel=1e-5)
     for rows, residual, rounded in work.rounded(branch):
         assert torch.allclose(target[rows], residual - rounded + branch.product()[rows], atol=1e-5)
     assert torch.allclose(target, whole - torch.cat([r for _, _, r in work.rounded(branch)]), atol=1e-5)
@@ -62,8 +62,8 @@ def test_settling_leaves_the_weight_less_its_rounding_and_tells_the_same_loss() 
 
 def test_the_loss_stops_beyond_its_bound_and_fewer_rows_cost_less() -> None:
     work, branch, _, _ = make("int4")
-    whole = work.loss(branch, 1000)
+    whole = work.loss(branch, 1000).item()
     assert work.loss(branch, 1000, bound=whole * 0.9) == float("inf")
     assert work.loss(branch, 1000, bound=whole * 1.1) == whole
-    few = [work.loss(branch, rows) for rows in (1, 10, 70)]
+    few = [work.loss(branch, rows).item() for rows in (1, 10, 70)]
     assert all(smaller < larger for smaller, larger in itertools.pairwise(few))

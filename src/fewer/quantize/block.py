@@ -40,7 +40,7 @@ class CandidateLinear(nn.Module):
 
 def block_loss(
     module: nn.Module, block: str, calls: list[BlockCall], form: Format
-) -> Callable[[Candidate], float] | None:
+) -> Callable[[Candidate], Tensor] | None:
     """A function from candidate to summed squared error of `block`'s output over the recorded calls.
 
     None if there is nothing to compare (no block named, or its calls did not fit the memory budget).
@@ -48,13 +48,13 @@ def block_loss(
     if not block or not calls:
         return None
 
-    def loss(candidate: Candidate) -> float:
+    def loss(candidate: Candidate) -> Tensor:
         originals = {name: module.get_submodule(name) for name in candidate}
         try:
             for name, values in candidate.items():
                 set_module(module, name, CandidateLinear(originals[name], values, form))
             with torch.no_grad():
-                return sum(_error(module.get_submodule(block), call) for call in calls)
+                return torch.stack([_error(module.get_submodule(block), call) for call in calls]).sum()
         finally:
             for name, original in originals.items():
                 set_module(module, name, original)
@@ -62,7 +62,7 @@ def block_loss(
     return loss
 
 
-def _error(block: nn.Module, call: BlockCall) -> float:
+def _error(block: nn.Module, call: BlockCall) -> Tensor:
     output = block(*call.positional, **call.named)
     result = output[0] if isinstance(output, (tuple, list)) else output
-    return (result.float() - call.output.float()).square().sum().item()
+    return (result.float() - call.output.float()).square().sum()

@@ -1,7 +1,7 @@
 """Sampling what layers read while the user's function runs the model: bounded memory, any amount of data.
 
 Each layer keeps the largest magnitude of every channel over all rows and a uniform sample of rows (a
-reservoir: every row gets a random key, the smallest keys stay). If the samples of all layers do not fit the
+reservoir whose chances are drawn in lottery.py). If the samples of all layers do not fit the
 budget, the calibration runs in several passes, each for some of the layers.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewer.core.device import seeded
 from fewer.core.errors import DataError
+from fewer.quantize.lottery import Lottery, lottery
 from fewer.quantize.parts import Samples
 from fewer.quantize.recipe import Recipe
 from fewer.quantize.roles import Group
@@ -28,41 +29,41 @@ BLOCK_SHARE = 4  # blocks' calls may take a quarter of the memory for samples
 class Reservoir:
     """A uniform sample of the rows of one layer's input, and the peak of each channel."""
 
-    def __init__(self, name: str, rows: int, seed: int) -> None:
-        self.name, self.limit = name, rows
-        self.generator = seeded(seed, 3)
+    def __init__(self, name: str, chances: Lottery) -> None:
+        self.name, self.chances = name, chances
         self.rows: Tensor | None = None
-        self.keys = torch.full((rows,), torch.inf)
         self.peak: Tensor | None = None
 
     def add(self, inputs: Float[Tensor, "rows dim"]) -> None:
-        """Takes part of `inputs`. Raises `DataError` naming the layer for NaN or Inf."""
+        """Takes part of `inputs`. Raises `DataError` naming the layer for NaN or Inf.
+
+        On a GPU they are found at the end, by `samples`: asking at every call would wait for the model.
+        """
         if not len(inputs):
             return
         peak = torch.linalg.vector_norm(inputs, ord=torch.inf, dim=0).float()
-        if not torch.isfinite(peak).all():
-            raise DataError(f"the calibration inputs of layer {self.name!r} have NaN or Inf; check the data")
         self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)
-        keys = torch.rand(len(inputs), generator=self.generator)
+        if not inputs.is_cuda:
+            self._check()
+        self.chances = self.chances.after(len(inputs))
         if self.rows is None:
-            self.rows = inputs.new_empty(self.limit, inputs.shape[1])
-        lower = (keys < self.keys.max()).nonzero()[:, 0]  # soon few rows beat any that is kept
-        keys = keys[lower]
-        kept = torch.argsort(torch.cat([self.keys, keys]), stable=True)[: self.limit]
-        incoming = kept[kept >= self.limit] - self.limit
-        stays = torch.zeros(self.limit, dtype=torch.bool)
-        stays[kept[kept < self.limit]] = True
-        free = (~stays).nonzero()[:, 0]  # one slot for each row that comes in: no second copy of what stays
-        self.rows[free.to(inputs.device)] = inputs[lower[incoming].to(inputs.device)]
-        self.keys[free] = keys[incoming]
+            self.rows = inputs.new_empty(len(self.chances.numbers), inputs.shape[1])
+        places, rows = (
+            chosen.to(inputs.device, non_blocking=True) for chosen in (self.chances.places, self.chances.rows)
+        )
+        self.rows[places] = inputs[rows]
 
     def samples(self) -> Samples | None:
         """What was kept, in random order, and forgotten here; None if the layer never ran."""
         if self.rows is None or self.peak is None:
             return None
-        order = torch.argsort(self.keys, stable=True)[: int(torch.isfinite(self.keys).sum())]
-        rows, self.rows = self.rows[order.to(self.rows.device)], None
+        self._check()
+        rows, self.rows = self.rows[self.chances.order().to(self.rows.device)], None
         return Samples(rows, self.peak)
+
+    def _check(self) -> None:
+        if self.peak is not None and not torch.isfinite(self.peak).all():
+            raise DataError(f"the calibration inputs of layer {self.name!r} have NaN or Inf; check the data")
 
 
 @dataclass(slots=True)
@@ -96,11 +97,17 @@ def observe(
     """
     sources = {part[0] for group in groups for part in group.parts}
     blocks = {group.block for group in groups if group.block and recipe.evaluate == "block"}
-    reservoirs = {name: Reservoir(name, rows, recipe.seed) for name in sources}
+    reservoirs = _reservoirs(sources, rows, recipe.seed)
     calls: dict[str, list[BlockCall]] = {name: [] for name in blocks}
     with _hooks(module, reservoirs, calls, budget), torch.no_grad():
         calibrate()
     return Observations({name: reservoir.samples() for name, reservoir in reservoirs.items()}, calls)
+
+
+def _reservoirs(names: set[str], rows: int, seed: int) -> dict[str, Reservoir]:
+    """One for each layer; all begin with the same lottery, which nothing else may keep alive."""
+    chances = lottery(rows, seeded(seed, 3))
+    return {name: Reservoir(name, chances) for name in names}
 
 
 def plan_passes(

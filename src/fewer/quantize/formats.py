@@ -9,6 +9,7 @@ Source: SVDQuant (arXiv 2411.05007) section 4 and the published engine's number 
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -253,12 +254,7 @@ def e2m1_codes(values: Float[Tensor, "*shape"], ties: Literal["even", "lower"]) 
     Ties go to the even code (what the hardware does to activations) or to the lower index (what the
     published weight converters do; they never give negative zero either).
     """
-    middles = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(E2M1)], dtype=torch.float32)
-    if ties == "even":
-        # 0.75, 1.75 and 3.5 lie between an odd and a higher even code: the tie belongs to the higher one
-        middles[1::2] = torch.nextafter(middles[1::2], torch.zeros(3))
-    magnitude = values.float().abs()
-    index = torch.bucketize(magnitude, middles.to(values.device))
+    index = torch.bucketize(values.float().abs(), _middles(ties, values.device))
     negative = torch.signbit(values)
     if ties == "lower":
         negative = negative & (index > 0)
@@ -267,8 +263,22 @@ def e2m1_codes(values: Float[Tensor, "*shape"], ties: Literal["even", "lower"]) 
 
 def e2m1_values(codes: Int8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The numbers of e2m1 codes 0..15."""
-    table = torch.tensor([*E2M1, *(-value for value in E2M1)], dtype=torch.float32, device=codes.device)
-    return table[codes.long() & 15]
+    return _e2m1_table(codes.device)[codes.long() & 15]
+
+
+@cache  # made once: every copy of a table to a GPU would wait for all that it still has to do
+def _e2m1_table(device: torch.device) -> Tensor:
+    return torch.tensor([*E2M1, *(-value for value in E2M1)], dtype=torch.float32, device=device)
+
+
+@cache
+def _middles(ties: str, device: torch.device) -> Tensor:
+    """Where one magnitude ends and the next begins."""
+    middles = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(E2M1)], dtype=torch.float32)
+    if ties == "even":
+        # 0.75, 1.75 and 3.5 lie between an odd and a higher even code: the tie belongs to the higher one
+        middles[1::2] = torch.nextafter(middles[1::2], torch.zeros(3))
+    return middles.to(device)
 
 
 def to_e4m3(values: Float[Tensor, "*shape"]) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fewer.core.errors import ConfigError
 
+OVERSAMPLING = 10  # directions beyond the rank that a randomised SVD carries along
+
 
 @dataclass(slots=True)
 class Branch:
@@ -63,20 +65,29 @@ def randomized_svd(
     if rank == 0:
         return _empty(matrix)
     matrix = matrix.float()
-    sketch = min(rank + 10, *matrix.shape)
+    sketch = min(rank + OVERSAMPLING, *matrix.shape)
     if start is None:
         start = torch.randn(matrix.shape[1], sketch, generator=generator).to(matrix.device)
     basis = _orthonormal(matrix @ start)
     for _ in range(iterations):
         basis = _orthonormal(matrix @ _orthonormal(matrix.mT @ basis))
-    # the small matrix basis^T W has the singular values of W; its left vectors come from a sketch x sketch
-    # eigenproblem, so nothing as wide as W is decomposed
     small = basis.mT @ matrix
-    values, left = torch.linalg.eigh((small.double() @ small.mT.double()).cpu())
-    left = left.flip(1)[:, :rank].float().to(matrix.device)
-    scale = values.flip(0)[:rank].clamp_min(0).sqrt().float().to(matrix.device)
-    right = (left.mT @ small) / torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]
-    return Branch((basis @ left) * scale, right)
+    left, values = leading_directions(small, rank)
+    right = (left.mT @ small) / torch.where(values > 0, values, torch.ones_like(values))[:, None]
+    return Branch((basis @ left) * values, right)
+
+
+def leading_directions(
+    small: Float[Tensor, "*batch few dim"], rank: int
+) -> tuple[Float[Tensor, "*batch few rank"], Float[Tensor, "*batch rank"]]:
+    """The `rank` leading left singular vectors and values of a flat matrix (or of each of a batch).
+
+    basis^T W has the singular values of W; its left vectors come from a few-by-few eigenproblem, which a CPU
+    solves before a GPU has begun, so nothing as wide as W is decomposed.
+    """
+    squares, left = torch.linalg.eigh((small.double() @ small.mT.double()).cpu())
+    left = left.flip(-1)[..., :rank].float().to(small.device)
+    return left, squares.flip(-1)[..., :rank].clamp_min(0).sqrt().float().to(small.device)
 
 
 class WarmSvd:
@@ -97,7 +108,7 @@ class WarmSvd:
         )
         if self.rank:
             dim = matrix.shape[1]
-            extra = min(10, min(matrix.shape) - self.rank)
+            extra = min(OVERSAMPLING, min(matrix.shape) - self.rank)
             noise = torch.randn(dim, extra, generator=self.generator).to(matrix.device) / dim**0.5
             self.start = torch.cat([branch.down.mT, noise], dim=1)
         return branch
@@ -135,18 +146,21 @@ def _orthonormal(matrix: Float[Tensor, "tall narrow"]) -> Float[Tensor, "tall na
     return torch.linalg.qr(matrix).Q if matrix.device.type == "cpu" else cholesky_basis(matrix)
 
 
-def cholesky_basis(matrix: Float[Tensor, "tall narrow"]) -> Float[Tensor, "tall narrow"]:
-    """The same by two rounds of Cholesky QR in float64.
+def cholesky_basis(matrix: Float[Tensor, "*batch tall narrow"]) -> Float[Tensor, "*batch tall narrow"]:
+    """The same by two rounds of Cholesky QR in float64, also of a batch of matrices.
 
-    A GPU's Householder QR of a tall matrix takes milliseconds; Gram matrix, factor and triangular solve are
-    three small operations that nobody waits for. Columns beyond the matrix's rank come out near zero.
+    A GPU's Householder QR of a tall matrix takes milliseconds; Gram matrix, factor and the factor's inverse
+    are small operations that nobody waits for. Columns beyond the matrix's rank come out near zero.
     """
     basis = matrix.double()
+    identity = torch.eye(basis.shape[-1], dtype=basis.dtype, device=basis.device)
     for _ in range(2):
         gram = basis.mT @ basis
-        gram.diagonal().add_(1e-13 * gram.diagonal().sum() + torch.finfo(torch.float64).tiny)
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        diagonal += 1e-13 * diagonal.sum(-1, keepdim=True) + torch.finfo(torch.float64).tiny
         factor = torch.linalg.cholesky_ex(gram).L
-        basis = torch.linalg.solve_triangular(factor.mT, basis, upper=True, left=False)
+        # the inverse of the small factor and a product: a triangular solve against a tall matrix is slow
+        basis = basis @ torch.linalg.solve_triangular(factor.mT, identity, upper=True)
     return basis.float()
 
 

@@ -23,7 +23,7 @@ class Recipe:
     gptq: bool = False
     """Round with error feedback along the inputs' correlations (needs many calibration rows)."""
     svd: Literal["auto", "exact", "randomized"] = "auto"
-    """SVD of the final factors; auto is exact up to 512 channels. The search always uses the randomised one.
+    """SVD of the final factors; auto is exact up to 256 channels. The search always uses the randomised one.
     """
     unsigned: bool = True
     """After GELU feed h + 11/64 to unsigned 4-bit activations (int4 only)."""

@@ -45,26 +45,35 @@ def smoothing_scales(
     return torch.where(torch.isfinite(scales) & (scales > 0), scales, torch.ones_like(scales))
 
 
+def all_scales(
+    activation_peak: Float[Tensor, "dim"], weight_peak: Float[Tensor, "dim"], grid: int = 20
+) -> list[Float[Tensor, "dim"]]:
+    """lambda of every candidate, in the order of the search."""
+    return [smoothing_scales(activation_peak, weight_peak, *pair) for pair in candidates(grid)]
+
+
 def search(
     activation_peak: Float[Tensor, "dim"],
     weight_peak: Float[Tensor, "dim"],
-    error: Callable[[Tensor, float], float],
+    error: Callable[[Tensor, Tensor], Tensor],
     grid: int = 20,
 ) -> tuple[Float[Tensor, "dim"], list[Trial]]:
     """The scales with the least `error(scales, least so far)`, and every trial. Of equals the later wins.
 
-    `error` may answer infinity as soon as it knows that it is beyond the least so far.
+    `error` may answer infinity as soon as it knows that it is beyond the least so far. Errors are tensors of
+    one number that nobody looks at before the end, so that a GPU is never waited for in between.
     """
     dead = int(((activation_peak == 0) | (weight_peak == 0)).sum())
     if dead:
         logger.warning(
             "%d of %d channels are all zero; their smoothing scale is 1", dead, len(activation_peak)
         )
-    best, trials = torch.ones_like(activation_peak, dtype=torch.float32), []
-    least = float("inf")
-    for alpha, beta in candidates(grid):
-        scales = smoothing_scales(activation_peak, weight_peak, alpha, beta)
-        trials.append(Trial(alpha, beta, error(scales, least)))
-        if trials[-1].error <= least:
-            best, least = scales, trials[-1].error
-    return best, trials
+    proposed = all_scales(activation_peak, weight_peak, grid)
+    least, errors = activation_peak.new_full((), torch.inf, dtype=torch.float32), []
+    for scales in proposed:
+        errors.append(error(scales, least))
+        least = torch.fmin(least, errors[-1])
+    found = torch.stack(errors).nan_to_num(nan=torch.inf, posinf=torch.inf).tolist()
+    best = max(index for index, value in enumerate(found) if value <= min(found))
+    trials = [Trial(*pair, value) for pair, value in zip(candidates(grid), found, strict=True)]
+    return proposed[best], trials

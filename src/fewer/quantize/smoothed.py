@@ -71,7 +71,7 @@ class SmoothedPart:
             group, torch.cat(channels) if channels else None
         )
 
-    def loss(self, branch: Branch, most_rows: int, bound: float = float("inf")) -> float:
+    def loss(self, branch: Branch, most_rows: int, bound: Tensor | float = float("inf")) -> Tensor:
         """||Qa(x) Qw(R)^T - x R^T||^2 over the sampled rows: what rounding does to the layer's output.
 
         The branch's own product is exact and cancels. On a CPU the work stops, with infinity as the answer,
@@ -82,8 +82,8 @@ class SmoothedPart:
             for _, residual, rounded in self.rounded(branch):
                 total += _squared(rounded_inputs, rounded, inputs, residual)
                 if total.device.type == "cpu" and total.item() > bound:
-                    return float("inf")
-        return total.item()
+                    return torch.full_like(total, torch.inf)
+        return total
 
     def settle(self, branch: Branch, target: Float[Tensor, "out dim"], most_rows: int) -> float:
         """The same loss, while `target` becomes W-hat - Qw(R), which the next branch approximates.
