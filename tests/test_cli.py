@@ -73,3 +73,11 @@ def test_help_and_version_are_quick() -> None:
         took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         assert run.stdout.startswith("fewer")
         assert took < 0.6
+
+
+def test_a_table_within_the_table_has_a_row_for_each_part(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_result(
+        {"k": 1, "models": {"a": {"x": 1.5}, "b": {"x": 2}}, "list": [{"y": 3}], "none": []}, False
+    )
+    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert ["a", "x=1.5"] in lines and ["b", "x=2"] in lines and ["1", "y=3"] in lines and ["none"] in lines

@@ -370,8 +370,24 @@ def _print_result(result: Mapping[str, object], as_json: bool) -> None:
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in result.items():
-        table.add_row(key, Text(_readable(value), overflow="fold"))
+        parts = _parts(value)
+        table.add_row(key, Text("" if parts else _readable(value), overflow="fold"))
+        for name, part in parts:
+            table.add_row(f"  {name}", Text(_readable(part), overflow="fold"))
     Console(stderr=True, highlight=False).print(table)
+
+
+def _parts(value: object) -> list[tuple[str, object]]:
+    """The rows of a table within the table: several mappings, by name or by number."""
+    named = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value, 1)
+        if isinstance(value, list)
+        else ()
+    )
+    rows = [(str(name), part) for name, part in named]
+    return rows if all(isinstance(part, Mapping) for _, part in rows) else []
 
 
 def _readable(value: object) -> str:

@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -81,10 +82,28 @@ def test_evaluate_prints_the_protocol_and_the_baselines(
     assert run(words, capsys)[0] == 3
 
 
+def test_suggestions_for_many_go_to_a_file(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    histories = tmp_path / "histories.txt"
+    histories.write_text("1,2\n\n3,alien\n" + "4\n" * 20)
+    words = ["suggest", "--model", model, "--histories", str(histories), "--k", "2", "--output"]
+    for name in ("best.csv", "best.jsonl"):
+        code, result, said = run([*words, str(tmp_path / name)], capsys)
+        assert code == 0 and (result["histories"], result["fallbacks"], result["unknown"]) == (23, 1, 1)
+        assert "1 histories with no known item" in said and "history 2" not in said
+    rows = list(csv.DictReader((tmp_path / "best.csv").open()))
+    lines = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
+    assert len(rows) == 46 and [row["fallback"] for row in rows[:4]] == ["false", "false", "true", "true"]
+    assert [row["item"] for row in rows[:2]] == lines[0]["items"] and rows[-1]["history"] == "23"
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
         (["suggest"], 2),
+        (["suggest", "--history", "1", "--output", "x.csv"], 2),
+        (["suggest", "--histories", "x", "--output", "x.txt"], 2),
         (["suggest", "--history", "1", "--histories", "x"], 2),
         (["suggest", "--history", "1", "--k", "0"], 2),
         (["suggest", "--histories", "/nowhere"], 4),

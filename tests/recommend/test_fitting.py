@@ -34,3 +34,13 @@ def test_settings_from_flat_names(planted: Interactions) -> None:
         settings_from(dim=-1)
     with pytest.raises(ConfigError, match="allowed: leave-last-out"):
         make_split(planted, "random")
+
+
+def test_a_split_that_asks_nobody_says_so() -> None:
+    users = [user for user in range(40) for _ in range(5)]
+    log = Interactions.build(users, [1 + i % 7 for i in range(200)], times=list(range(200)))
+    settings = FitSettings(
+        method="gru4rec", sizes=Sizes(length=4, dim=8), training=TrainingPlan(epochs=1), split="temporal"
+    )
+    made = fit(log, settings)
+    assert made.report["metrics"] == {} and any("nothing is measured" in n for n in made.report["notes"])

@@ -3,13 +3,23 @@ from pathlib import Path
 
 import pytest
 
+from fewer.core.device import isolated_randomness
 from fewer.core.errors import ConfigError, DataError
-from fewer.recommend.automlp import AutoMLPShape
+from fewer.recommend.automlp import AutoMLPNetwork, AutoMLPShape
 from fewer.recommend.data.interactions import Interactions
 from fewer.recommend.data.planted import planted_lag
 from fewer.recommend.data.splits import Split, leave_last_out
-from fewer.recommend.search import Relaxation, SearchPlan, most_likely, search_length, verify_by_grid
+from fewer.recommend.search import (
+    InTurn,
+    Relaxation,
+    SearchPlan,
+    _Search,
+    most_likely,
+    search_length,
+    verify_by_grid,
+)
 from fewer.recommend.training.loop import TrainingPlan
+from fewer.recommend.training.recorded import RecordedSteps
 
 SHAPE = AutoMLPShape(
     items=30, length=6, candidates=(1, 2, 5), dim=16, short_layers=1, hidden_sequence=16, hidden_channel=16,
@@ -28,6 +38,18 @@ def test_the_search_finds_the_planted_length(lag_two: Split) -> None:
     assert found.length == 2
     assert len(found.path) <= 10 and all(abs(sum(p) - 1) < 1e-5 for p in found.path)
     assert max(abs(a - b) for a, b in zip(found.path[0], found.path[1], strict=True)) == 0  # warm-up: a rests
+
+
+def test_steps_recorded_for_a_gpu_find_the_same_length(lag_two: Split) -> None:
+    with isolated_randomness(0):
+        search = _Search(AutoMLPNetwork(SHAPE), lag_two, PLAN)
+    search.recorded = RecordedSteps(
+        InTurn(search.network), search.weight_optimizer, search.prefixes, search.items
+    )
+    for _ in range(PLAN.epochs):
+        search.epoch()
+    assert search.found.length == 2 and search.found.rivals[0] == 1
+    assert search.found.figures[1] > 2 * search.found.figures[0]
 
 
 def test_the_same_seed_gives_the_same_path(lag_two: Split) -> None:

@@ -1,5 +1,6 @@
 """The verbs that learn: `fewer recommend train`, `search`, `update`."""
 
+import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +25,7 @@ from fewer.recommend.serving.cold import add_items, described_items
 from fewer.recommend.serving.update import UpdatePlan, update
 from fewer.recommend.training.loop import TrainingPlan
 from fewer.recommend.training.losses import LossName
+from fewer.recommend.trials import settle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ def train_command(request: TrainRequest, progress: Progress) -> dict[str, object
         request = with_recbole_config(request, request.recbole_config, progress)
     checkpoints = request.output / "checkpoints"
     started = [latest_checkpoint(folder) for folder in (checkpoints, checkpoints / "search")]
-    if any(started) and not request.resume:
+    if any([*started, (checkpoints / "search.json").is_file()]) and not request.resume:
         raise ConfigError(
             f"{request.output} holds a started training; add --resume to go on, or give another --output"
         )
@@ -87,6 +89,7 @@ def train_command(request: TrainRequest, progress: Progress) -> dict[str, object
     made.save(request.output)
     for path in (*checkpoints.glob("step-*.safetensors"), checkpoints / "search.json"):
         path.unlink(missing_ok=True)  # the run is complete; the model holds its result
+    shutil.rmtree(checkpoints / "trials", ignore_errors=True)
     page = write_report(made, request.output / "report.html")
     return {"output": str(request.output), "report": str(page), **_figures(made)}
 
@@ -128,7 +131,7 @@ class SearchRequest(LearningOptions):
     epochs: Annotated[int, Field(ge=1)] = 30
     """Of the search, at most."""
     grid_epochs: Annotated[int, Field(ge=1)] = 20
-    """Of every fixed length, with --verify-search."""
+    """Of every fixed length, with --verify-search (and at most, in a trial)."""
     output: Path | None = None
     """Folder for checkpoints of the search."""
     resume: bool = False
@@ -144,30 +147,35 @@ def search_command(request: SearchRequest, progress: Progress) -> dict[str, obje
     split = make_split(interactions, "leave-last-out")
     shape, device = automlp_shape(sizes, interactions.item_count), pick_device(request.device)
     features = request.item_features(interactions)
+    shared = {"features": features, "device": device, "progress": progress}
     found = search_length(
         shape,
         split,
         request.search_plan(request.epochs),
-        features=features,
-        device=device,
-        progress=progress,
         folder=request.output,
         resume=request.resume,
+        **shared,
     )
+    training = TrainingPlan(
+        epochs=request.grid_epochs,
+        batch_size=request.batch_size,
+        learning_rate=request.learning_rate,
+        seed=request.seed,
+    )
+    trials = None if request.output is None else request.output / "trials"
+    if trials is not None and not request.resume:
+        shutil.rmtree(trials, ignore_errors=True)
+    settle(found, shape, split, training, request.finalists, folder=trials, **shared)
     result: dict[str, object] = {
         "short_term_length": found.length,
         "probabilities": dict(zip(map(str, found.candidates), found.probabilities, strict=True)),
+        "figures": dict(zip(map(str, found.candidates), found.figures, strict=True)),
+        "trials": found.trials,
         "path": found.path,
         "seconds": found.seconds,
     }
     if request.verify_search:
-        training = TrainingPlan(
-            epochs=request.grid_epochs,
-            batch_size=request.batch_size,
-            learning_rate=request.learning_rate,
-            seed=request.seed,
-        )
-        grid = verify_by_grid(shape, split, training, features=features, device=device, progress=progress)
+        grid = verify_by_grid(shape, split, training, **shared)
         result["grid"] = grid
         result["rank_in_grid"] = 1 + [int(entry["length"]) for entry in grid].index(found.length)
     return result

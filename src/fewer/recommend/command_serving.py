@@ -1,5 +1,9 @@
 """The verbs that use a trained model: `fewer recommend evaluate`, `suggest`, `export`."""
 
+import csv
+import io
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,17 +12,18 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from fewer.core.errors import ConfigError, DataError, FileError
-from fewer.core.files import read_bytes
+from fewer.core.files import read_bytes, write_bytes
 from fewer.core.progress import Progress
 from fewer.recommend.data.interactions import Interactions
 from fewer.recommend.fitting import compare, make_split
 from fewer.recommend.options import LogOptions, RunOptions
-from fewer.recommend.recommender import Recommender
+from fewer.recommend.recommender import Recommender, Suggestion
 from fewer.recommend.serving.index import GraphIndex, GraphPlan, ItemIndex, verified_note
 from fewer.recommend.serving.scan import KIND as SCAN
 from fewer.recommend.serving.scan import ScanIndex
 
 MAX_HISTORIES_BYTES = 2**30
+MOST_TOLD = 20  # histories that are spoken of one by one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,7 @@ def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, 
         exclude_seen=request.exclude_seen,
         sampled_negatives=request.sampled,
         seed=request.seed,
+        warn=False,  # said above
     )
     protocol = "full ranking" if request.sampled is None else f"sampled, {request.sampled} negatives"
     own = table.pop(recommender.method)
@@ -100,6 +106,8 @@ class SuggestRequest(RunOptions):
     """May a suggestion repeat the history? `auto` follows the training data."""
     index: Path | None = None
     """Index that `fewer recommend export --index` wrote; default: exact."""
+    output: Path | None = None
+    """With --histories: write the suggestions to this .csv or .jsonl instead of printing them."""
 
 
 def suggest_command(request: SuggestRequest, progress: Progress) -> dict[str, object]:
@@ -108,6 +116,8 @@ def suggest_command(request: SuggestRequest, progress: Progress) -> dict[str, ob
         raise ConfigError(
             "give either --history ITEM,ITEM,... or --histories FILE with one such line per user"
         )
+    if request.output is not None:
+        check_output(request)
     if request.history is not None:
         histories = [_words(request.history)]
     else:
@@ -122,14 +132,60 @@ def suggest_command(request: SuggestRequest, progress: Progress) -> dict[str, ob
         recommender.use_index(load_index(request.index, recommender))
     exclude = {"auto": None, "yes": True, "no": False}[request.exclude_seen]
     answers = recommender.suggest(histories, request.k, exclude_seen=exclude)
+    tell(answers, progress)
+    if request.history is not None:
+        return asdict(answers[0])
+    if request.output is not None:
+        write_suggestions(answers, request.output)
+        return {
+            "output": str(request.output),
+            "histories": len(answers),
+            "fallbacks": sum(answer.fallback for answer in answers),
+            "unknown": sum(answer.unknown for answer in answers),
+        }
+    return {"suggestions": [asdict(answer) for answer in answers]}
+
+
+def check_output(request: SuggestRequest) -> None:
+    """Raises `ConfigError` for a file that could not be written as asked, before anything is computed."""
+    assert request.output is not None
+    if request.histories is None:
+        raise ConfigError("--output goes with --histories FILE; one --history is printed")
+    if request.output.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"--output {str(request.output)!r}: allowed are .csv and .jsonl")
+
+
+def tell(answers: Sequence[Suggestion], progress: Progress) -> None:
+    """What could not be used: history by history while they are few, otherwise in sum."""
+    if len(answers) > MOST_TOLD:
+        fallbacks = sum(answer.fallback for answer in answers)
+        skipped = sum(answer.unknown for answer in answers)
+        if fallbacks:
+            progress.say(f"{fallbacks} histories with no known item: popularity lists (fallback)")
+        if skipped:
+            progress.say(f"{skipped} unknown items skipped")
+        return
     for number, answer in enumerate(answers, start=1):
         if answer.fallback:
             progress.say(f"history {number}: no known item, so this is the popularity list (fallback)")
         elif answer.unknown:
             progress.say(f"history {number}: {answer.unknown} unknown items skipped")
-    if request.history is not None:
-        return asdict(answers[0])
-    return {"suggestions": [asdict(answer) for answer in answers]}
+
+
+def write_suggestions(answers: Sequence[Suggestion], path: Path) -> None:
+    """`history,rank,item,score,fallback` a row (.csv), or one object a history (.jsonl); histories count
+    from 1. Raises `FileError`."""
+    text = io.StringIO(newline="")
+    if path.suffix == ".csv":
+        writer = csv.writer(text)
+        writer.writerow(["history", "rank", "item", "score", "fallback"])
+        for number, answer in enumerate(answers, start=1):
+            for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), start=1):
+                writer.writerow([number, rank, item, f"{score:.6g}", str(answer.fallback).lower()])
+    else:
+        for number, answer in enumerate(answers, start=1):
+            text.write(json.dumps({"history": number, **asdict(answer)}, ensure_ascii=False) + "\n")
+    write_bytes(path, text.getvalue().encode())
 
 
 def load_index(path: Path, recommender: Recommender) -> ItemIndex:

@@ -49,6 +49,7 @@ def rank_targets(
     exclude_seen: bool = False,
     batch_size: int = 512,
     sampled_negatives: int | None = None,
+    warn: bool = True,
     seed: int = 0,
 ) -> Ranks:
     """Ranks each position's item among all items (or, with a warning, among sampled negatives).
@@ -58,7 +59,7 @@ def rank_targets(
     """
     if len(positions) == 0:
         raise DataError("nothing to evaluate: no user has enough interactions (3 for leave-last-out)")
-    if sampled_negatives is not None:
+    if sampled_negatives is not None and warn:
         logger.warning(
             "sampled metrics (%d negatives): 5 to 8 times larger than full ranking and known to order models "
             "wrongly; use them only to compare with old tables", sampled_negatives,

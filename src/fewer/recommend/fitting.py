@@ -33,8 +33,9 @@ from fewer.recommend.methods import (
 from fewer.recommend.recommender import Recommender
 from fewer.recommend.search import SearchPlan, SearchResult, search_length, verify_by_grid
 from fewer.recommend.training.loop import TrainingPlan, train_network
+from fewer.recommend.trials import settle
 
-SEARCH_OPTIONS = ("penalty", "relaxation", "search_epochs")
+SEARCH_OPTIONS = ("penalty", "relaxation", "finalists", "search_epochs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +70,17 @@ def fit(
     for note in notes:
         progress.say(note)
     split = make_split(interactions, settings.split)
+    if settings.split != "everything" and not len(split.test):
+        notes.append(f"split {settings.split}: no user has a test target, so nothing is measured")
+        progress.say(notes[-1])
     device = pick_device(settings.device)
-    search = None
+    plan = replace(settings.training, loss=own_loss(settings.method, settings.training.loss))
+    search, checkpoints = None, settings.folder
     if settings.method == "automlp" and len(sizes.candidates) > 1 and sizes.short_branch:
         search = _search(settings, sizes, split, device, progress)
         sizes = replace(sizes, candidates=(search.length,))
-    plan = replace(settings.training, loss=own_loss(settings.method, settings.training.loss))
+        if settings.folder is not None and search.trials:
+            checkpoints = settings.folder / "trials" / str(search.length)  # the winner's training goes on
     with isolated_randomness(plan.seed):
         network = build_network(settings.method, sizes, interactions.item_count, settings.features).to(device)
     result = train_network(
@@ -82,8 +88,8 @@ def fit(
         split,
         plan,
         length=sizes.length,
-        folder=settings.folder,
-        resume=settings.resume,
+        folder=checkpoints,
+        resume=settings.resume or checkpoints != settings.folder,
         progress=progress,
     )
     made = Recommender(
@@ -123,15 +129,15 @@ def compare(recommender: Recommender, split: Split, **options: object) -> dict[s
     prefixes = Prefixes(split, recommender.sizes.length)
     table = {recommender.method: recommender.evaluate(split, **options)}
     for name, baseline in (("popularity", Popularity), ("last-item", LastItems), ("markov", Markov)):
-        table[name] = evaluate(baseline.fit(split), prefixes, split.test, **options)
+        table[name] = evaluate(baseline.fit(split), prefixes, split.test, **{**options, "warn": False})
     return table
 
 
 def settings_from(method: MethodName = "automlp", **options: object) -> FitSettings:
     """`FitSettings` from flat names: fields of `FitSettings`, `Sizes` and `TrainingPlan`.
 
-    `seed`, `batch_size` and `learning_rate` reach the search too; `penalty`, `relaxation` and `search_epochs`
-    are its own.
+    `seed`, `batch_size` and `learning_rate` reach the search too; `penalty`, `relaxation`, `finalists` and
+    `search_epochs` are its own.
     Raises `ConfigError` for a name that none of them has.
     """
     groups: dict[str, dict[str, object]] = {"sizes": {}, "training": {}, "search": {}, "": {}}
@@ -171,20 +177,16 @@ def _search(
         return SearchResult(**{**saved, "candidates": tuple(saved["candidates"])})
     shape = automlp_shape(sizes, split.interactions.item_count)
     checkpoints = None if settings.folder is None else settings.folder / "search"
+    trials = None if settings.folder is None else settings.folder / "trials"
+    if trials is not None and not settings.resume:
+        shutil.rmtree(trials, ignore_errors=True)
+    shared = {"features": settings.features, "device": device, "progress": progress}
     search = search_length(
-        shape,
-        split,
-        settings.search,
-        features=settings.features,
-        device=device,
-        progress=progress,
-        folder=checkpoints,
-        resume=settings.resume,
-    )
+        shape, split, settings.search, folder=checkpoints, resume=settings.resume, **shared
+    )  # fmt: skip
+    settle(search, shape, split, settings.training, settings.search.finalists, folder=trials, **shared)
     if settings.verify_search:
-        search.grid = verify_by_grid(
-            shape, split, settings.training, features=settings.features, device=device, progress=progress
-        )
+        search.grid = verify_by_grid(shape, split, settings.training, **shared)
     if done is not None and checkpoints is not None:
         write_json(done, asdict(search))
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -73,9 +73,12 @@ class LearningOptions(LogOptions):
     candidates: tuple[int, ...] = CANDIDATES
     """Short-term lengths to search (AutoMLP); one length means no search."""
     penalty: Annotated[float, Field(ge=0)] = 0.1
-    """Cost of a longer short-term length, in nats for the longest; 0 is the paper."""
+    """Cost of the longest short-term length, as a share of what the best one wins over the worst; 0 is the
+    paper."""
     relaxation: Relaxation = "expectation"
     """Lengths judged one by one, or mixed in training too (DARTS)."""
+    finalists: Annotated[int, Field(ge=1)] = SearchPlan().finalists
+    """At most so many lengths that the search cannot tell apart are tried out; 1 keeps the most likely."""
     verify_search: bool = False
     """Also train every fixed length and show where the found one stands."""
     batch_size: Annotated[int, Field(ge=1)] = 1024
@@ -108,6 +111,7 @@ class LearningOptions(LogOptions):
             epochs=epochs,
             relaxation=self.relaxation,
             penalty=self.penalty,
+            finalists=self.finalists,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             seed=self.seed,

@@ -69,19 +69,30 @@ def _search(recommender: Recommender) -> str:
         return ""
     lines = list(zip(*search["path"], strict=True))
     names = [f"n = {n}" for n in search["candidates"]]
-    grid = ""
-    if search.get("grid"):
-        rows = "".join(
-            f"<tr{' class=own' if row['length'] == search['length'] else ''}><td>{row['length']}</td>"
-            f"<td>{row['ndcg_at_10']:.4f}</td></tr>"
-            for row in search["grid"]
-        )
-        grid = f"<table><tr><th>fixed length</th><th>validation NDCG@10</th></tr>{rows}</table>"
+    tables = [
+        _lengths("Close lengths, tried out", "epochs", search.get("trials"), search["length"]),
+        _lengths("Every length trained alone", None, search.get("grid"), search["length"]),
+    ]
     return (
         f"<h2>Short-term length: {search['length']}</h2>"
         + line_chart(lines, names, "epoch of the search", "probability")
-        + grid
+        + "".join(tables)
     )
+
+
+def _lengths(title: str, more: str | None, rows: object, chosen: int) -> str:
+    """Fixed lengths and their validation figures, the chosen one in bold."""
+    if not _list(rows):
+        return ""
+    body = "".join(
+        f"<tr{' class=own' if row['length'] == chosen else ''}><td>{row['length']}</td>"
+        + (f"<td>{row[more]}</td>" if more else "")
+        + f"<td>{row['ndcg_at_10']:.4f}</td></tr>"
+        for row in rows  # pyright: ignore
+    )
+    names = ["short-term length", *([more] if more else []), "validation NDCG@10"]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f"<h3>{title}</h3><table><tr>{head}</tr>{body}</table>"
 
 
 def _training(recommender: Recommender) -> str:

@@ -2,17 +2,20 @@
 
 Every step updates the weights w on training targets with the architecture `a` fixed; every second step
 updates `a` on validation targets with w fixed (first order). Every length at least as long as the true
-one fits equally well, so the architecture objective also pays for length: penalty * sum_j p_j n_j / n_max.
+one fits equally well, so the architecture objective also pays for length:
+penalty * spread * sum_j p_j n_j / n_max, where the spread is what the choice can win at all, the largest loss
+of a length less the smallest.
 
 Two relaxations over the lengths, p = softmax(a / tau):
 
 - `expectation` (default): validation loss = sum_j p_j loss_j, every length judged alone, and in training
-  every row of a batch takes a length in turn. All lengths learn equally much whatever p says, and the
-  penalty is in the loss's own unit: a longer length has to save that much to win.
+  every row of a batch takes a length in turn. All lengths learn equally much whatever p says.
 - `mixture`: readouts are mixed, s = sum_j p_j s_j, in training and validation (DARTS). A length that leads by
   luck gets more of the gradient and leads more; among equally good lengths the winner is then arbitrary.
 
-Test targets are never read here.
+The probabilities propose a length. Next to them stands evidence (`oneshot.py`): every length's validation
+figure with the shared weights, and which lengths these figures cannot tell from the best; `trials.py` settles
+between those. Test targets are never read here.
 """
 
 import time
@@ -22,8 +25,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from fewer.core.checkpoint import (
     copy_into,
@@ -39,9 +43,11 @@ from fewer.recommend.automlp import AutoMLPNetwork, AutoMLPShape
 from fewer.recommend.data.features import ItemFeatures
 from fewer.recommend.data.prefixes import Batch, Prefixes
 from fewer.recommend.data.splits import Split
+from fewer.recommend.oneshot import Evidence
 from fewer.recommend.training.encoders import item_table
 from fewer.recommend.training.loop import FULL_SOFTMAX_LIMIT, TrainingPlan, train_network
 from fewer.recommend.training.losses import next_item_loss
+from fewer.recommend.training.recorded import RecordedSteps
 
 Relaxation = Literal["expectation", "mixture"]
 
@@ -57,7 +63,8 @@ class SearchPlan:
     warmup: Annotated[int, Field(ge=0)] = 3
     """Epochs before `a` moves, so that candidates compete fairly."""
     penalty: Annotated[float, Field(ge=0)] = 0.1
-    """Cost of length (lambda); 0 is the paper."""
+    """Cost of the longest length (lambda), as a share of what the best length wins over the worst; 0 is the
+    paper."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Of the weights."""
     architecture_rate: Annotated[float, Field(gt=0)] = 2e-2
@@ -67,6 +74,10 @@ class SearchPlan:
     batch_size: Annotated[int, Field(ge=1)] = 1024
     validation_batch_size: Annotated[int, Field(ge=1)] = 2048
     """Targets per step of `a`: large, because the differences between lengths are small."""
+    validation_users: Annotated[int, Field(ge=1)] = 20_000
+    """The figures of every length look at no more users than these."""
+    finalists: Annotated[int, Field(ge=1)] = 4
+    """At most so many lengths that the search cannot tell apart go into a trial; 1 keeps the most likely."""
     patience: Annotated[int, Field(ge=1)] = 5
     """Stop when for so many epochs neither the most likely length changed nor its validation loss fell."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -82,6 +93,14 @@ class SearchResult:
     path: list[list[float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     """Validation loss after every epoch without the penalty (of the most likely length or the mixture)."""
+    figures: list[float] = field(default_factory=list)
+    """Every length's validation NDCG@10 with the shared weights, mean of the last epochs."""
+    rivals: list[int] = field(default_factory=list)
+    """The most likely length and those that the figures cannot tell from the best one, best first."""
+    price: float = 0.0
+    """What the longest length pays in NDCG@10: penalty times the spread of the figures."""
+    trials: list[dict[str, object]] = field(default_factory=list)
+    """Where there were rivals: how each did when trained alone."""
     cpu_seconds: float = 0.0
     seconds: float = 0.0
     grid: list[dict[str, float | int]] = field(default_factory=list)
@@ -132,6 +151,19 @@ def search_length(
     return found
 
 
+class InTurn(nn.Module):
+    """What `RecordedSteps` asks of a network: every row of a batch takes a length in turn."""
+
+    learns_from: Literal["prefixes"] = "prefixes"
+
+    def __init__(self, network: AutoMLPNetwork) -> None:
+        super().__init__()
+        self.network, self.item_embedding = network, network.item_embedding
+
+    def forward(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        return self.network.encode_in_turn(histories)
+
+
 class _Search:
     """One search between epochs: both optimizers, the data, and what was found so far."""
 
@@ -140,15 +172,27 @@ class _Search:
         self.items = split.interactions.item_count
         self.prefixes = Prefixes(split, network.shape.length)
         weights = [p for name, p in network.named_parameters() if name != "architecture"]
-        self.weight_optimizer = torch.optim.Adam(weights, lr=plan.learning_rate)
+        device = network.architecture.device
+        on_gpu = device.type == "cuda"
+        self.weight_optimizer = torch.optim.Adam(
+            weights, lr=plan.learning_rate, capturable=on_gpu, fused=on_gpu or None
+        )
         self.architecture_optimizer = torch.optim.Adam([network.architecture], lr=plan.architecture_rate)
         lengths = torch.tensor(network.candidates, dtype=torch.float32)
-        self.costs = (lengths / lengths.max()).to(network.architecture.device)
+        self.costs = (lengths / lengths.max()).to(device)
+        self.recorded = None
+        if on_gpu and plan.relaxation == "expectation" and self.items <= FULL_SOFTMAX_LIMIT:
+            in_turn = InTurn(network)
+            self.recorded = RecordedSteps(
+                in_turn, self.weight_optimizer, self.prefixes.to(device), self.items
+            )
         self.found = SearchResult(
             length=network.candidates[0],
             candidates=network.candidates,
             probabilities=network.probabilities().tolist(),
         )
+        chosen = split.validation[: plan.validation_users]
+        self.evidence = Evidence(self.prefixes, chosen, self.items)
         self._validation: list[torch.Tensor] = []
         self._validation_steps = 0
 
@@ -161,6 +205,10 @@ class _Search:
         leader = most_likely(found.probabilities)
         found.length = found.candidates[leader]
         found.losses.append(self._validation_loss(leader))
+        self.evidence.add(self.network)
+        found.figures = self.evidence.figures()
+        found.price = self.plan.penalty * (max(found.figures) - min(found.figures))
+        found.rivals = self.evidence.rivals(leader, [found.price * cost for cost in self.costs.tolist()])
         found.seconds += time.monotonic() - began
         found.cpu_seconds += time.process_time() - cpu
         return loss
@@ -171,6 +219,7 @@ class _Search:
         for name, optimizer in self._optimizers().items():
             more, facts = flatten_state(optimizer.state_dict(), name)
             tensors, rest = tensors | more, rest | facts
+        tensors |= {f"evidence/{age}": figures for age, figures in enumerate(self.evidence.recent)}
         found = {**asdict(self.found), "validation_steps": self._validation_steps}
         save_checkpoint(folder, len(self.found.path), tensors, {"rest": rest, "found": found})
 
@@ -182,6 +231,8 @@ class _Search:
         copy_into(self.network, saved.tensors, "model")
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(unflatten_state(saved.tensors, saved.facts["rest"], name))
+        kept = sorted(name for name in saved.tensors if name.startswith("evidence/"))
+        self.evidence.recent = [saved.tensors[name] for name in kept]
         found = dict(saved.facts["found"])
         self._validation_steps = found.pop("validation_steps")
         self.found = SearchResult(**{**found, "candidates": tuple(found["candidates"])})
@@ -196,10 +247,11 @@ class _Search:
         generator = seeded(plan.seed, 5, number)
         losses = []
         network.train()
+        batches = self.prefixes.epoch(self.split.train, plan.batch_size, plan.seed, number)
         with isolated_randomness(int(torch.randint(2**31, (1,), generator=generator))):
-            for step, positions in enumerate(
-                self.prefixes.epoch(self.split.train, plan.batch_size, plan.seed, number)
-            ):
+            if self.recorded is not None:
+                return self._learn_recorded(self.recorded, batches, moving, generator)
+            for step, positions in enumerate(batches):
                 loss = self._training_loss(self.prefixes.gather(positions), step, generator)
                 network.zero_grad(set_to_none=True)
                 loss.backward()
@@ -209,15 +261,30 @@ class _Search:
                     self._move_architecture(generator)
         return sum(losses) / len(losses)
 
+    def _learn_recorded(
+        self, recorded: RecordedSteps, batches: list[torch.Tensor], moving: bool, generator: torch.Generator
+    ) -> float:
+        """On a GPU: two steps of the weights as recorded graphs, then one of the architecture."""
+        losses = []
+        for start in range(0, len(batches), 2):
+            pair = batches[start : start + 2]
+            widths = [int(self.prefixes.lengths(positions).max()) for positions in pair]
+            losses.append(recorded.epoch(pair, widths)[0])
+            if moving and len(pair) == 2:
+                self._move_architecture(generator)
+        return sum(losses) / len(losses)
+
     def _move_architecture(self, generator: torch.Generator) -> None:
         network, batch = self.network, self.prefixes.gather(self._next_validation())
         network.eval()  # dropout would only add noise to the comparison
+        each = self._each_loss(batch, generator)
         if self.plan.relaxation == "expectation":
-            loss = (network.probabilities() * self._each_loss(batch, generator)).sum()
+            loss = (network.probabilities() * each).sum()
         else:
             loss = self._loss(network(self._histories(batch)), batch, generator)
         network.train()
-        loss = loss + self.plan.penalty * (network.probabilities() * self.costs).sum()
+        price = self.plan.penalty * (each.max() - each.min())
+        loss = loss + price * (network.probabilities() * self.costs).sum()
         (network.architecture.grad,) = torch.autograd.grad(loss, [network.architecture])
         self.architecture_optimizer.step()
 

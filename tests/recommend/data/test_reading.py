@@ -87,11 +87,15 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         ("log.parquet", b"no"),
         ("log.csv", b"\xff\xfe\x00user"),
         ("a.txt", b"1\n"),
+        ("typeless.inter", b"user_id\titem_id\n1\t2\n"),
+        ("mistyped.inter", b"user_id:token\titem_id:tokn\n1\t2\n"),
     ):
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(FewerError):
             read_interactions(path)
+    with pytest.raises(FileError, match="line 1, column 2: 'item_id:tokn' is not field:type"):
+        read_interactions(path)
     with pytest.raises(FileError) as missing:
         read_interactions(tmp_path / "nothing.csv")
     assert missing.value.exit_code == 4

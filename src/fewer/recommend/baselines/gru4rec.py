@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fewer.kernels.recurrence import HIDDEN_SIZES, recurrent_walk
 from fewer.recommend.baselines.recurrence import recurrent_states
 from fewer.recommend.baselines.transformer import initialise
 from fewer.recommend.dropout import Dropout
+
+WALK_ROWS = 256  # on a GPU our own walk takes batches from here on; a few rows leave it too few programs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class GRUShape:
 
 class GRU4Rec(nn.Module):
     """Padding never reaches the recurrent state: torch's unit gets histories moved to the left edge, and
-    the one that trains on a CPU begins each history at its own first item."""
+    the ones that train (on a CPU, on a GPU) begin each history at its own first item."""
 
     learns_from: Literal["positions"] = "positions"
 
@@ -50,8 +53,14 @@ class GRU4Rec(nn.Module):
         self, histories: Int[Tensor, "batch length"], last_only: bool = False
     ) -> Float[Tensor, "batch kept hidden"]:
         rows = self.dropout(self.item_embedding(histories))
-        if self.training and rows.device.type == "cpu" and self.shape.layers == 1:
-            return recurrent_states(self.recurrent, rows, (histories > 0).sum(1), last_only)
+        if self.training and self.shape.layers == 1:
+            lengths = (histories > 0).sum(1)
+            if rows.device.type == "cpu":
+                return recurrent_states(self.recurrent, rows, lengths, last_only)
+            if self.shape.hidden in HIDDEN_SIZES and len(rows) >= WALK_ROWS and rows.dtype == torch.float32:
+                unit = self.recurrent
+                weights = (unit.weight_ih_l0, unit.weight_hh_l0, unit.bias_ih_l0, unit.bias_hh_l0)
+                return recurrent_walk(rows, lengths, weights, last_only)
         length = histories.shape[1]
         padding = (histories == 0).sum(1, keepdim=True)
         places = torch.arange(length, device=histories.device)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 USER_NAMES = ("user", "user_id", "userid", "uid", "customer_id", "session_id", "visitorid")
 ITEM_NAMES = ("item", "item_id", "itemid", "iid", "product_id", "movie_id", "movieid", "asin", "track_id")
 TIME_NAMES = ("time", "timestamp", "ts", "date", "datetime", "unixreviewtime", "created_at")
+ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 MAX_ROWS = 500_000_000
 MAX_TEXT_LINE = 16_000_000
 
@@ -137,6 +138,8 @@ def _open_batches(path: Path, kind: str) -> "Iterator[pyarrow.RecordBatch]":
         with pa.input_stream(str(path), compression="detect") as head:
             first = head.read(1 << 16).split(b"\n", 1)[0].decode().strip("\r\ufeff")
         names = [name.strip().strip('"') for name in first.split(separator)]
+        if kind == "inter":
+            _check_atomic_header(path, names)
         yield from csv.open_csv(
             stream,
             parse_options=csv.ParseOptions(delimiter=separator, quote_char='"' if kind == "csv" else False),
@@ -144,6 +147,17 @@ def _open_batches(path: Path, kind: str) -> "Iterator[pyarrow.RecordBatch]":
                 column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
             ),
         )
+
+
+def _check_atomic_header(path: Path, names: list[str]) -> None:
+    """RecBole's atomic files call every column `field:type`. Raises `FileError`."""
+    for column, name in enumerate(names, start=1):
+        kind = name.partition(":")[2]
+        if kind not in ATOMIC_TYPES:
+            raise FileError(
+                f"{path.name}, line 1, column {column}: {name!r} is not field:type; "
+                f"allowed types: {', '.join(ATOMIC_TYPES)}"
+            )
 
 
 def _add_table(
