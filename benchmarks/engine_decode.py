@@ -52,7 +52,8 @@ def contenders(
         from diffusers import AutoencoderDC
 
         facts = {k: v for k, v in config_to_mapping(plain.config).items() if not k.startswith("_")}
-        peer = AutoencoderDC.from_config(facts).to(latents.device, latents.dtype).eval()
+        with latents.device:
+            peer = AutoencoderDC.from_config(facts).to(latents.dtype).eval()
         peer.load_state_dict(plain.state_dict())
         decode = torch.compile(peer.decoder, dynamic=False) if compiled else peer.decoder
         return row(lambda: decode(plain.unscale(latents)))
@@ -76,7 +77,8 @@ def main() -> None:
     gpu = given.device.startswith("cuda")
     torch.manual_seed(0)
     config = TINY if given.tiny else published_config("f32c32-sana")
-    plain = DCAutoencoder(config).eval().to(given.device, torch.bfloat16 if gpu else torch.float32)
+    with torch.device(given.device):
+        plain = DCAutoencoder(config).eval().to(torch.bfloat16 if gpu else torch.float32)
     dtype = next(plain.parameters()).dtype
     results: dict[str, object] = {}
     sizes = [size for size in (1024, 2048, 4096) if given.works in f"{size} px"]

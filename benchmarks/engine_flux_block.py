@@ -11,6 +11,7 @@ Run: python benchmarks/engine_flux_block.py [--tiny --device cpu] [--output FILE
 import argparse
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from four_bits import DequantizedNF4, h8_layer
@@ -31,10 +32,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewer.core.modules import replace_modules
-from fewer.kernels.norms import gated_add
 from fewer.kernels.scratch import WeightScratch
 from fewer.quantize.fused import FusedH8, fuse
 from fewer.quantize.linear import QuantizedLinear
+
+T = TypeVar("T")
 
 
 class Attention(nn.Module):
@@ -99,55 +101,87 @@ class SingleBlock(nn.Module):
 
 
 class EngineBlock(nn.Module):
-    """A block's layers in h8 through the engine: norms and gates in their kernels, the rest as it was."""
+    """A block's layers in h8 through the engine: norms and gates in their kernels, the rest as it was.
 
-    def __init__(self, block: nn.Module, dtype: torch.dtype, compiled: bool) -> None:
+    Like a block among others: beside its last product the first weight of the next block is expanded.
+    """
+
+    def __init__(self, block: nn.Module, dtype: torch.dtype, compiled: bool, fold: bool) -> None:
         super().__init__()
-        self.block = copy.deepcopy(block)
+        self.block, self.fold = copy.deepcopy(block), fold
         # Text and image run side by side, so each has buffers of its own.
         self.scratches = {"text": WeightScratch(), "image": WeightScratch()}
         self.side = torch.cuda.Stream() if compiled else None
         self.products: dict[str, FusedH8] = {}
         replace_modules(self.block, lambda name, module: self._build(name, module, dtype))
+        orders = [("up", "qkv", "attention_out", "down")]
+        if isinstance(self.block, JointBlock):
+            orders = [
+                tuple(f"{stream}.{name}" for name in ("qkv", "out", "up", "down"))
+                for stream in self.scratches
+            ]
+        for order in orders:
+            for name, following in zip(order, (*order[1:], order[0]), strict=True):
+                self.products[name].following = self.products[following]
         attention = self.block.attention
-        self.prepare = torch.compile(attention.prepare) if compiled else attention.prepare
+
+        def prepare(parts: list[Tensor], turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            return attention.prepare(torch.cat(parts)[None], turn)
+
+        def add(rows: list[Tensor], updates: list[tuple[Tensor, ...]], gate: Tensor) -> Tensor:
+            return torch.cat([x + gate * sum(u) for x, u in zip(rows, updates, strict=True)])[None]
+
+        self.prepare, self.add = (torch.compile(f) if compiled else f for f in (prepare, add))
 
     def _build(self, name: str, module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
         if type(module) is not nn.Linear:
             return None
         layer = h8_layer(module)
-        product = fuse([layer], self.scratches["text" if name.startswith("text") else "image"], dtype)
+        scratch = self.scratches["text" if name.startswith("text") else "image"]
+        product = fuse([layer], scratch, dtype, fold=self.fold)
         assert product is not None
         self.products[name] = product
         return layer
 
-    def attend(self, joint: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, joint: list[Tensor], turn: tuple[Tensor, Tensor]) -> Tensor:
         query, key, value = self.prepare(joint, turn)
         return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)[0]
 
     def forward(self, image: Tensor, text: Tensor, six: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        result = self.run(image, text, six, turn)
+        for scratch in self.scratches.values():
+            scratch.join(image.device)
+        return result
+
+    def run(self, image: Tensor, text: Tensor, six: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         six, p = six.flatten(1, 2), self.products
         if isinstance(self.block, SingleBlock):
             rows = torch.cat([text, image], dim=1)[0]
-            first = {"shift": six[0], "scale": six[1]}
-            hidden, _ = p["up"](rows, activation="gelu", **first)
-            attended, _ = p["attention_out"](self.attend(p["qkv"](rows, **first)[0][None], turn))
-            return gated_add(gated_add(rows, attended, six[2]), p["down"](hidden)[0], six[2])[None]
+            if self.fold:  # which share smoothing, so without a branch of its own each reads the same codes
+                quantized, _ = p["up"].read(rows, shift=six[0], scale=six[1])
+                hidden = p["up"].multiply(quantized, rows.dtype, "gelu")
+                joint = p["qkv"].multiply(quantized, rows.dtype)
+            else:
+                hidden, _ = p["up"](rows, activation="gelu", shift=six[0], scale=six[1])
+                joint, _ = p["qkv"](rows, shift=six[0], scale=six[1])
+            attended, _ = p["attention_out"](self.attend([joint], turn))
+            return self.add([rows], [(attended, p["down"](hidden)[0])], six[2])
         streams = {"text": text[0], "image": image[0]}
         joint = self.both(lambda name: p[f"{name}.qkv"](streams[name], shift=six[0], scale=six[1])[0])
-        attended = self.attend(torch.cat(joint)[None], turn).split([text.shape[1], image.shape[1]])
+        attended = self.attend(joint, turn).split([text.shape[1], image.shape[1]])
         parts = dict(zip(streams, attended, strict=True))
 
-        def finish(name: str) -> Tensor:
+        def finish(name: str) -> tuple[Tensor, tuple[Tensor]]:
             update, _ = p[f"{name}.out"](parts[name])
             hidden, rows = p[f"{name}.up"](
                 streams[name], update=update, gate=six[2], shift=six[3], scale=six[4], activation="gelu"
             )
-            return gated_add(rows, p[f"{name}.down"](hidden)[0], six[5])
+            return rows, (p[f"{name}.down"](hidden)[0],)
 
-        return torch.cat(self.both(finish))[None]
+        found = self.both(finish)
+        return self.add([rows for rows, _ in found], [update for _, update in found], six[5])
 
-    def both(self, run: Callable[[str], Tensor]) -> list[Tensor]:
+    def both(self, run: Callable[[str], T]) -> list[T]:
         """Of text and image; on a GPU the few rows of the text beside those of the image."""
         if self.side is None:
             return [run("text"), run("image")]
@@ -210,7 +244,10 @@ def contenders(
         return {**facts, "weights_gib": weights, "relative_error": relative_error(call(), expected)}
 
     gpu = given.device.startswith("cuda")
-    ways: dict[str, Callable[[], Figures]] = {"h8 fewer": lambda: row(lambda: EngineBlock(block, dtype, gpu))}
+    ways: dict[str, Callable[[], Figures]] = {
+        name: lambda fold=fold: row(lambda: EngineBlock(block, dtype, gpu, fold))
+        for name, fold in (("h8 fewer", False), ("h8 fewer, branch folded", True))
+    }
     others: dict[str, Callable[[], Figures]] = {
         "bf16 compiled": lambda: row(lambda: torch.compile(block)),
         "nf4, its arithmetic compiled": lambda: row(lambda: in_nf4(block)),
@@ -245,7 +282,11 @@ def main() -> None:
         block = kind(dim, heads).to(given.device, dtype)
         keep = keeping("engine_flux_block", results, name, given)
         rows = contest(contenders(block, inputs, dtype, given), None, given.only, keep)
-        results[name] = {"contenders": rows, "times_as_long_as_h8": ratios(rows, "h8 fewer")}
+        results[name] = {
+            "contenders": rows,
+            "times_as_long_as_h8": ratios(rows, "h8 fewer"),
+            "times_as_long_as_h8_folded": ratios(rows, "h8 fewer, branch folded"),
+        }
     finish("engine_flux_block", results, given)
 
 

@@ -56,9 +56,9 @@ class Case:
         figures = measure(captured(call, self.device), self.device, self.runs)
         return {**figures, "relative_error": relative_error(call(), self.exact)}
 
-    def h8(self, *, keep: bool = False, branch: bool = True) -> Figures:
+    def h8(self, *, keep: bool = False, branch: bool = True, fold: bool = False) -> Figures:
         layer = self.quantized if branch else self.without_branch
-        product = fuse([layer], WeightScratch(), self.dtype, keep=keep)
+        product = fuse([layer], WeightScratch(), self.dtype, keep=keep, fold=fold)
         assert product is not None
         facts = self.timed(lambda: product(self.x)[0])
         facts["weights_against_bf16"] = sum(b.nbytes for b in layer.buffers()) / (
@@ -137,7 +137,9 @@ class Case:
             "bf16 cuBLAS": lambda: self.timed(lambda: self.linear(self.x)),
             "h8 fewer": self.h8,
             "h8 fewer without the branch": lambda: self.h8(branch=False),
+            "h8 fewer, branch folded": lambda: self.h8(fold=True),
             "h8 fewer, weights kept as int8": lambda: self.h8(keep=True),
+            "h8 fewer, weights kept as int8, branch folded": lambda: self.h8(keep=True, fold=True),
             "h8 fewer, product alone": self.product_alone,
             "fp8 by rows, compiled": needs_gpu(self.device, self.fp8),
             "nf4, its arithmetic compiled": needs_gpu(self.device, self.nf4),

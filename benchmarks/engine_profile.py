@@ -69,7 +69,7 @@ def works(given) -> dict[str, Callable[[], Figures]]:
             scenes[name] = Scene(params, side, 5 if given.tiny else 300, given)
         scene = scenes[name]
         scene.latents = torch.randn(2, params.in_channels, side, side).to(scene.device, scene.dtype)
-        return kernels_of(scene.ours(scene.h8(False) if h8 else accelerate(scene.model)))
+        return kernels_of(scene.ours(scene.h8(True, True) if h8 else accelerate(scene.model)))
 
     def decode(pixels: int) -> Figures:
         torch.manual_seed(0)
@@ -82,12 +82,13 @@ def works(given) -> dict[str, Callable[[], Figures]]:
     def flux(kind: type) -> Figures:
         dtype = torch.bfloat16 if given.device.startswith("cuda") else torch.float32
         dim, heads, inputs = inputs_of(given, dtype)
-        block = EngineBlock(kind(dim, heads).to(given.device, dtype), dtype, given.device.startswith("cuda"))
+        gpu = given.device.startswith("cuda")
+        block = EngineBlock(kind(dim, heads).to(given.device, dtype), dtype, gpu, fold=True)
         return kernels_of(lambda: block(*inputs))
 
     for name, pixels in (("sana-0.6b-1024", 1024), ("sana-0.6b-1024", 4096), ("sana-1.6b-1024", 1024)):
         for h8 in (False, True):
-            found[f"step {name} {pixels} px, {'h8' if h8 else 'bf16'}"] = (
+            found[f"step {name} {pixels} px, {'h8, kept and folded' if h8 else 'bf16'}"] = (
                 lambda name=name, pixels=pixels, h8=h8: step(name, pixels, h8)
             )
     if not given.tiny:

@@ -59,21 +59,20 @@ class Scene:
     def __init__(self, params: SanaParams, side: int, length: int, given) -> None:
         self.device, self.runs = given.device, given.runs
         self.dtype = torch.bfloat16 if given.device.startswith("cuda") else torch.float32
-        generator = torch.Generator().manual_seed(0)
-        model = initialise(SanaTransformer(params), generator, zero_output=False).eval()
-        self.params, self.model = params, model.to(self.device, self.dtype)
-        self.latents = torch.randn(2, params.in_channels, side, side, generator=generator).to(
-            self.device, self.dtype
-        )
-        text = torch.randn(2, length, params.caption_channels, generator=generator)
-        self.text = text.to(self.device, self.dtype)
-        self.times = torch.full((2,), 500.0, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(0)
+        with torch.device(self.device):
+            model = initialise(SanaTransformer(params), generator, zero_output=False).eval()
+            self.latents = torch.randn(2, params.in_channels, side, side, generator=generator).to(self.dtype)
+            text = torch.randn(2, length, params.caption_channels, generator=generator)
+            self.times = torch.full((2,), 500.0)
+        self.params, self.model, self.text = params, model.to(self.dtype), text.to(self.dtype)
 
     def diffusers(self, compiled: bool = False) -> Callable[[], Tensor]:
         from diffusers import SanaTransformer2DModel
 
         facts = {k: v for k, v in write_params(self.params).items() if not k.startswith("_")}
-        peer = SanaTransformer2DModel(**facts).to(self.device, self.dtype).eval()
+        with torch.device(self.device):
+            peer = SanaTransformer2DModel(**facts).to(self.dtype).eval()
         peer.load_state_dict(self.model.state_dict())
         if compiled:  # block by block, as diffusers recommends: the blocks are alike, so one is compiled
             for block in peer.transformer_blocks:
@@ -101,12 +100,12 @@ class Scene:
         found = fast.transformer_blocks[0].run(Rows(tokens.flatten(0, 1)), six, narrow, text, None, grid)
         return relative_error(found.summed().view(expected.shape), expected)
 
-    def h8(self, keep: bool) -> SanaTransformer:
+    def h8(self, keep: bool, fold: bool = False) -> SanaTransformer:
         quantized = sana_in_h8(copy.deepcopy(self.model))
-        return accelerate(quantized, "svdquant", keep_expanded=keep)
+        return accelerate(quantized, "svdquant", keep_expanded=keep, fold_branch=fold)
 
-    def quantized(self, keep: bool) -> Figures:
-        model = self.h8(keep)
+    def quantized(self, keep: bool, fold: bool = False) -> Figures:
+        model = self.h8(keep, fold)
         facts = self.row(lambda: self.ours(model))
         seconds = round(model.graphs.warm_up_seconds, 2)
         return {**facts, "weights_gib": weight_gib(model), "warm_up_seconds": seconds}
@@ -128,7 +127,9 @@ class Scene:
         return {
             "bf16 fewer engine": plain,
             "h8 fewer engine": lambda: self.quantized(False),
+            "h8 fewer engine, branch folded": lambda: self.quantized(False, True),
             "h8 fewer engine, weights kept expanded": lambda: self.quantized(True),
+            "h8 fewer engine, weights kept expanded, branch folded": lambda: self.quantized(True, True),
             "bf16 diffusers compiled + graph": needs_gpu(
                 self.device, lambda: self.row(lambda: self.diffusers(True), graph=True)
             ),
@@ -172,6 +173,9 @@ class Scene:
             "bf16 fewer engine": lambda: row(lambda: accelerate(self.model), fast_decoder),
             "h8 fewer engine": lambda: row(lambda: self.h8(False), fast_decoder),
             "h8 fewer engine, weights kept expanded": lambda: row(lambda: self.h8(True), fast_decoder),
+            "h8 fewer engine, weights kept expanded, branch folded": lambda: row(
+                lambda: self.h8(True, True), fast_decoder
+            ),
         }
 
 
@@ -192,11 +196,15 @@ def main() -> None:
             "contenders": rows, "floor_ms": floors,
             "times_as_long_as_bf16_engine": ratios(rows, "bf16 fewer engine"),
             "times_as_long_as_h8_engine": ratios(rows, "h8 fewer engine"),
+            "times_as_long_as_h8_engine_folded": ratios(
+                rows, "h8 fewer engine, weights kept expanded, branch folded"
+            ),
         }  # fmt: skip
         if name != "sana-1.6b-1024":
             config = TINY_AUTOENCODER if given.tiny else published_config("f32c32-sana")
             torch.manual_seed(0)
-            autoencoder = DCAutoencoder(config).eval().to(given.device, scene.dtype)
+            with torch.device(given.device):
+                autoencoder = DCAutoencoder(config).eval().to(scene.dtype)
             decode = DECODE_FLOP.get(pixels, 0.0) / PEAK_BF16
             floors = {kind: 20 * floor + 1e3 * decode for kind, floor in floors.items()}
             title = f"{name} {pixels} px, 20 steps and decode"

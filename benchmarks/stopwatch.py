@@ -30,7 +30,11 @@ def options(name: str) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--tiny", action="store_true", help="small shapes, few runs: does the script work?")
     parser.add_argument("--output", type=Path, help="JSON file beside or instead of benchmarks/results")
-    parser.add_argument("--only", default="", help="run contenders whose name contains this")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="run contenders whose name contains this, or one of several parted by |; =name",
+    )
     parser.add_argument("--works", default="", help="sizes or shapes whose title contains this")
     given = parser.parse_args()
     given.runs = 2 if given.tiny else max(given.runs, 20)
@@ -92,7 +96,7 @@ def contest(
     """
     rows: dict[str, Figures] = {}
     for name, run in contenders.items():
-        if only not in name:
+        if not wanted(name, only):
             continue
         try:
             row = run()
@@ -112,6 +116,11 @@ def contest(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return rows
+
+
+def wanted(name: str, only: str) -> bool:
+    """Whether `only`, parts joined by "|", asks for a contender: one is in its name, or after "=" is it."""
+    return any(part[1:] == name if part.startswith("=") else part in name for part in only.split("|"))
 
 
 def needs_gpu(device: str, run: Callable[[], Figures]) -> Callable[[], Figures]:

@@ -124,3 +124,41 @@ def test_layers_that_know_their_order_give_what_they_gave_alone(int8: bool) -> N
         for product_, expected in zip(products, alone, strict=True):
             hidden, _ = product_(hidden)
             assert torch.equal(hidden, expected)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("dim", [64, 123])
+def test_a_folded_branch_is_nearly_the_layer(dim: int, keep: bool) -> None:
+    torch.manual_seed(0)
+    linear = layer(37, dim, smooth=torch.rand(dim) + 0.5)
+    rows, update, gate = torch.randn(10, dim), torch.randn(10, dim), torch.randn(2, dim)
+    wanted = rows + gate.repeat_interleave(5, 0) * update
+    expected = torch.nn.functional.silu(linear(wanted))
+    fused = fuse([linear], WeightScratch(), torch.float32, keep=keep, fold=True)
+    assert fused is not None and fused.folded is not None and fused.down is None and fused.up is None
+    found, total = fused(rows, update=update, gate=gate, silu=True)
+    assert (total - wanted).abs().max() < 1e-6
+    assert (found - expected).norm() < 2e-2 * expected.norm()
+
+
+def test_folded_layers_of_equal_smoothing_share_quantized_rows() -> None:
+    torch.manual_seed(0)
+    smooth, scratch = torch.rand(128) + 0.5, WeightScratch()
+    first, second = (layer(out, smooth=smooth) for out in (37, 64))
+    rows = torch.randn(7, 128)
+    products = [fuse([one], scratch, torch.float32, fold=True) for one in (first, second)]
+    assert products[0] is not None and products[1] is not None
+    alone = [product_(rows)[0] for product_ in products if product_ is not None]
+    quantized, total = products[0].read(rows)
+    assert torch.equal(total, rows)
+    assert torch.equal(products[0].multiply(quantized, torch.float32), alone[0])
+    assert torch.equal(products[1].multiply(quantized, torch.float32), alone[1])
+
+
+def test_without_a_branch_there_is_nothing_to_fold() -> None:
+    torch.manual_seed(0)
+    linear = layer(37, down=None, up=None)
+    fused = fuse([linear], WeightScratch(), torch.float32, fold=True)
+    rows = torch.randn(5, 128)
+    assert fused is not None and fused.folded is None
+    assert torch.equal(fused(rows)[0], product([linear])(rows)[0])

@@ -48,6 +48,9 @@ _DTYPES: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
 }
 
 
+_PIXELS_DECODED_TOGETHER = 1024 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Denoised:
     """One step of one picture is done."""
@@ -189,9 +192,9 @@ class TextToImage:
                 for row, (index, _) in enumerate(members):
                     yield Denoised(index, len(singles), _row(step, row))
             assert step is not None
-            for row, (index, single) in enumerate(members):
+            images = self._decode(step.latents, *members[0][1].sides(self._default_size))
+            for row, ((index, single), image) in enumerate(zip(members, images, strict=True)):
                 latents = step.latents[row : row + 1]
-                image = self._decode(latents, *single.sides(self._default_size))
                 picture = Picture(
                     image=image, request=single, dtype=_DTYPES[self.transformer.proj_out.weight.dtype]
                 )
@@ -286,13 +289,18 @@ class TextToImage:
         return self._evaluator(self._prompts(group), group[0].guidance)
 
     def _decode(
-        self, latents: Float[Tensor, "1 channels lat_h lat_w"], height: int, width: int
-    ) -> Image.Image:
+        self, latents: Float[Tensor, "batch channels lat_h lat_w"], height: int, width: int
+    ) -> Iterator[Image.Image]:
+        """One picture after another; a GPU decodes several small ones together as fast as one."""
         dtype = next(self.autoencoder.parameters()).dtype
-        pixels = self.autoencoder.decode(latents.to(dtype), tile="auto").float()
-        pixels = resize_to_cover(pixels, height, width)
-        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())
+        ratio = self.autoencoder.config.spatial_compression_ratio
+        area = latents.shape[2] * latents.shape[3] * ratio**2
+        for some in latents.split(max(1, _PIXELS_DECODED_TOGETHER // area)):
+            pixels = self.autoencoder.decode(some.to(dtype), tile="auto").float()
+            pixels = resize_to_cover(pixels, height, width)
+            levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            for picture in levels.permute(0, 2, 3, 1).cpu().numpy():
+                yield Image.fromarray(picture)
 
     def _wear(self, request: GenerateRequest) -> None:
         """Attaches the adapters of this request; the same files at other strengths are not read again."""

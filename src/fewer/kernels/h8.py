@@ -53,9 +53,13 @@ def decode_h8(
     down: Float[Tensor, "rank dim"] | None,
     up: Float[Tensor, "rows rank"] | None,
     out: Shaped[Tensor, "rows dim"],
+    step: Float[Tensor, " rows"] | None = None,
 ) -> Shaped[Tensor, "rows dim"]:
-    """The 16-bit weight that the whole layer stands for, S · t · q / λ + up down, into `out`."""
-    torch.ops.fewer.decode_h8(packed, group_scale, channel_scale, smooth, down, up, out)
+    """The weight that the whole layer stands for, S · t · q / λ + up down, into `out`.
+
+    With `step` it is rounded to whole multiples of its row's step, which `out` then holds as int8.
+    """
+    torch.ops.fewer.decode_h8(packed, group_scale, channel_scale, smooth, down, up, out, step)
     return out
 
 
@@ -97,6 +101,7 @@ def reference_decode_h8(
     down: Tensor | None,
     up: Tensor | None,
     out: Tensor,
+    step: Tensor | None = None,
 ) -> None:
     """Plain torch: the oracle."""
     rows, half = packed.shape
@@ -105,6 +110,8 @@ def reference_decode_h8(
     weight = weight if smooth is None else weight / smooth.float()
     if down is not None and up is not None:
         weight = weight + up.float() @ down.float()
+    if step is not None:
+        weight = (weight / torch.where(step > 0, step, 1.0)[:, None]).round().clamp(-127, 127)
     out.copy_(weight.to(out.dtype))
 
 

@@ -38,11 +38,13 @@ def quantize_rows(
     eps: float = 1e-6,
     update: Float[Tensor, "rows dim"] | None = None,
     gate: Float[Tensor, "batch dim"] | None = None,
+    inverse: Float[Tensor, " dim"] | None = None,
 ) -> QuantizedRows:
     """With `update`, rows + gate · update first; with `shift` and `scale`, the rows are then normalised and
-    modulated. Batches follow one another in the rows, each with its own vectors."""
+    modulated. Batches follow one another in the rows, each with its own vectors. `inverse` is 1 / λ in
+    fp32 for kernels to multiply by, where somebody has it ready."""
     codes, row_scale, projected, total = torch.ops.fewer.quantize_rows(
-        rows, smooth, down, shift, scale, eps, update, gate
+        rows, smooth, down, shift, scale, eps, update, gate, inverse
     )
     return QuantizedRows(
         codes, row_scale, projected if down is not None else None, rows if update is None else total
@@ -58,6 +60,7 @@ def reference_quantize_rows(
     eps: float,
     update: Tensor | None = None,
     gate: Tensor | None = None,
+    inverse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plain torch in fp32: the oracle. What was not asked for is empty."""
     total = rows.new_empty((0, 0))
@@ -86,7 +89,7 @@ _operator = torch.library.custom_op(
 @_operator.register_fake
 def _(
     rows: Tensor, smooth: Any, down: Tensor | None, shift: Any, scale: Any, eps: float,
-    update: Tensor | None = None, gate: Any = None,
+    update: Tensor | None = None, gate: Any = None, inverse: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     count = rows.shape[0]
     rank, dtype = ((0, 0), torch.float32) if down is None else ((count, down.shape[0]), down.dtype)

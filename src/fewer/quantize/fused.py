@@ -5,19 +5,22 @@ Expansion (`expand_h8`): 4-bit codes into the scratch buffer that all layers sha
 K2 (`int8_linear`): the product, scales, up projection, bias and activation (svdquant §2.9).
 Layers that read the same rows (queries, keys, values) become one product. In layers too small to gain from
 8-bit activations the weight is decoded to 16 bits instead, branch included, and multiplied by cuBLAS.
+With `fold`, 8-bit weights include the branch as well: they are rounded once more, which adds about a tenth to
+a layer's error, and neither the projection nor its part of the product is left.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int8, Shaped
 from torch import Tensor
 from torch.nn import functional
 
 from fewer.kernels.dense import activated_linear
 from fewer.kernels.h8 import Activation, decode_h8, expand_h8, int8_linear
 from fewer.kernels.norms import summed_and_modulated
-from fewer.kernels.quantize import quantize_rows
+from fewer.kernels.quantize import QuantizedRows, quantize_rows
 from fewer.kernels.scratch import WeightScratch
 from fewer.quantize.formats import pad_to
 from fewer.quantize.linear import QuantizedLinear
@@ -40,8 +43,13 @@ class FusedH8:
         *,
         keep: bool,
         int8: bool | None = None,
+        fold: bool = False,
     ) -> None:
-        """`int8` says whether rows are quantized; None lets the layer's size decide, on a GPU."""
+        """`int8` says whether rows are quantized; None lets the layer's size decide, on a GPU.
+
+        `fold` expands the branch into the 8-bit weights: nothing is left of it at run time, and its part is
+        rounded as they are and reads rounded rows.
+        """
         first = layers[0]
         self.scratch, self.group = scratch, first.form.group
         self.inputs = first.in_features
@@ -53,6 +61,7 @@ class FusedH8:
         padding = -self.inputs % self.group
         smooth = first.smooth
         self.smooth = None if smooth is None else functional.pad(smooth, (0, padding), value=1.0)
+        self.inverse = None if self.smooth is None else self.smooth.float().reciprocal()
         down, up = joined_branch(layers)
         if down is not None and up is not None:
             # Kernels take whole tiles of ranks; what is added is zero.
@@ -63,6 +72,7 @@ class FusedH8:
         self.shape = (self.codes.shape[0], 2 * self.codes.shape[1])
         self.int8 = (not self.codes.is_cuda or _pays(*self.shape)) if int8 is None else int8
         self.dtype = torch.int8 if self.int8 else dtype
+        self.folded = self._fold(dtype) if fold and self.int8 and self.down is not None else None
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
         scratch.reserve(0 if keep else size, self.codes.device)
         self.following: FusedH8 | None = None
@@ -84,40 +94,71 @@ class FusedH8:
         activation: Activation = "none",
     ) -> tuple[Float[Tensor, "rows outputs"], Float[Tensor, "rows dim"]]:
         """(silu?(layer(modulate?(total))), total) with total = rows + gate · update."""
-        dtype, total, activation = rows.dtype, rows, "silu" if silu else activation
-        weight = self.scratch.take(self) if self.kept is None else self.kept
-        # Rows that nothing changes before can be projected while they are quantized.
-        early = self.int8 and rows.is_cuda and self.down is not None and update is None and shift is None
-        projected = None
-        if weight is None or early:
+        activation = "silu" if silu else activation
+        weight = self._begun()
+        if self.int8:
+            quantized, total = self.read(rows, update, gate, shift, scale, eps)
+            return self.multiply(quantized, rows.dtype, activation, weight), total
+        total, rows = summed_and_modulated(rows, update, gate, shift, scale, eps)
+        self._prepare_following()
+        # The columns that were added to the weight are left out here: copying the rows would cost more.
+        return activated_linear(rows, weight[:, : self.inputs], self.bias, activation), total
+
+    def read(
+        self,
+        rows: Float[Tensor, "rows dim"],
+        update: Float[Tensor, "rows dim"] | None = None,
+        gate: Float[Tensor, "batch dim"] | None = None,
+        shift: Float[Tensor, "batch dim"] | None = None,
+        scale: Float[Tensor, "batch dim"] | None = None,
+        eps: float = 1e-6,
+    ) -> tuple[QuantizedRows, Float[Tensor, "rows dim"]]:
+        """What `multiply` multiplies, and the sum. Folded layers of equal smoothing may share it."""
+        total, projected = rows, None
+        if rows.is_cuda and self.down is not None and update is None and shift is None:
+            # Rows that nothing changes before can be projected while they are quantized.
             with self.scratch.beside(self.codes.device):
-                weight = self._expanded(self._room()) if weight is None else weight
-                if early and self.down is not None:
-                    projected = functional.linear(pad_to(rows, self.group), self.down)
-        if not self.int8 or self.inputs % self.group:
+                projected = functional.linear(pad_to(rows, self.group), self.down)
+        if self.inputs % self.group:
             # The padding would count in the kernel's norms, so these are a pass of their own.
             total, rows = summed_and_modulated(rows, update, gate, shift, scale, eps)
             update = gate = shift = scale = None
-        if not self.int8:
-            self._prepare_following()
-            # The columns that were added to the weight are left out here: copying the rows would cost more.
-            return activated_linear(rows, weight[:, : self.inputs], self.bias, activation), total
-        rows = pad_to(rows, self.group)
-        down = None if early else self.down
-        quantized = quantize_rows(rows, self.smooth, down, shift, scale, eps, update, gate)
+        down = self.down if projected is None else None
+        padded = pad_to(rows, self.group)
+        found = quantize_rows(padded, self.smooth, down, shift, scale, eps, update, gate, self.inverse)
+        if projected is not None:
+            found = replace(found, projected=projected)
+        return found, total if update is None else found.total
+
+    def multiply(
+        self,
+        quantized: QuantizedRows,
+        dtype: torch.dtype,
+        activation: Activation = "none",
+        weight: Int8[Tensor, "outputs dim"] | None = None,
+    ) -> Float[Tensor, "rows outputs"]:
+        """The product and all that follows it; `weight` where its expansion has begun."""
+        weight = self._begun() if weight is None else weight
         self._prepare_following()
-        result = int8_linear(
+        return int8_linear(
             quantized.codes,
             quantized.scale,
             weight,
-            self.channel_scale,
+            self.channel_scale if self.folded is None else self.folded.step,
             bias=self.bias,
-            projected=quantized.projected if projected is None else projected,
+            projected=quantized.projected,
             up=self.up,
             activation=activation,
             dtype=dtype,
         )
-        return result, quantized.total if update is not None else total
+
+    def _begun(self) -> Shaped[Tensor, "outputs dim"]:
+        """The weight: kept, expanded early, or being expanded beside (read it after `_prepare_following`)."""
+        weight = self.scratch.take(self) if self.kept is None else self.kept
+        if weight is None:
+            with self.scratch.beside(self.codes.device):
+                weight = self._expanded(self._room())
+        return weight
 
     def _prepare_following(self) -> None:
         """Waits for what this layer needs, and starts on what the next one will."""
@@ -132,19 +173,47 @@ class FusedH8:
         outputs, dim = self.shape
         return self.scratch.view(outputs, dim * self.dtype.itemsize, self.codes.device).view(self.dtype)
 
+    def _fold(self, dtype: torch.dtype) -> "_Folded":
+        """Takes the branch out of the product; what it adds to the weight of the smoothed rows stays."""
+        assert self.down is not None and self.up is not None
+        smooth = 1.0 if self.smooth is None else self.smooth.float()
+        down, up = (self.down.float() * smooth).to(dtype), self.up
+        wide = torch.empty(self.shape, dtype=torch.float32, device=self.codes.device)
+        decode_h8(self.codes, self.group_scale, self.channel_scale, None, down, up, wide)
+        self.down = self.up = None
+        return _Folded(down, up, wide.abs().amax(1) / 127)
+
     def _expanded(self, out: Shaped[Tensor, "outputs dim"]) -> Shaped[Tensor, "outputs dim"]:
+        stored = (self.codes, self.group_scale)
+        if self.folded is not None:
+            branch = (self.folded.down, self.folded.up)
+            return decode_h8(*stored, self.channel_scale, None, *branch, out, self.folded.step)
         if self.int8:
-            return expand_h8(self.codes, self.group_scale, out)
-        scale = self.channel_scale
-        return decode_h8(self.codes, self.group_scale, scale, self.smooth, self.down, self.up, out)
+            return expand_h8(*stored, out)
+        return decode_h8(*stored, self.channel_scale, self.smooth, self.down, self.up, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    """A branch that is part of the 8-bit weight, for smoothed rows, and the weight's steps with it."""
+
+    down: Float[Tensor, "rank dim"]
+    up: Float[Tensor, "outputs rank"]
+    step: Float[Tensor, " outputs"]
 
 
 def fuse(
-    layers: Sequence[QuantizedLinear], scratch: WeightScratch, dtype: torch.dtype, *, keep: bool = False
+    layers: Sequence[QuantizedLinear],
+    scratch: WeightScratch,
+    dtype: torch.dtype,
+    *,
+    keep: bool = False,
+    fold: bool = False,
 ) -> FusedH8 | None:
     """The layers as one product; None where the engine has none (other formats, unequal smoothing).
 
-    `keep` expands the weights once and keeps them: twice the memory, no expansion in each call.
+    `keep` expands the weights once and keeps them: twice the memory, no expansion in each call. `fold` makes
+    the branch part of the 8-bit weights.
     """
     first = layers[0]
     for layer in layers:
@@ -154,7 +223,7 @@ def fuse(
             return None
         if layer.smooth is not None and not torch.equal(layer.smooth, first.smooth):
             return None
-    return FusedH8(layers, scratch, dtype, keep=keep)
+    return FusedH8(layers, scratch, dtype, keep=keep, fold=fold)
 
 
 def _pays(outputs: int, dim: int) -> bool:

@@ -113,12 +113,18 @@ class QuantizedLinear(nn.Module):
         return fusion_key(self)
 
     def fuse(
-        self, others: Sequence["QuantizedLinear"], scratch: "WeightScratch", dtype: torch.dtype, *, keep: bool
+        self,
+        others: Sequence["QuantizedLinear"],
+        scratch: "WeightScratch",
+        dtype: torch.dtype,
+        *,
+        keep: bool,
+        fold: bool = False,
     ) -> "FusedH8 | None":
         """This layer and `others` that read the same rows as one product for the engine; see `fused.py`."""
         from fewer.quantize.fused import fuse
 
-        return fuse((self, *others), scratch, dtype, keep=keep)
+        return fuse((self, *others), scratch, dtype, keep=keep, fold=fold)
 
     def extra_repr(self) -> str:
         rank = 0 if self.low_down is None else self.low_down.shape[0]

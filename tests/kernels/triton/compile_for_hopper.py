@@ -35,7 +35,7 @@ def product() -> int:
     }  # fmt: skip
     constants = {
         "ROWS": 128, "COLUMNS": 128, "CHUNK": 128, "STAGES": 6, "GROUPED": 8, "RANK": 32, "INT8": True,
-        "BIAS": True, "ACTIVATION": 1,
+        "BIAS": True, "ACTIVATION": 1, "CHAIN": True,
     }  # fmt: skip
     return build(_product_kernel, types, constants)
 
@@ -62,7 +62,7 @@ def attention() -> int:
     types = {"visible": "*u8", "scale": "fp32"}
     for name, box in (("query", [1, 64, 1]), ("key", [1, 1, 64]), ("value", [1, 1, 64]), ("out", [1, 64, 1])):
         types |= {f"{name}_desc": descriptor([*box, 64]), f"{name}_rest_desc": descriptor([*box, 16])}
-    constants = {"QUERIES": 64, "CHUNK": 64, "CHUNKS": 5, "REST": 16, "MASKED": False}
+    constants = {"QUERIES": 64, "CHUNK": 64, "CHUNKS": 5, "REST": 16, "MASKED": False, "CHAIN": True}
     return build(_attention_kernel, types, constants)
 
 

@@ -65,6 +65,26 @@ def test_the_whole_epilogue_agrees_with_the_reference(activation: str, dtype: to
     assert error < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.parametrize(("rows", "dim", "rank"), [(1, 64, 16), (37, 192, 32)])
+def test_decoding_to_whole_steps(rows: int, dim: int, rank: int, draw) -> None:
+    from fewer.kernels.triton.h8 import launch_decode_h8
+
+    device = draw(1).device
+    packed = pack_h8(integers(device, -7, 8, rows, dim).to(torch.int8))
+    scales = integers(device, 1, 19, rows, dim // 64).to(torch.uint8)
+    branch = draw(rank, dim, dtype=torch.bfloat16), draw(rows, rank, dtype=torch.bfloat16)
+    arguments, wide = (packed, scales, draw(rows).abs() / 50, None, *branch), draw(rows, dim)
+    reference_decode_h8(*arguments, wide)
+    step = wide.abs().amax(1) / 127
+    step[0] = 0  # a row of zeros has no step
+    out, wanted = (torch.full((rows, dim), 99, dtype=torch.int8, device=device) for _ in range(2))
+    launch_decode_h8(*arguments, out, step, block=16)
+    reference_decode_h8(*arguments, wanted, step)
+    assert (out.int() - wanted.int()).abs().max() <= 1
+    assert (out != wanted).float().mean() < 1e-3
+    assert ((wanted[1:].float() * step[1:, None] - wide[1:]).abs() <= 0.5001 * step[1:, None]).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "dim", "rank"), [(1, 64, 0), (5, 128, 20), (37, 192, 32)])
 def test_decoding(dtype: torch.dtype, rows: int, dim: int, rank: int, draw) -> None:

@@ -58,3 +58,29 @@ def test_strided_views_need_no_copy(draw) -> None:
     assert torch.allclose(
         launch_state(qkv[:, :, 1], qkv[:, :, 2]), reference_state(qkv[:, :, 1], qkv[:, :, 2]), atol=1e-4
     )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 70, 3, 32), (1, 123, 2, 16), (1, 20, 1, 8)])
+@pytest.mark.parametrize("exact", [False, True])
+def test_one_program_for_all_tokens_of_a_head(dtype: torch.dtype, shape: tuple, exact: bool, draw) -> None:
+    from fewer.kernels.triton.linear_attention import launch_whole
+
+    joint = draw(*shape[:2], 3, *shape[2:], dtype=dtype)
+    q, k, v = joint.unbind(2)
+    out = launch_whole(q, k, v, 1e-15, exact, (32, 4, 2))
+    wanted = reference_apply(q, reference_state(k, v), 1e-15)
+    assert out.dtype == dtype and out.shape == q.shape
+    assert (out.float() - wanted.float()).norm() <= TOLERANCE[dtype] * wanted.float().norm()
+    q = torch.zeros_like(q)
+    assert (launch_whole(q, k, v, 1e-15, exact) == 0).all(), "a row of zero queries gives zeros"
+
+
+def test_many_heads_of_few_tokens_take_one_kernel(draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fewer.kernels.triton.linear_attention as module
+
+    q, k, v = (draw(8, 5, 8, 16, dtype=torch.bfloat16) for _ in range(3))
+    wanted = reference_apply(q, reference_state(k, v), 1e-15)
+    monkeypatch.setattr(module, "_partial_states", lambda *_: pytest.fail("took two"))
+    found = module.launch_linear_attention(q, k, v, 1e-15)
+    assert (found.float() - wanted.float()).norm() <= 1e-2 * wanted.float().norm()

@@ -64,3 +64,18 @@ def test_the_sum_before_it(dim: int, resident: bool | None, norm: bool, gated: b
     difference = (found[0].int() - wanted[0].int()).abs()
     assert difference.max() <= 1 and difference.float().mean() < 0.01
     assert (found[2] - wanted[2]).float().norm() < 1e-2 * wanted[2].float().norm()
+
+
+@pytest.mark.parametrize("dim", [4097, 5000])
+@pytest.mark.parametrize("ready", [False, True])
+def test_rows_too_long_for_registers(dim: int, ready: bool, draw) -> None:
+    from fewer.kernels.triton.quantize import launch_quantize_rows
+
+    x, smooth = draw(3, dim), draw(dim).abs() + 0.5
+    x[1] = 0
+    inverse = 1 / smooth if ready else None
+    found = launch_quantize_rows(x, smooth, None, None, None, 1e-6, inverse=inverse)
+    wanted = reference_quantize_rows(x, smooth, None, None, None, 1e-6)
+    assert torch.allclose(found[1], wanted[1], rtol=1e-6) and found[1][1] == 0
+    difference = (found[0].int() - wanted[0].int()).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 0.001

@@ -63,14 +63,19 @@ class DenseProduct:
 
 
 def make_product(
-    layers: Sequence[nn.Module], scratch: WeightScratch, dtype: torch.dtype, *, keep: bool = False
+    layers: Sequence[nn.Module],
+    scratch: WeightScratch,
+    dtype: torch.dtype,
+    *,
+    keep: bool = False,
+    fold: bool = False,
 ) -> Product | None:
     """The product of layers that read the same rows, or None if the engine has none for them."""
     if all(is_dense(layer) for layer in layers):
         return DenseProduct(layers)
     first = layers[0]
     if all(hasattr(layer, "fuse") for layer in layers):
-        return first.fuse(layers[1:], scratch, dtype, keep=keep)  # pyright: ignore
+        return first.fuse(layers[1:], scratch, dtype, keep=keep, fold=fold)  # pyright: ignore
     return None
 
 

@@ -12,8 +12,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from fewer.generate.engine.graphs import StepGraphs
 from fewer.generate.engine.layouts import lay_out
@@ -67,14 +69,17 @@ class FusedSanaBlock(SanaBlock):
 
     scratch: WeightScratch
     keep: bool
+    fold: bool
     _tried: Hashable
     _plan: _Plan | None
 
     @classmethod
-    def around(cls, original: SanaBlock, scratch: WeightScratch, *, keep: bool) -> "FusedSanaBlock":
+    def around(
+        cls, original: SanaBlock, scratch: WeightScratch, *, keep: bool, fold: bool = False
+    ) -> "FusedSanaBlock":
         """Shares the original's tensors. Layers may still be replaced afterwards (adapters)."""
         block = shell(cls, original)
-        block.scratch, block.keep, block._tried, block._plan = scratch, keep, None, None
+        block.scratch, block.keep, block.fold, block._tried, block._plan = scratch, keep, fold, None, None
         lay_out(block.ff.conv_depth)
         return block
 
@@ -100,7 +105,8 @@ class FusedSanaBlock(SanaBlock):
         if self._tried != (self.key(), dtype):
             with torch.inference_mode(False), torch.no_grad():
                 products = [
-                    make_product(group, self.scratch, dtype, keep=self.keep) for group in self.layers()
+                    make_product(group, self.scratch, dtype, keep=self.keep, fold=self.fold)
+                    for group in self.layers()
                 ]
             self._tried = (self.key(), dtype)  # asked again, since joining weights has moved them
             known = all(product is not None for product in products)
@@ -188,12 +194,21 @@ class FusedSana(SanaTransformer):
     _version: tuple[object, Hashable]
 
     @classmethod
-    def around(cls, original: SanaTransformer, *, keep_expanded: bool, graphed: bool | None) -> "FusedSana":
+    def around(
+        cls,
+        original: SanaTransformer,
+        *,
+        keep_expanded: bool,
+        graphed: bool | None,
+        fold_branch: bool = False,
+    ) -> "FusedSana":
         """Shares the original's tensors. `graphed`: None is "on a GPU"; True on the CPU is for tests."""
         model = shell(cls, original)
         scratch = WeightScratch()
         model.transformer_blocks = nn.ModuleList(
-            FusedSanaBlock.around(block, scratch, keep=keep_expanded) if type(block) is SanaBlock else block
+            FusedSanaBlock.around(block, scratch, keep=keep_expanded, fold=fold_branch)
+            if type(block) is SanaBlock
+            else block
             for block in original.transformer_blocks
         )
         dtype = original.scale_shift_table.dtype
@@ -265,15 +280,22 @@ class FusedSana(SanaTransformer):
     def _embed(self, latents: Tensor) -> Float[Tensor, "batch tokens dim"]:
         """Patches to contiguous rows; positions are computed once per size, not once per step."""
         embed = self.patch_embed
-        patches = embed.proj(latents)
-        tokens = patches.flatten(2).transpose(1, 2)
+        batch, _, height, width = latents.shape
+        if type(embed.proj) is nn.Conv2d and not embed.proj._forward_hooks:
+            # As a product of rows, where a convolution's result would be transposed in a pass of its own.
+            p = self.params.patch_size
+            rows = rearrange(latents, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
+            tokens = linear(rows, embed.proj.weight.flatten(1), embed.proj.bias).unflatten(0, (batch, -1))
+        else:
+            tokens = embed.proj(latents).flatten(2).transpose(1, 2)
         if embed.interpolation_scale is None:
             return tokens.contiguous()
-        place = (*patches.shape[2:], latents.device)
+        grid = (height // self.params.patch_size, width // self.params.patch_size)
+        place = (*grid, latents.device)
         if place not in self._positions:
             with torch.inference_mode(False):
                 self._positions[place] = sincos_positions(
-                    *patches.shape[2:], tokens.shape[2], embed.base, embed.interpolation_scale, tokens.device
+                    *grid, tokens.shape[2], embed.base, embed.interpolation_scale, tokens.device
                 )
         return (tokens + self._positions[place]).to(tokens.dtype).contiguous()
 

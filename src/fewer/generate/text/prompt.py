@@ -9,7 +9,7 @@ Negative prompts are encoded without the instruction (arXiv 2410.10629, section 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,11 +37,16 @@ class TextEmbedding:
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here."""
+    """The part of a transformers tokenizer that is used here.
 
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
+    Its ids are for type checkers alone: transformers computes them, and from Python 3.12 on `isinstance` sees
+    only attributes that are stored.
+    """
+
+    if TYPE_CHECKING:
+        bos_token_id: int | None
+        eos_token_id: int | None
+        pad_token_id: int | None
 
     def encode(self, text: str) -> list[int]: ...
 

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fewer.kernels.triton.chain import chained, follow
 from fewer.kernels.triton.gates import silu
 from fewer.kernels.triton.taps import columns, filled, row_of_taps, weights
 
@@ -13,8 +14,9 @@ from fewer.kernels.triton.taps import columns, filled, row_of_taps, weights
 def _depthwise_gated_kernel(
     x, weight, bias, out, height, width, channels,
     LINES: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr, CHANNELS: tl.constexpr,
-    PRE_SILU: tl.constexpr, FAST: tl.constexpr,
+    PRE_SILU: tl.constexpr, FAST: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAIN)
     strips = tl.cdiv(height, LINES)
     image, top = tl.program_id(2) // strips, (tl.program_id(2) % strips) * LINES
     first = (tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)) * EACH
@@ -80,6 +82,6 @@ def launch_depthwise_gated(
             features, weight.flatten(1).t().contiguous(), bias.contiguous(), out, height, width, channels,
             LINES=lines, GROUPS=groups, EACH=each, CHANNELS=block, PRE_SILU=pre_silu,
             FAST=features.is_cuda and features.dtype.itemsize == 2, num_warps=warps,
-            maxnreg=registers,
+            maxnreg=registers, **chained(features.device),
         )  # fmt: skip
     return out

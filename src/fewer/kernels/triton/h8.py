@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fewer.kernels.triton.hopper import fits_hopper, hopper_product
 from fewer.kernels.triton.norms import launch_gated_add
+from fewer.kernels.triton.quantize import round_half_even
 
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2}
 
@@ -43,8 +44,9 @@ def _decoded(codes, scale, step, smooth, down, up_rows, columns, dim, rank,
 
 @triton.jit
 def _decode_h8_kernel(
-    packed, group_scale, channel_scale, smooth, down, up, out, rows, dim, rank,
+    packed, group_scale, channel_scale, smooth, down, up, out, round_to, rows, dim, rank,
     ROWS: tl.constexpr, RANK: tl.constexpr, SMOOTH: tl.constexpr, LOW_RANK: tl.constexpr, WIDE: tl.constexpr,
+    ROUND: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     group, groups = tl.program_id(1), dim // 64
@@ -63,15 +65,23 @@ def _decode_h8_kernel(
         )
         if WIDE:  # the interpreter cannot multiply bf16
             up_rows = up_rows.to(tl.float32)
+    inverse = step
+    if ROUND:
+        unit = tl.load(round_to + row, mask=alive, other=1.0).to(tl.float32)
+        inverse = (1.0 / tl.where(unit > 0.0, unit, 1.0))[:, None]
     columns = group * 64 + lane
     codes = (byte & 15).to(tl.int32) - 8
     w = _decoded(codes, scale, step, smooth, down, up_rows, columns, dim, rank, SMOOTH, RANK, LOW_RANK, WIDE)
     where = out + row[:, None] * dim + columns[None, :]
+    if ROUND:
+        w = tl.minimum(tl.maximum(round_half_even(w * inverse), -127.0), 127.0)
     tl.store(where, w.to(out.dtype.element_ty), mask=alive[:, None])
     codes = (byte >> 4).to(tl.int32) - 8
     w = _decoded(
         codes, scale, step, smooth, down, up_rows, columns + 32, dim, rank, SMOOTH, RANK, LOW_RANK, WIDE
     )
+    if ROUND:
+        w = tl.minimum(tl.maximum(round_half_even(w * inverse), -127.0), 127.0)
     tl.store(where + 32, w.to(out.dtype.element_ty), mask=alive[:, None])
 
 
@@ -157,6 +167,7 @@ def launch_decode_h8(
     down: Tensor | None,
     up: Tensor | None,
     out: Tensor,
+    step: Tensor | None = None,
     block: int = 64,
 ) -> None:
     """As `reference_decode_h8`; all tensors contiguous."""
@@ -167,9 +178,10 @@ def launch_decode_h8(
     rank = down.shape[0] if down is not None else 0
     _decode_h8_kernel[(triton.cdiv(rows, block), half // 32)](
         packed, group_scale, channel_scale, channel_scale if smooth is None else smooth,
-        down if low_rank else channel_scale, up if low_rank else channel_scale, out, rows, half * 2, rank,
+        down if low_rank else channel_scale, up if low_rank else channel_scale, out,
+        channel_scale if step is None else step, rows, half * 2, rank,
         ROWS=block, RANK=max(16, triton.next_power_of_2(rank)), SMOOTH=smooth is not None, LOW_RANK=low_rank,
-        WIDE=not packed.is_cuda,
+        WIDE=not packed.is_cuda, ROUND=step is not None,
     )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fewer.kernels.triton.hopper_product import RENAMED, fetch, send
+from fewer.kernels.triton.chain import chained
+from fewer.kernels.triton.hopper_product import RENAMED, fetch, follow, send
 
 CHUNK = 64
 MOST_KEYS = 5 * CHUNK
@@ -51,7 +52,7 @@ def _attention_kernel(
     query_desc, query_rest_desc, key_desc, key_rest_desc, value_desc, value_rest_desc, out_desc,
     out_rest_desc, visible, tokens, length, scale,
     QUERIES: gl.constexpr, CHUNK: gl.constexpr, CHUNKS: gl.constexpr, REST: gl.constexpr,
-    MASKED: gl.constexpr,
+    MASKED: gl.constexpr, CHAIN: gl.constexpr,
 ):  # fmt: skip
     S: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[QUERIES // 16, 1], instr_shape=[16, CHUNK, 16]
@@ -69,6 +70,7 @@ def _attention_kernel(
     for i in gl.static_range(3):
         mbarrier.init(here.index(i), count=1)
     fence_async_shared()
+    follow(CHAIN)
     head, batch = gl.program_id(1), gl.program_id(2)
     bar = here.index(1)
     mbarrier.expect(bar, CHUNKS * (key_desc.block_type.nbytes + key_rest_desc.block_type.nbytes))
@@ -172,6 +174,7 @@ def launch_attention(
         *descriptors, query if visible is None else visible.contiguous().view(torch.uint8), tokens, length,
         1.4426950408889634 / wide**0.5, QUERIES=queries, CHUNK=CHUNK, CHUNKS=triton.cdiv(length, CHUNK),
         REST=rest, MASKED=visible is not None, num_warps=queries // 16,
+        **chained(query.device),
     )  # fmt: skip
     return out
 

@@ -23,6 +23,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from fewer.kernels.triton.chain import chained
+
 ROWS = 128
 COLUMNS = 128
 STAGES = 6
@@ -53,6 +55,18 @@ def gate_by_tanh(y, inner):
     )
     half = 0.5 * y
     return half * turn + half
+
+
+@gluon.jit
+def follow(CHAIN: gl.constexpr):
+    """As in `chain`, for kernels in Gluon."""
+    if CHAIN:
+        gl.inline_asm_elementwise(
+            "griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+        )
+        gl.inline_asm_elementwise(
+            "griddepcontrol.launch_dependents; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+        )
 
 
 @gluon.jit
@@ -187,7 +201,7 @@ def _product_kernel(
     rows_desc, weight_desc, low_desc, up_desc, out_desc, row_scale, column_scale, bias, count, outputs, dim,
     ROWS: gl.constexpr, COLUMNS: gl.constexpr, CHUNK: gl.constexpr, STAGES: gl.constexpr,
     GROUPED: gl.constexpr, RANK: gl.constexpr, INT8: gl.constexpr, BIAS: gl.constexpr,
-    ACTIVATION: gl.constexpr,
+    ACTIVATION: gl.constexpr, CHAIN: gl.constexpr,
 ):  # fmt: skip
     rows = gl.allocate_shared_memory(rows_desc.dtype, [STAGES, ROWS, CHUNK], rows_desc.layout)
     weights = gl.allocate_shared_memory(weight_desc.dtype, [STAGES, COLUMNS, CHUNK], weight_desc.layout)
@@ -202,6 +216,7 @@ def _product_kernel(
     for i in gl.static_range(2):
         mbarrier.init(turns.index(i), count=1)
     fence_async_shared()
+    follow(CHAIN)
     row_blocks, column_blocks = gl.cdiv(count, ROWS), gl.cdiv(outputs, COLUMNS)
     steps = gl.cdiv(dim, CHUNK)
     gl.warp_specialize(
@@ -252,6 +267,7 @@ def launch_product(
         row_scale, column_scale, filler if bias is None else bias.contiguous(), count, outputs, dim,
         ROWS=ROWS, COLUMNS=COLUMNS, CHUNK=chunk, STAGES=STAGES, GROUPED=GROUPED,
         RANK=rank, INT8=rows.dtype == torch.int8, BIAS=bias is not None, ACTIVATION=activation, num_warps=4,
+        **chained(rows.device),
     )  # fmt: skip
     return out
 

@@ -9,14 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fewer.kernels.triton.chain import chained, follow
+
 
 @triton.jit
 def _state_kernel(
     key, value, states, tokens, heads, each,
     key_b, key_n, key_h, value_b, value_n, value_h,
     HEAD: tl.constexpr, DIM: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
-    EXACT: tl.constexpr,
+    EXACT: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAIN)
     part, first, batch = tl.program_id(0), tl.program_id(1) * HEADS, tl.program_id(2)
     # Neighbouring heads side by side: longer runs of memory, for products of which only blocks are kept.
     lane = tl.arange(0, HEADS * DIM)
@@ -52,8 +55,9 @@ def _apply_kernel(
     query, state, output, tokens, heads, eps,
     query_b, query_n, query_h, output_b, output_n, output_h, parts, part_stride,
     HEAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, SPLIT: tl.constexpr,
-    EXACT: tl.constexpr,
+    EXACT: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAIN)
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = block * BLOCK + tl.arange(0, BLOCK)
     columns = tl.arange(0, DIM)
@@ -89,6 +93,71 @@ def _apply_kernel(
     tl.store(where, result.to(output.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _whole_kernel(
+    query, key, value, output, tokens, eps,
+    query_b, query_n, query_h, key_b, key_n, key_h, value_b, value_n, value_h, output_b, output_n, output_h,
+    HEAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, HALF: tl.constexpr,
+    WIDE: tl.constexpr, EXACT: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    # One program for all tokens of a head: the state never leaves its registers.
+    follow(CHAIN)
+    head, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    columns = tl.arange(0, DIM)
+    known = columns < HEAD
+    key += batch * key_b + head * key_h + columns[None, :]
+    value += batch * value_b + head * value_h + columns[None, :]
+    SUM: tl.constexpr = tl.float64 if EXACT else tl.float32  # pyright: ignore
+    total = tl.zeros((DIM, DIM), dtype=SUM)
+    seen = tl.zeros((BLOCK, DIM), dtype=tl.float32)
+    exact_ones = tl.zeros((DIM, 16), dtype=SUM)
+    for start in tl.range(0, tokens, BLOCK, num_stages=STAGES):  # pyright: ignore
+        rows = start + tl.arange(0, BLOCK)
+        inside = (rows < tokens)[:, None] & known[None, :]
+        k = tl.load(key + rows[:, None] * key_n, mask=inside, other=0.0)
+        v = tl.load(value + rows[:, None] * value_n, mask=inside, other=0.0)
+        if WIDE:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        k = tl.maximum(k.to(tl.float32), 0.0).to(k.dtype)
+        if EXACT:
+            total += tl.dot(tl.trans(k), v, input_precision="ieee").to(SUM)
+            # Also by a product: a sum over rows would make the warps wait for each other.
+            one = tl.full((BLOCK, 16), 1.0, dtype=k.dtype)
+            exact_ones += tl.dot(tl.trans(k), one, input_precision="ieee").to(SUM)
+        else:
+            total = tl.dot(tl.trans(k), v, acc=total, input_precision="ieee")
+            seen += k.to(tl.float32)
+    # All columns of the exact ones are equal.
+    ones = tl.max(exact_ones, axis=1).to(tl.float32) if EXACT else tl.sum(seen, axis=0)
+    total = total.to(tl.float32)
+    query += batch * query_b + head * query_h + columns[None, :]
+    output += batch * output_b + head * output_h + columns[None, :]
+    # As the sum of two 16-bit numbers the state keeps nearly fp32's precision on 16-bit tensor cores.
+    high = total.to(query.dtype.element_ty)
+    low = (total - high.to(tl.float32)).to(high.dtype)
+    for start in tl.range(0, tokens, BLOCK, num_stages=STAGES):  # pyright: ignore
+        rows = start + tl.arange(0, BLOCK)
+        inside = (rows < tokens)[:, None] & known[None, :]
+        q = tl.load(query + rows[:, None] * query_n, mask=inside, other=0.0)
+        positive = tl.maximum(q.to(tl.float32), 0.0)
+        if WIDE:
+            top = tl.dot(positive, total, input_precision="ieee")
+        else:
+            q = positive.to(q.dtype)
+            top = tl.dot(q, low, acc=tl.dot(q, high))
+        below = tl.sum(positive * ones[None, :], axis=1) + eps
+        result = top * (1.0 / below)[:, None]
+        if HALF:
+            result = tl.minimum(tl.maximum(result, -65504.0), 65504.0)
+        tl.store(output + rows[:, None] * output_n, result.to(output.dtype.element_ty), mask=inside)
+
+
+# Up to here one program reads all tokens of a head, if there are heads enough to keep the processors busy.
+MOST_TOKENS_AT_ONCE = 1024
+LEAST_PROGRAMS = 64
+Whole = tuple[int, int, int]
+"""Tokens that a program reads at a time, its warps, and how many times ahead it reads."""
+WHOLE: Whole = (128, 4, 3)
 # Above, programs that read would spend their time on adding up partial states.
 MOST_TOKENS_UNSUMMED = 4096
 
@@ -96,14 +165,38 @@ MOST_TOKENS_UNSUMMED = 4096
 def launch_linear_attention(
     query: Tensor, key: Tensor, value: Tensor, eps: float, exact: bool = False
 ) -> Tensor:
-    """Both passes; if it is little, the second adds up what programs of the first have found."""
-    tokens = key.shape[1]
+    """Both passes; if it is little, the second adds up what the first has found, or they are one."""
+    batch, tokens, heads, _ = key.shape
+    few = query.dtype in (torch.bfloat16, torch.float16) and tokens <= MOST_TOKENS_AT_ONCE
+    if few and query.shape == key.shape and batch * heads >= LEAST_PROGRAMS:
+        return launch_whole(query, key, value, eps, exact)
     if tokens > MOST_TOKENS_UNSUMMED:
         states = _partial_states(key, value, 1024, 64 if exact else 128, exact).sum(0, keepdim=True)
     else:
         each = max(256, triton.cdiv(tokens, 8 * 128) * 128)
         states = _partial_states(key, value, each, 64 if exact else 128, exact)
     return _apply(query, states, eps, None, 128)
+
+
+def launch_whole(
+    query: Tensor, key: Tensor, value: Tensor, eps: float, exact: bool = False, form: Whole = WHOLE
+) -> Tensor:
+    """The same in one kernel, for tokens that one program can walk through."""
+    query, key, value = (_last_contiguous(tensor) for tensor in (query, key, value))
+    batch, tokens, heads, dim = query.shape
+    output = torch.empty((batch, tokens, heads, dim), dtype=query.dtype, device=query.device)
+    if output.numel():
+        block, warps, stages = form
+        block = min(block, 64) if exact else block
+        _whole_kernel[(heads, batch)](
+            query, key, value, output, tokens, eps,
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
+            HEAD=dim, DIM=_lanes(dim, heads)[0], BLOCK=min(block, max(16, triton.next_power_of_2(tokens))),
+            STAGES=stages, HALF=query.dtype == torch.float16, WIDE=not query.is_cuda, EXACT=exact,
+            num_warps=warps,
+            **chained(query.device),
+        )  # fmt: skip
+    return output
 
 
 def launch_state(
@@ -141,6 +234,7 @@ def _partial_states(key: Tensor, value: Tensor, each: int, block: int, exact: bo
         key, value, states, tokens, heads, each,
         key.stride(0), key.stride(1), key.stride(2), value.stride(0), value.stride(1), value.stride(2),
         HEAD=dim, DIM=size, HEADS=together, BLOCK=block, WIDE=not key.is_cuda, EXACT=exact,
+        **chained(key.device),
     )  # fmt: skip
     return states
 
@@ -157,7 +251,7 @@ def _apply(query: Tensor, states: Tensor, eps: float, output: Tensor | None, blo
             output.stride(0), output.stride(1), output.stride(2), states.shape[0], states.stride(0),
             HEAD=dim, DIM=_lanes(dim, heads)[0], BLOCK=block,
             HALF=query.dtype == torch.float16, SPLIT=query.is_cuda and query.dtype == torch.bfloat16,
-            EXACT=states.dtype == torch.float64,
+            EXACT=states.dtype == torch.float64, **chained(query.device),
         )  # fmt: skip
     return output
 

@@ -5,13 +5,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fewer.kernels.triton.chain import chained, follow
 from fewer.kernels.triton.gates import silu
 
 ACTIVATIONS = {"none": 0, "silu": 1, "relu": 2}
 
 
 @triton.jit
-def _modulated_norm_kernel(x, shift, scale, out, tokens, dim, eps, shift_b, scale_b, BLOCK: tl.constexpr):
+def _modulated_norm_kernel(
+    x, shift, scale, out, tokens, dim, eps, shift_b, scale_b, BLOCK: tl.constexpr, CHAIN: tl.constexpr
+):  # fmt: skip
+    follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     batch = row // tokens
     columns = tl.arange(0, BLOCK)
@@ -29,8 +33,9 @@ def _modulated_norm_kernel(x, shift, scale, out, tokens, dim, eps, shift_b, scal
 @triton.jit
 def _gated_add_kernel(
     x, update, gate, shift, scale, total, normed, tokens, dim, eps, gate_b, shift_b, scale_b,
-    BLOCK: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr,
+    BLOCK: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     batch = row // tokens
     columns = tl.arange(0, BLOCK)
@@ -85,7 +90,7 @@ def launch_modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: flo
         block = triton.next_power_of_2(dim)
         _modulated_norm_kernel[(batch * length,)](
             tokens, shift, scale, out, length, dim, eps, shift.stride(0), scale.stride(0),
-            BLOCK=block, num_warps=4 if block <= 2048 else 8,
+            BLOCK=block, num_warps=4 if block <= 2048 else 8, **chained(tokens.device),
         )  # fmt: skip
     return out
 
@@ -119,6 +124,7 @@ def _gated_add(
         rows, update, *vectors, total, normed, count // batch, dim, eps,
         *(vector.stride(0) for vector in vectors),
         BLOCK=block, GATE=gate is not None, NORM=shift is not None, num_warps=4 if block <= 2048 else 8,
+        **chained(rows.device),
     )  # fmt: skip
     return total, normed
 

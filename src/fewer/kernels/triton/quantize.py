@@ -9,9 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fewer.kernels.triton.chain import chained, follow
+
 # Up to this width 16 rows and the factor of the projection fit into one processor at once.
 LONGEST_RESIDENT = 1536
 MOST_RESIDENT_ROWS = 8192
+# Up to this width a program keeps its whole row, where nothing has to be summed or normalised first.
+LONGEST_IN_REGISTERS = 4096
 
 
 @triton.jit
@@ -72,9 +76,9 @@ def _project(total, v, down, columns, dim, rank, RANK: tl.constexpr, WIDE: tl.co
 
 
 @triton.jit
-def _smoothed(v, smooth, columns, dim, SMOOTH: tl.constexpr):
+def _smoothed(v, inverse, columns, dim, SMOOTH: tl.constexpr):
     if SMOOTH:
-        v = v * (1.0 / tl.load(smooth + columns, mask=columns < dim, other=1.0).to(tl.float32))[None, :]
+        v = v * tl.load(inverse + columns, mask=columns < dim, other=1.0).to(tl.float32)[None, :]
     return v
 
 
@@ -89,11 +93,13 @@ def _store_codes(codes, v, size, row, alive, columns, dim):
 
 @triton.jit
 def _resident_kernel(
-    x, smooth, down, shift, scale, update, gate, codes, row_scale, projected, total,
+    x, inverse, down, shift, scale, update, gate, codes, row_scale, projected, total,
     rows, dim, rank, tokens, eps, shift_b, scale_b, gate_b,
     ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, RANK: tl.constexpr, NORM: tl.constexpr,
     SMOOTH: tl.constexpr, UPDATE: tl.constexpr, GATE: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAIN)
     # Rows of a width between powers of two are two pieces, so that few registers hold nothing.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     alive = row < rows
@@ -116,7 +122,7 @@ def _resident_kernel(
     ranks = tl.arange(0, RANK)
     where = projected + row[:, None] * rank + ranks[None, :]
     tl.store(where, low.to(projected.dtype.element_ty), mask=alive[:, None] & (ranks < rank)[None, :])
-    v, w = _smoothed(v, smooth, a, dim, SMOOTH), _smoothed(w, smooth, b, dim, SMOOTH)
+    v, w = _smoothed(v, inverse, a, dim, SMOOTH), _smoothed(w, inverse, b, dim, SMOOTH)
     size = tl.maximum(tl.max(tl.abs(v), axis=1), tl.max(tl.abs(w), axis=1)) / 127.0
     tl.store(row_scale + row, size, mask=alive)
     _store_codes(codes, v, size, row, alive, a, dim)
@@ -125,11 +131,12 @@ def _resident_kernel(
 
 @triton.jit
 def _row_kernel(
-    x, smooth, shift, scale, update, gate, codes, row_scale, total, normed,
+    x, inverse, shift, scale, update, gate, codes, row_scale, total, normed,
     dim, tokens, eps, shift_b, scale_b, gate_b,
     BLOCK: tl.constexpr, NORM: tl.constexpr, SMOOTH: tl.constexpr, UPDATE: tl.constexpr, GATE: tl.constexpr,
-    KEEP: tl.constexpr,
+    KEEP: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
+    follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     batch = row // tokens
     columns = tl.arange(0, BLOCK)
@@ -153,11 +160,41 @@ def _row_kernel(
         if KEEP:
             tl.store(normed + where, v.to(normed.dtype.element_ty), mask=known)
     if SMOOTH:
-        v = v * (1.0 / tl.load(smooth + columns, mask=known, other=1.0).to(tl.float32))
+        v = v * tl.load(inverse + columns, mask=known, other=1.0).to(tl.float32)
     size = tl.max(tl.abs(v), axis=0) / 127.0  # pyright: ignore
     tl.store(row_scale + row, size)
     code = round_half_even(v * (1.0 / tl.where(size > 0.0, size, 1.0)))
     tl.store(codes + where, tl.minimum(tl.maximum(code, -127.0), 127.0).to(tl.int8), mask=known)
+
+
+@triton.jit
+def _piece(x, inverse, columns, dim, SMOOTH: tl.constexpr):
+    v = tl.load(x + columns, mask=columns < dim, other=0.0).to(tl.float32)
+    if SMOOTH:
+        v = v * tl.load(inverse + columns, mask=columns < dim, other=1.0).to(tl.float32)
+    return v
+
+
+@triton.jit
+def _long_row_kernel(
+    x, inverse, codes, row_scale, dim, BLOCK: tl.constexpr, SMOOTH: tl.constexpr, CHAIN: tl.constexpr
+):  # fmt: skip
+    # A row in registers would leave a processor with one program; read twice, the second time from a cache,
+    # it leaves room for many, which hide each other's waiting.
+    follow(CHAIN)
+    row = tl.program_id(0).to(tl.int64)
+    x += row * dim
+    largest = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, dim, BLOCK):
+        largest = tl.maximum(largest, tl.abs(_piece(x, inverse, start + tl.arange(0, BLOCK), dim, SMOOTH)))
+    size = tl.max(largest, axis=0) / 127.0  # pyright: ignore
+    tl.store(row_scale + row, size)
+    unit = 1.0 / tl.where(size > 0.0, size, 1.0)
+    for start in range(0, dim, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        code = round_half_even(_piece(x, inverse, columns, dim, SMOOTH) * unit)
+        code = tl.minimum(tl.maximum(code, -127.0), 127.0)
+        tl.store(codes + row * dim + columns, code.to(tl.int8), mask=columns < dim)
 
 
 def launch_quantize_rows(
@@ -169,6 +206,7 @@ def launch_quantize_rows(
     eps: float,
     update: Tensor | None = None,
     gate: Tensor | None = None,
+    inverse: Tensor | None = None,
     resident: bool | None = None,
     warps: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -192,7 +230,8 @@ def launch_quantize_rows(
     # What is absent is never read.
     vectors = [rows[:1] if vector is None else _last_contiguous(vector) for vector in (shift, scale, gate)]
     strides = [vector.stride(0) for vector in vectors]
-    wide = rows if smooth is None else smooth.contiguous()
+    # Multiplied by: a division for every number would take as long as reading it.
+    factor = rows if smooth is None else (smooth.float().reciprocal() if inverse is None else inverse)
     other = rows if update is None else update.contiguous()
     flags = {
         "NORM": norm,
@@ -207,21 +246,28 @@ def launch_quantize_rows(
         each = 16  # the smallest side of a tensor-core product
         first = triton.next_power_of_2(dim) // 2
         _resident_kernel[(triton.cdiv(count, each),)](
-            rows, wide, down.contiguous(), vectors[0], vectors[1], other, vectors[2],
+            rows, factor, down.contiguous(), vectors[0], vectors[1], other, vectors[2],
             codes, row_scale, projected, total, count, dim, rank, tokens, eps, *strides,
             ROWS=each, FIRST=first, SECOND=max(16, triton.next_power_of_2(dim - first)),
             RANK=max(16, triton.next_power_of_2(rank)), ALIGNED=tokens % each == 0, WIDE=not rows.is_cuda,
-            num_warps=warps or 8, **flags,
+            num_warps=warps or 8, **flags, **chained(rows.device),
         )  # fmt: skip
         return codes, row_scale, projected, total
     keep = norm and down is not None
     normed = torch.empty_like(rows) if keep else rows
-    block = triton.next_power_of_2(dim)
-    _row_kernel[(count,)](
-        rows, wide, vectors[0], vectors[1], other, vectors[2], codes, row_scale, total, normed,
-        dim, tokens, eps, *strides,
-        BLOCK=block, KEEP=keep, num_warps=warps or (4 if block <= 4096 else 8), **flags,
-    )  # fmt: skip
+    if dim > LONGEST_IN_REGISTERS and not norm and update is None:
+        _long_row_kernel[(count,)](
+            rows, factor, codes, row_scale, dim,
+            BLOCK=LONGEST_IN_REGISTERS, SMOOTH=flags["SMOOTH"], num_warps=8, **chained(rows.device),
+        )  # fmt: skip
+    else:
+        block = triton.next_power_of_2(dim)
+        _row_kernel[(count,)](
+            rows, factor, vectors[0], vectors[1], other, vectors[2], codes, row_scale, total, normed,
+            dim, tokens, eps, *strides,
+            BLOCK=block, KEEP=keep, num_warps=warps or (4 if block <= 4096 else 8), **flags,
+            **chained(rows.device),
+        )  # fmt: skip
     if down is not None:
         source = normed if keep else (rows if update is None else total)
         projected = torch.nn.functional.linear(source.to(down.dtype), down)
