@@ -12,13 +12,14 @@ from pydantic import ConfigDict, Field
 
 from fewer.core.device import DeviceName, DtypeName, pick_device, pick_dtype
 from fewer.core.errors import ConfigError
-from fewer.core.progress import Progress
+from fewer.core.progress import Progress, track
 from fewer.quantize.checkpoint import QuantizedCheckpoint, checkpoint_of, save_quantized
 from fewer.quantize.measure import LayerReport
-from fewer.quantize.models import OpenModel, calibration, open_model
+from fewer.quantize.models import OpenModel, calibration, name_of, open_model
 from fewer.quantize.recipe import FAST, Recipe
 from fewer.quantize.roles import plan_layers
 from fewer.quantize.svdquant import describe, quantize
+from fewer.quantize.working import round_weights, stored_in, working_dtype
 
 WORK = ".unfinished"
 SAMPLE_MEBIBYTES = {"cpu": 64, "cuda": 4096}  # a GPU has room for one pass over the calibration
@@ -74,18 +75,24 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     device = pick_device(request.device)
     if not request.dry_run:
         _check_output(request)
-    opened = open_model(request.model, pick_dtype(request.dtype, device), device)
+    dtype = pick_dtype(request.dtype, device)
+    working = working_dtype(request.model, dtype, device)
+    opened = open_model(request.model, working, device)
     plan = plan_layers(opened.module)
     if request.dry_run:
         return {"model": request.model, "layers": [describe(choice) for choice in plan.choices]}
     assert request.output is not None
-    calibrate = calibration(opened, request.calibration, request.prompts, request.seed)
-    before = _pictures(opened, request) if request.report else []
-    original = sum(t.numel() * t.element_size() for t in opened.module.state_dict().values())
+    if working != dtype:
+        round_weights(opened.module, dtype)
+    calibrate = calibration(opened, request.calibration, request.prompts, request.seed, progress)
+    before = _pictures(opened, request, progress) if request.report else []
+    original = sum(
+        t.numel() * min(t.element_size(), dtype.itemsize) for t in opened.module.state_dict().values()
+    )
     recipe = dataclasses.replace(
         FAST if request.preset == "fast" else Recipe(),
-        gptq=request.gptq, unsigned=request.unsigned, seed=request.seed,
-        sample_mebibytes=SAMPLE_MEBIBYTES[device.type],
+        gptq=request.gptq, unsigned=request.unsigned, seed=request.seed, branch_dtype=name_of(dtype),
+        sample_mebibytes=SAMPLE_MEBIBYTES[device.type] * working.itemsize // dtype.itemsize,
     )  # fmt: skip
     work = request.output.with_name(f"{request.output.name}{WORK}")
     if not request.resume and work.exists():
@@ -95,14 +102,15 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
         recipe=recipe, plan=plan, store=work / "layers", progress=progress,
     )  # fmt: skip
     reports: list[LayerReport] = opened.module.quantization_reports  # pyright: ignore
-    checkpoint = checkpoint_of(opened.module, opened.config)
+    checkpoint = stored_in(checkpoint_of(opened.module, opened.config), dtype)
     result = _figures(request, checkpoint, reports, original, time.perf_counter() - began)
     staged = work / "output"
     save_quantized(checkpoint, staged)
     if request.report:
         from fewer.quantize.report import write_report
 
-        write_report(staged / "report.html", result, reports, before, _pictures(opened, request))
+        after = _pictures(opened, request, progress)
+        write_report(staged / "report.html", result, reports, before, after)
     staged.rename(request.output)
     shutil.rmtree(work)
     return result | {"output": str(request.output)}
@@ -115,7 +123,7 @@ def _check_output(request: QuantizeRequest) -> None:
         raise ConfigError(f"--output {request.output.name!r} exists already; choose another")
 
 
-def _pictures(opened: OpenModel, request: QuantizeRequest) -> list[tuple[str, object]]:
+def _pictures(opened: OpenModel, request: QuantizeRequest, progress: Progress) -> list[tuple[str, object]]:
     """(prompt or class, picture) at the same seeds, before and after; none for models that draw nothing."""
     prompts = list(request.report_prompts)
     if not prompts and opened.pipeline is not None and request.calibration is not None:
@@ -129,7 +137,8 @@ def _pictures(opened: OpenModel, request: QuantizeRequest) -> list[tuple[str, ob
         prompts = prompts or list(opened.class_names[:4])
     elif opened.pipeline is None:
         return []
-    return [(prompt, opened.draw(prompt, request.seed + i)) for i, prompt in enumerate(prompts[:8])]
+    drawn = track(prompts[:8], progress, "draw for the report")
+    return [(prompt, opened.draw(prompt, request.seed + i)) for i, prompt in enumerate(drawn)]
 
 
 def _figures(

@@ -9,12 +9,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_bytes, read_json
+from fewer.core.progress import Progress, SilentProgress, track
 from fewer.generate.class_pictures import CLASS_NAME
 from fewer.generate.transformer import SanaTransformer
 from fewer.quantize.for_diffusers import (
@@ -94,7 +96,7 @@ def _open_pipeline(model: str, folder: Path, dtype: torch.dtype, device: torch.d
     if "Sana" in str(kind):
         from fewer.generate.pipeline import TextToImage
 
-        pipeline = TextToImage.load(model, device=str(device), dtype=_name(dtype))
+        pipeline = TextToImage.load(model, device=str(device), dtype=name_of(dtype))
         if not isinstance(pipeline.transformer, SanaTransformer):
             raise ConfigError("this model has generated weights (adaln+can); only plain ones are quantized")
         return OpenModel(pipeline.transformer, _sana_config(pipeline.transformer), folder, pipeline)
@@ -154,7 +156,7 @@ def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
 
 
 def calibration(
-    opened: OpenModel, prompts: Path | None, limit: int, seed: int
+    opened: OpenModel, prompts: Path | None, limit: int, seed: int, progress: Progress | None = None
 ) -> Callable[[], object] | None:
     """A function that runs the model on the prompts of a text file, one a line; None without a file.
 
@@ -171,8 +173,7 @@ def calibration(
     if not lines:
         raise DataError(f"{prompts.name!r} has no prompt; write one a line")
     if opened.pipeline is not None:
-        pipeline = opened.pipeline
-        return lambda: [pipeline(line, seed=seed + index, steps=STEPS) for index, line in enumerate(lines)]  # pyright: ignore
+        return _drawing(opened.pipeline, lines, seed, progress or SilentProgress())
     if opened.folder is not None and (opened.folder / "tokenizer_config.json").exists():
         return language_calibration(opened.module, opened.folder, lines)
     raise ConfigError(
@@ -180,6 +181,16 @@ def calibration(
         "with its tokenizer; "
         "calibrate other models from Python: fewer.quantize.quantize(module, calibrate=...)"
     )
+
+
+def _drawing(pipeline: object, lines: list[str], seed: int, progress: Progress) -> Callable[[], object]:
+    """Draws each prompt in a few steps."""
+
+    def run() -> None:
+        for index, line in enumerate(track(lines, progress, "calibrate")):
+            pipeline(line, seed=seed + index, steps=STEPS)  # pyright: ignore
+
+    return run
 
 
 def class_calibration(module: nn.Module, classes: int, limit: int, seed: int) -> Callable[[], object]:
@@ -216,5 +227,8 @@ def _sana_config(module: SanaTransformer) -> dict[str, object]:
     return {"_class_name": "SanaTransformer2DModel", "fewer_params": dataclasses.asdict(module.params)}
 
 
-def _name(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+def name_of(dtype: torch.dtype) -> Literal["bf16", "fp16", "fp32"]:
+    """Its name on the command line."""
+    names: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]]
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names[dtype]

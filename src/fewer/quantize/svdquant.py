@@ -111,15 +111,17 @@ def _solve_all(
     widths = {choice.name: choice.shape[1] for choice in plan.choices}
     itemsize = next(module.parameters()).element_size()
     passes, rows = plan_passes(todo, widths, recipe, itemsize) if calibrate else ([todo], 0)
-    progress.start("quantize", len(plan.groups) + len(modulation))
+    finished = len(plan.groups) - len(todo)
     try:
-        progress.advance(len(plan.groups) - len(todo))
         for chunk in passes:
             seen = Observations({}, {})
             if calibrate is not None and chunk:
                 budget = recipe.sample_mebibytes * 2**20
                 seen = observe(module, chunk, calibrate, recipe, rows, budget // BLOCK_SHARE)
                 _warn_unseen(chunk, seen)
+            progress.start("quantize", len(plan.groups) + len(modulation))  # after `calibrate`'s own progress
+            progress.advance(finished)
+            finished += len(chunk)
             for group in chunk:
                 parts = [_part(module, plan, names, seen, form, recipe) for names in group.parts]
                 loss = block_loss(module, group.block, seen.calls.get(group.block, []), form)
