@@ -60,7 +60,7 @@ def recbole_model(source: Path, name: str, items: int, device: str) -> nn.Module
     return getattr(module, name)(settings, dataset).to(device)
 
 
-def recbole_steps(model: nn.Module, split: Split, device: str) -> Iterator[int]:
+def recbole_steps(model: nn.Module, split: Split, device: str, rate: float = 1e-3) -> Iterator[int]:
     """Right-padded batches, loss, Adam; yields the pairs of each step."""
     run = _Run(nn.Linear(1, 1), split, TrainingPlan(), LENGTH)
     lists, lengths = torch.zeros(len(split.train), LENGTH, dtype=torch.long), []
@@ -73,7 +73,7 @@ def recbole_steps(model: nn.Module, split: Split, device: str) -> Iterator[int]:
         rows = histories.gather(1, shift.clamp(max=width - 1)) * (shift < width)
         lists[start : start + BATCH, :width] = rows
     targets = run.prefixes.items[positions].long()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     model.train()
     while True:
         for rows in torch.randperm(len(positions)).split(BATCH):

@@ -34,3 +34,6 @@ def test_a_block_equals_torch_s_own_layer() -> None:
     with torch.no_grad():
         wanted = layer(rows, src_mask=~allowed[0, 0])
         torch.testing.assert_close(block(rows, allowed), wanted, atol=1e-5, rtol=1e-5)
+        for mask in (allowed, None):
+            last = block(rows, mask, last_only=True)
+            torch.testing.assert_close(last, wanted[:, -1:], atol=1e-5, rtol=1e-5)

@@ -28,13 +28,15 @@ class BERT4Rec(nn.Module):
         self.head_norm = nn.LayerNorm(shape.dim)
         self.apply(initialise)
 
-    def _rows(self, items: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
+    def _rows(
+        self, items: Int[Tensor, "batch length"], last_only: bool = False
+    ) -> Float[Tensor, "batch kept dim"]:
         most = self.shape.length + 1
         slots = torch.arange(most - items.shape[1], most, device=items.device)
         rows = self.dropout(self.item_embedding(items) + self.position_embedding(slots))
         allowed = allowed_pairs(items, causal=False)
-        for block in self.blocks:
-            rows = block(rows, allowed)
+        for depth, block in enumerate(self.blocks, start=1):
+            rows = block(rows, allowed, last_only=last_only and depth == len(self.blocks))
         return self.norm(rows)
 
     def encode_masked(
@@ -46,4 +48,4 @@ class BERT4Rec(nn.Module):
 
     def forward(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
         asked = functional.pad(histories[:, -self.shape.length :], (0, 1), value=self.mask_token)
-        return self.head_norm(functional.gelu(self.head(self._rows(asked)[:, -1])))
+        return self.head_norm(functional.gelu(self.head(self._rows(asked, last_only=True)[:, -1])))

@@ -25,17 +25,20 @@ class SASRec(nn.Module):
         self.norm = nn.LayerNorm(shape.dim)
         self.apply(initialise)
 
-    def encode_all(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch kept dim"]:
-        """The state after every item. Positions are counted from the right, where the newest item is."""
+    def encode_all(
+        self, histories: Int[Tensor, "batch length"], last_only: bool = False
+    ) -> Float[Tensor, "batch kept dim"]:
+        """The state after every item, or after the last alone, for which the last block computes one row.
+        Positions are counted from the right, where the newest item is."""
         histories = histories[:, -self.shape.length :]
         slots = torch.arange(
             self.shape.length - histories.shape[1], self.shape.length, device=histories.device
         )
         rows = self.dropout(self.item_embedding(histories) + self.position_embedding(slots))
         allowed = None if self.shape.full_histories else allowed_pairs(histories, causal=True)
-        for block in self.blocks:
-            rows = block(rows, allowed)
+        for depth, block in enumerate(self.blocks, start=1):
+            rows = block(rows, allowed, last_only=last_only and depth == len(self.blocks))
         return self.norm(rows)
 
     def forward(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
-        return self.encode_all(histories)[:, -1]
+        return self.encode_all(histories, last_only=True)[:, -1]

@@ -42,20 +42,37 @@ class AttentionBlock(nn.Module):
         self.dropout = Dropout(shape.dropout)
 
     def forward(
-        self, rows: Float[Tensor, "batch length dim"], allowed: Bool[Tensor, "batch 1 length length"] | None
-    ) -> Float[Tensor, "batch length dim"]:
-        """Without `allowed`, every row sees itself and all before it."""
-        joined = self.queries_keys_values(self.attention_norm(rows))
-        queries, keys, values = rearrange(joined, "b l (three h d) -> three b h l d", three=3, h=self.heads)
+        self,
+        rows: Float[Tensor, "batch length dim"],
+        allowed: Bool[Tensor, "batch 1 length length"] | None,
+        last_only: bool = False,
+    ) -> Float[Tensor, "batch kept dim"]:
+        """Without `allowed`, every row sees itself and all before it. With `last_only` all rows are looked at,
+        but only the last one is computed."""
+        kept, dim = 1 if last_only else rows.shape[1], rows.shape[2]
+        normed, weights, biases = (
+            self.attention_norm(rows), self.queries_keys_values.weight, self.queries_keys_values.bias
+        )  # fmt: skip
+        if last_only:
+            asked = functional.linear(normed[:, -1:], weights[:dim], biases[:dim])
+            queries = rearrange(asked, "b l (h d) -> b h l d", h=self.heads)
+            seen = functional.linear(normed, weights[dim:], biases[dim:])
+            keys, values = rearrange(seen, "b l (two h d) -> two b h l d", two=2, h=self.heads)
+            allowed = None if allowed is None else allowed[:, :, -1:].contiguous()
+        else:
+            joined = functional.linear(normed, weights, biases)
+            queries, keys, values = rearrange(
+                joined, "b l (three h d) -> three b h l d", three=3, h=self.heads
+            )
         mixed = functional.scaled_dot_product_attention(
             queries,
             keys,
             values,
             attn_mask=allowed,
             dropout_p=self.dropout.rate if self.training else 0.0,
-            is_causal=allowed is None,
+            is_causal=allowed is None and not last_only,
         )
-        rows = rows + self.dropout(self.output(rearrange(mixed, "b h l d -> b l (h d)")))
+        rows = rows[:, -kept:] + self.dropout(self.output(rearrange(mixed, "b h l d -> b l (h d)")))
         return rows + self.dropout(
             self.narrow(self.dropout(functional.gelu(self.widen(self.feed_norm(rows)))))
         )
