@@ -1,107 +1,150 @@
-"""Displaced bands on the built-in model, before its judges: what does a picture lose? runs on: cpu
+"""Displaced bands on the built-in model, before its judges: what does a picture lose? runs on: cpu and gpu
 
 Every prompt is drawn from the same noises on one device and on 2 and 4 simulated ones, with 4 warm-up steps;
-then the judges of builtin_model.py score all of them, and the PSNR to one device is taken. Run:
-python benchmarks/parallel_quality.py --sprites sprites.safetensors --judge judge.safetensors
-(both files are kept by a training run and by builtin_model.py --judge; --packages NODE_MODULES makes them)
-Hundreds of pictures want GPUs, where the language model need not be: with --texts FILE only the prompts are
-encoded, and `scaling.py --items quality --texts FILE --judge judge.safetensors` does the rest.
+then the judges of builtin_model.py (the stored file) score all of them, and the PSNR to one device is taken.
+Simulated bands give the pictures of real ones, one process is enough. In fp32, so that nothing but the
+staleness differs. The language model need not be where the pictures are drawn: a first call with --texts FILE
+encodes the prompts into it and stops, later ones read it. The same pictures are judged twice, so the
+difference of a judge's shares has the standard error of paired samples, which is given beside it.
 """
-# bench: cpu, 30 min:
+# bench: gpu, 3 min: --texts parallel_texts.safetensors --noises 7 --prompts 100
 
 import argparse
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from builtin_model import trained_judge
+from builtin_model import JUDGE
 from parallel_pictures import Texts, decoded, drawn_latents, psnr, scenes_of, write_texts
 from record import record
 from torch import Tensor, nn
 
-from fewer.generate.model_folder import open_parts
-from fewer.generate.scenes.compose import SceneRenderer
-from fewer.generate.scenes.judges import judge_pictures
+from fewer.core.device import pick_device
+from fewer.generate.autoencoder import DCAutoencoder
+from fewer.generate.model_folder import DEFAULT_MODEL, open_parts
+from fewer.generate.scenes.compose import Scene
+from fewer.generate.scenes.judges import SpriteJudge, judge_pictures
 from fewer.generate.scenes.pool import Vocabulary
 from fewer.generate.scenes.presets import preset
-from fewer.generate.scenes.sprites import load_sprites, render_sprites
+from fewer.generate.transformer import SanaTransformer
 from fewer.parallel import Group, ParallelPlan, parallelize, run_simulated
+
+JUDGES = ("colour", "count", "left_right", "order", "style", "identity")
 
 
 def plans() -> dict[str, ParallelPlan]:
+    """The default first, then what else there is."""
     found = {}
+    for rule in ("corrected", "replace"):
+        for devices in (2, 4):
+            found[f"{devices} bands, displaced, {rule}"] = ParallelPlan(
+                devices=devices, mode="displaced", warmup_steps=4, state_rule=rule
+            )
     for devices in (2, 4):
-        displaced = {"devices": devices, "mode": "displaced", "warmup_steps": 4}
-        found[f"{devices} bands, displaced, corrected"] = ParallelPlan(**displaced)
-        found[f"{devices} bands, displaced, replace"] = ParallelPlan(**displaced, state_rule="replace")
         found[f"{devices} bands, naive"] = ParallelPlan(devices=devices, mode="naive")
     return found
 
 
 def main() -> None:
     options = arguments()
-    chosen = preset(options.preset)
-    sprites = load_sprites(options.sprites) if options.sprites else render_sprites(
-        options.packages, chosen.concepts or {}, chosen.styles, chosen.sprite_side
-    )  # fmt: skip
-    vocabulary = Vocabulary(sprites.words(), sprites.styles)
-    parts = open_parts(options.model, dtype=torch.float32, device=torch.device("cpu"))
+    chosen, folder = preset("emoji"), DEFAULT_MODEL if options.model is None else options.model
+    vocabulary = Vocabulary(tuple((chosen.concepts or {}).values()), tuple(chosen.styles))
     scenes = scenes_of(vocabulary, options.prompts)
-    file = options.texts or Path("parallel_texts.safetensors")
-    write_texts(file, parts, scenes)
-    if options.texts:
+    if not options.texts.exists():
+        parts = open_parts(folder, dtype=torch.float32, device=torch.device("cpu"))
+        write_texts(options.texts, parts, scenes)
+        print(f"{options.texts}: {options.texts.stat().st_size} bytes; call again to draw")
         return
-    judge = trained_judge(options.judge, SceneRenderer(sprites, chosen.side), vocabulary, options.judge_steps)
-    texts = Texts(file, torch.device("cpu"))
+    device = pick_device(options.device)
+    texts = Texts(options.texts, device)
+    transformer = SanaTransformer.load(folder, torch.float32, device).eval()
+    autoencoder = DCAutoencoder.load(folder / "vae", torch.float32, device).eval()
+    judge = SpriteJudge.load(JUDGE, vocabulary.words, vocabulary.styles).to(device)
     owners = [scene for scene in scenes for _ in range(options.noises)]
-    first: Tensor | None = None
-    rows: list[dict[str, object]] = []
+    table = Table(options, judge, owners, device)
 
-    def draw(transformer: nn.Module) -> Tensor:
-        return drawn_latents(transformer, texts, options.noises, options.steps, 16)
+    def draw(network: nn.Module) -> Tensor:
+        return drawn_latents(network, texts, options.noises, options.steps, options.batch)
 
-    def add(name: str, latents: Tensor, seconds: float) -> Tensor:
-        pictures = decoded(parts.autoencoder, latents, 16)
-        row: dict[str, object] = {"what": name, **asdict(judge_pictures(judge, pictures, owners))}
-        if first is not None:
-            found = psnr(pictures, first)
-            row |= {"psnr_median": float(found.median()), "psnr_worst": float(found.min())}
-        rows.append(row | {"seconds": round(seconds, 1)})
-        print(rows[-1], flush=True)
-        figures = {"model": options.model, "side": chosen.side, "steps": options.steps,
-                   "prompts": options.prompts, "pictures": len(owners)}  # fmt: skip
-        print(record(options.name, {**figures, "rows": rows}))
-        return pictures
+    def pictures(latents: Tensor) -> Tensor:
+        return decoded(autoencoder, latents, options.batch)
 
     began = time.monotonic()
-    first = add("one device", draw(parts.transformer), time.monotonic() - began)
+    table.add("one device", pictures(draw(transformer)), time.monotonic() - began)
     for name, plan in plans().items():
         if options.only not in name:
             continue
 
         def rank_main(group: Group, plan: ParallelPlan = plan) -> Tensor:
-            return draw(parallelize(parts.transformer, plan, group))
+            return draw(parallelize(transformer, plan, group))
 
         began = time.monotonic()
-        add(name, run_simulated(plan.devices, rank_main, timeout=600.0)[0], time.monotonic() - began)
+        latents = run_simulated(plan.devices, rank_main, timeout=600.0)[0]
+        table.add(name, pictures(latents), time.monotonic() - began)
+
+
+class Table:
+    """Rows as they come, each written at once; the first is one device."""
+
+    def __init__(
+        self, options: argparse.Namespace, judge: SpriteJudge, owners: list[Scene], device: torch.device
+    ) -> None:
+        self.options, self.judge, self.owners, self.device = options, judge, owners, device
+        self.rows: list[dict[str, object]] = []
+        self.first: tuple[Tensor, dict[str, list[float]]] | None = None
+
+    def add(self, name: str, pictures: Tensor, seconds: float) -> None:
+        shown, each = pictures.to(self.device), self._groups(pictures)
+        row: dict[str, object] = {"what": name, **asdict(judge_pictures(self.judge, shown, self.owners))}
+        if self.first is None:
+            self.first = (pictures, each)
+        else:
+            found = psnr(pictures, self.first[0])
+            row |= {"psnr_median": float(found.median()), "psnr_worst": float(found.min())}
+            row["points_from_one_device"] = {
+                judge: _difference(each[judge], self.first[1][judge]) for judge in JUDGES
+            }
+        self.rows.append(row | {"seconds": round(seconds, 1)})
+        print(self.rows[-1], flush=True)
+        options = self.options
+        figures = {"model": str(options.model or "default"), "steps": options.steps,
+                   "prompts": options.prompts, "pictures": len(self.owners)}  # fmt: skip
+        print(record(options.name, {**figures, "rows": self.rows}))
+
+    def _groups(self, pictures: Tensor) -> dict[str, list[float]]:
+        """Each judge's share of every prompt's pictures, in points."""
+        noises, shares = self.options.noises, {judge: [] for judge in JUDGES}
+        for start in range(0, len(self.owners), noises):
+            own = slice(start, start + noises)
+            score = asdict(judge_pictures(self.judge, pictures[own].to(self.device), self.owners[own]))
+            for judge in JUDGES:
+                shares[judge].append(float("nan") if score[judge] is None else 100 * score[judge])
+        return shares
+
+
+def _difference(found: list[float], expected: list[float]) -> list[float]:
+    """Mean over prompts and its standard error, in points, where the judge was asked something."""
+    pairs = [one - other for one, other in zip(found, expected, strict=True) if not math.isnan(one - other)]
+    if len(pairs) < 2:
+        return [float("nan"), float("nan")]
+    values = torch.tensor(pairs, dtype=torch.float64)
+    return [float(values.mean()), float(values.std() / len(pairs) ** 0.5)]
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--preset", default="emoji")
-    parser.add_argument("--packages", type=Path)
-    parser.add_argument("--sprites", type=Path)
-    parser.add_argument("--judge", type=Path)
-    parser.add_argument("--judge-steps", type=int, default=250)
-    parser.add_argument("--prompts", type=int, default=140, help="half seen, half held-out combinations")
-    parser.add_argument("--noises", type=int, default=1, help="pictures of each prompt")
+    parser.add_argument("--model", type=Path, help="a folder; the built-in model if absent")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--prompts", type=int, default=100, help="half seen, half held-out combinations")
+    parser.add_argument("--noises", type=int, default=7, help="pictures of each prompt")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=50, help="pictures at once")
     parser.add_argument("--only", default="", help="plans whose name contains this")
-    parser.add_argument("--texts", type=Path, help="encode the prompts into this file and stop")
+    parser.add_argument("--texts", type=Path, default=Path("parallel_texts.safetensors"))
     parser.add_argument("--name", default="parallel_quality")
     return parser.parse_args()
 

@@ -3,6 +3,8 @@
 Without a GPU it is a dry run of everything with tiny shapes, where times mean nothing. Processes are started
 once, one a device; smaller counts are parts of that world, so it also runs as
     torchrun --nproc-per-node 8 benchmarks/scaling.py
+Started without torchrun, ranks that say nothing for a minute are ended and the items left are gone through
+by new ones, with exchanges as collectives.
 Both sides run the engine (fused kernels, a CUDA graph a step, collectives inside it), so what is compared is
 one device with several, not slow code with fast code. Peers' ratios to hold beside it: xDiT, Sana-1.6B at
 4096 px, A100: 2 ranks 1.53-1.72 x (no guidance split), 8 ranks 4.40 x; DistriFusion, SDXL at 3840 px: 2 ranks
@@ -12,6 +14,7 @@ one device with several, not slow code with fast code. Peers' ratios to hold bes
 
 import argparse
 import os
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -21,8 +24,9 @@ from record import record
 from scaling_items import ITEMS, Stand
 from scaling_table import table
 from scaling_unet import UNET_MODES
+from scaling_watch import watched
 
-from fewer.core.ranks import announced_ranks
+from fewer.core.ranks import announced_ranks, under_torchrun
 from fewer.parallel import Group, run_on_devices
 
 PEERS = {
@@ -42,6 +46,7 @@ def rank_main(group: Group, options: argparse.Namespace) -> list[dict[str, objec
     """Every rank runs every item; a failing item is reported and costs only itself."""
     stand = Stand(group, options)
     for name in options.items:
+        stand.emit(item=name, begun=True)
         left = min(float(seconds) for seconds in group.gather_object(stand.seconds_left()))  # pyright: ignore
         if left < 0:
             stand.emit(item=name, skipped="out of time")
@@ -64,12 +69,22 @@ def main() -> None:
     began = time.monotonic()
     options.began = time.time()
     options.deadline = options.began + options.seconds
-    rows = run_on_devices(
-        rank_main, max(options.devices), options, device_type=options.device, timeout_seconds=options.timeout
-    )
-    if int(os.environ.get("RANK", "0")):
-        return
-    assert isinstance(rows, list)
+    if under_torchrun():
+        rows = run_on_devices(
+            rank_main,
+            max(options.devices),
+            options,
+            device_type=options.device,
+            timeout_seconds=options.timeout,
+        )
+        if int(os.environ["RANK"]):
+            return
+        assert isinstance(rows, list)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            options.lines = options.lines or Path(folder) / "lines.jsonl"
+            rows = watched(rank_main, options)
+    rows = [row for row in rows if "begun" not in row]
     figures = {
         "shape": options.shape, "devices": options.devices, "peers": PEERS, "rows": rows,
         "seconds": round(time.monotonic() - began, 1),
@@ -96,6 +111,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=540.0, help="no item is begun after this")
     parser.add_argument("--timeout", type=float, default=120.0, help="of one collective")
+    parser.add_argument(
+        "--silence", type=float, default=60.0, help="seconds without a row that end the ranks"
+    )
+    parser.add_argument(
+        "--exchange", choices=("auto", "off"), default="auto", help="off: collectives, not inside kernels"
+    )
     parser.add_argument(
         "--border", choices=("tokens", "hidden"), default="hidden", help="what border rows are"
     )

@@ -5,12 +5,16 @@ import torch
 
 from fewer.generate.engine import accelerate
 from fewer.generate.transformer.sana import SanaTransformer
+from fewer.kernels.depthwise import depthwise_gated
+from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
 from fewer.parallel.attach import parallelize
 from fewer.parallel.fused_sana import ParallelFusedSana
 from fewer.parallel.group import Group
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.simulated import run_simulated
 from tests.parallel.test_sana import error, inputs, sample
+
+PLAN = ParallelPlan(devices=3, mode="sync")
 
 
 def on_ranks(model: SanaTransformer, graphs: bool, steps: int = 3, **plan: object) -> list[torch.Tensor]:
@@ -38,6 +42,50 @@ def test_fused_bands_equal_one_plain_device(
     results = on_ranks(toy, graphs, devices=devices, mode="sync", guidance=guidance, border=border)
     assert max(error(result, expected) for result in results) <= 1e-5
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+class ByCollectives:
+    """Stands for `PeerExchange`, whose kernels need GPUs; notes the turns of its layers."""
+
+    def __init__(self, group: Group, fits: bool) -> None:
+        self.group, self.fits, self.turns = group, fits, []
+
+    def fits_state(self, key: torch.Tensor, longest: int) -> bool:
+        return self.fits and longest >= key.shape[1]
+
+    def fits_rows(self, numbers: int, dtype: torch.dtype) -> bool:
+        return self.fits and numbers > 0
+
+    def book_state(self, *facts: object) -> None: ...
+
+    def book_rows(self, *facts: object) -> None: ...
+
+    def attend(self, query, key, value, longest: int, turn: int) -> torch.Tensor:
+        self.turns.append(turn)
+        return linear_attention_apply(query, self.group.start_sum(linear_attention_state(key, value)).wait())
+
+    def depthwise(self, features, weight, bias, turn: int) -> torch.Tensor:
+        self.turns.append(turn)
+        rows = self.group.start_neighbours(features[:, :1], features[:, -1:]).wait()
+        parts = [part for part in (rows[0], features, rows[1]) if part is not None]
+        mixed = depthwise_gated(torch.cat(parts, dim=1), weight, bias)
+        return mixed.narrow(1, 0 if rows[0] is None else 1, features.shape[1])
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@torch.no_grad()
+def test_blocks_may_exchange_by_themselves(fits: bool, toy: SanaTransformer) -> None:
+    expected, fused = sample(toy, 2), accelerate(toy, graphs=False)
+
+    def rank_main(group: Group) -> tuple[torch.Tensor, list[int]]:
+        exchange, parallel = ByCollectives(group, fits), parallelize(fused, PLAN, group)
+        for block in parallel.transformer_blocks:
+            block._exchange = lambda: exchange
+        return sample(parallel, 2), exchange.turns
+
+    for result, turns in run_simulated(3, rank_main):
+        assert error(result, expected) <= 1e-5
+        assert turns == [layer % 2 for layer in range(toy.params.depth) for _ in range(2)] * 2 * fits
 
 
 @torch.no_grad()

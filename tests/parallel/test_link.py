@@ -1,7 +1,13 @@
 import torch
 
 from fewer.parallel.group import Group
-from fewer.parallel.link import measure_link, median_seconds, prefer_fast_rows, prefer_fast_sums
+from fewer.parallel.link import (
+    measure_link,
+    median_seconds,
+    prefer_fast_rows,
+    prefer_fast_sums,
+    prefer_peer_exchange,
+)
 from fewer.parallel.plan import Link
 from fewer.parallel.simulated import run_simulated
 
@@ -13,11 +19,15 @@ def test_all_ranks_hold_the_same_measurement() -> None:
 
 
 def test_sums_and_rows_stay_as_they_are_without_a_gpu() -> None:
-    def rank_main(group: Group) -> tuple[str, str]:
+    def rank_main(group: Group) -> tuple[str, ...]:
         cpu = torch.device("cpu")
-        return prefer_fast_sums(group, cpu), prefer_fast_rows(group, cpu)
+        return tuple(ask(group, cpu) for ask in (prefer_fast_sums, prefer_fast_rows, prefer_peer_exchange))
 
-    said = ("sums go through torch.distributed", "border rows go through torch.distributed")
+    said = (
+        "sums go through torch.distributed",
+        "border rows go through torch.distributed",
+        "exchanges are collectives",
+    )
     assert run_simulated(2, rank_main) == [said] * 2
 
 

@@ -28,6 +28,7 @@ from fewer.parallel.attention import ParallelLinearAttention, gathered_keys_valu
 from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d, ParallelMixFFN, extend
 from fewer.parallel.group import Group
+from fewer.parallel.kept import kept_widths, require_kept
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
 
@@ -51,6 +52,7 @@ def parallel_conditional(original: DiT | UViT | CaT, plan: ParallelPlan, group: 
         return ParallelConv2d(module, session, name) if name == "final_layer" and _convolves(module) else None
 
     replace_modules(model, build)
+    session.widths = kept_widths(model)
     band = {DiT: _dit_band, UViT: _u_vit_band, CaT: _cat_band}[type(original)]
     return BandNetwork(model, session, band)
 
@@ -91,6 +93,8 @@ class BandNetwork(nn.Module):
         session, rank = self.session, self.session.group.rank
         bands = cut(latents.shape[2], session.group.size, self.params.patch)
         session.begin_step(session.read_time(timestep), bands, 2, len(latents))
+        tokens = latents.shape[2] * latents.shape[3] // int(self.params.patch) ** 2
+        require_kept(session, session.widths, lambda _: tokens, len(latents), latents)
         own = latents.narrow(2, bands.start(rank), bands.lengths[rank])
         velocity = self._band(self.model, session, own, timestep, labels)
         session.end_step()
@@ -166,6 +170,7 @@ class BandSoftmaxAttention(nn.Module):
         super().__init__()
         self.heads, self.qkv, self.proj = original.heads, original.qkv, original.proj
         self.session, self.layer, self.extra, self.side = session, layer, extra, side
+        self.kept_width = int(original.qkv.out_features) * 2 // 3
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         query, key, value = self.qkv(tokens).chunk(3, dim=2)

@@ -19,6 +19,7 @@ from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d
 from fewer.parallel.group import Group
 from fewer.parallel.group_norm import ParallelGroupNorm
+from fewer.parallel.kept import kept_widths, require_kept, unet_tokens
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
 
@@ -40,6 +41,8 @@ def parallel_diffusers(original: nn.Module, plan: ParallelPlan, group: Group) ->
         for name, module in model.named_modules():
             if type(module).__name__ == "FluxAttention":
                 module.set_processor(BandFluxAttention(session, name))
+                module.kept_width = 2 * module.inner_dim  # pyright: ignore
+    session.widths = kept_widths(model)
     return model
 
 
@@ -70,6 +73,11 @@ def count_step(module: nn.Module, sample: Tensor, time: Tensor | float) -> None:
     else:
         bands, axis = cut(sample.shape[1], session.group.size), 1
     session.begin_step(session.read_time(time), bands, axis, len(sample))
+    if name == "UNet2DConditionModel":
+        tokens_at = unet_tokens(levels + 1, *sample.shape[2:])
+    else:
+        tokens_at = lambda _: bands.length  # noqa: E731
+    require_kept(session, session.widths, tokens_at, len(sample), sample)
 
 
 def _parallel_unet(model: nn.Module, session: Session) -> None:
@@ -133,6 +141,7 @@ class KeysValuesOfAll(nn.Module):
         super().__init__()
         self.keys, self.values = to_k, to_v
         self.session, self.layer = session, layer
+        self.kept_width = int(to_k.out_features) + int(to_v.out_features)  # pyright: ignore
         self.waiting: Tensor | None = None
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch all_tokens inner"]:

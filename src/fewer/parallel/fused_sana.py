@@ -16,7 +16,9 @@ from fewer.kernels.scratch import WeightScratch
 from fewer.parallel.convolution import depthwise_band
 from fewer.parallel.graphs import BandGraphs
 from fewer.parallel.group import Group
+from fewer.parallel.peer_exchange import PeerExchange
 from fewer.parallel.plan import ParallelPlan
+from fewer.parallel.process_group import ProcessGroup
 from fewer.parallel.sana import replace_layers
 from fewer.parallel.session import Session
 from fewer.parallel.spread import Spread
@@ -30,20 +32,27 @@ class BandSanaBlock(FusedSanaBlock):
 
     session: Session
     layer: str
+    turn: int
 
     @classmethod
     def of_band(
-        cls, original: FusedSanaBlock, session: Session, layer: str, scratch: WeightScratch
+        cls, original: FusedSanaBlock, session: Session, index: int, scratch: WeightScratch
     ) -> "BandSanaBlock":
         """Shares the original's tensors and products; 4-bit ones are made anew: they write to a scratch."""
-        block = shell(cls, original)
-        block.session, block.layer = session, layer
+        block, layer = shell(cls, original), f"transformer_blocks.{index}"
+        block.session, block.layer, block.turn = session, layer, index % 2
         if any(hasattr(module, "fuse") for group in block.layers() for module in group):
             block.scratch, block._tried = scratch, None
         replace_layers(block, session, f"{layer}.")  # for the path without products
         return block
 
     def read_tokens(self, query: Heads, key: Heads, value: Heads) -> Heads:
+        exchange = self._exchange()
+        if exchange is not None and not self.attn1.exact:
+            longest = self._longest(key.shape[1])
+            if exchange.fits_state(key, longest):
+                exchange.book_state(self.session.group.traffic, key, longest)
+                return exchange.attend(query, key, value, longest, self.turn)
         state = linear_attention_state(key, value, exact=self.attn1.exact)
         whole = self.session.start_state(f"{self.layer}.attn1", state, ones=-2).wait()
         return linear_attention_apply(query, whole)
@@ -70,10 +79,30 @@ class BandSanaBlock(FusedSanaBlock):
             totals.append(total)
             return wide.view(*part.shape[:3], -1)
 
-        shape = (len(shift), *grid, -1)
+        shape, exchange = (len(shift), *grid, -1), self._exchange()
+        numbers = len(shift) * grid[1] * len(depth.weight)  # of a widened border row
+        if (
+            exchange is not None
+            and self.session.plan.border != "tokens"
+            and exchange.fits_rows(numbers, rows.dtype)
+        ):
+            exchange.book_rows(self.session.group.traffic, numbers * rows.element_size())
+            wide = widen(rows.view(shape))
+            return exchange.depthwise(wide, depth.weight[:, 0], depth.bias, self.turn), totals[0]
         band = (rows.view(shape), update.view(shape))
         mixed = depthwise_band(self.session, f"{self.layer}.ff", band, widen, depth.weight[:, 0], depth.bias)
         return mixed, totals[0]
+
+    def _exchange(self) -> PeerExchange | None:
+        """The group's memory for exchanges without collectives, where this step can use it."""
+        session = self.session
+        usable = session.plan.mode == "sync" and not session.alone and session.axis == 2
+        return session.group.peer_exchange if usable and isinstance(session.group, ProcessGroup) else None
+
+    def _longest(self, own: int) -> int:
+        """Tokens of the largest band, where this rank's has `own`."""
+        lengths = self.session.bands.lengths
+        return own * max(lengths) // lengths[self.session.group.rank]
 
 
 class ParallelFusedSana(FusedSana):
@@ -93,7 +122,7 @@ class ParallelFusedSana(FusedSana):
         session.static = on_gpu if original.graphed is None else original.graphed
         scratch = WeightScratch()
         model.transformer_blocks = nn.ModuleList(
-            BandSanaBlock.of_band(block, session, f"transformer_blocks.{index}", scratch)
+            BandSanaBlock.of_band(block, session, index, scratch)
             if isinstance(block, FusedSanaBlock)
             else block
             for index, block in enumerate(original.transformer_blocks)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from fewer.parallel.exchange_trial import ExchangeTrial
 from fewer.parallel.group import Group, Neighbours
 from fewer.parallel.plan import Link
 from fewer.parallel.process_group import ProcessGroup
@@ -69,6 +70,32 @@ def prefer_fast_rows(group: Group, device: torch.device, numel: int = 32 * 11200
         group.peer_rows = None
     reason = f"{1e6 * read:.0f} us against {1e6 * sent:.0f} us for {2 * numel} bytes, equal: {equal}"
     return f"border rows {'are read where they lie' if wins else 'are sent'}: {reason}"
+
+
+def prefer_peer_exchange(
+    group: Group, device: torch.device, heads: int = 70, dim: int = 32, wide: int = 11200
+) -> str:
+    """Lets blocks of the engine's Sana exchange inside their own kernels, if that gives the same; says why.
+
+    All ranks must call it. Nothing changes on a CPU, in a simulated group, or without symmetric memory.
+    Raises `GroupFailed` if the kernels don't end: a GPU that waits in vain can only be left.
+    """
+    if device.type != "cuda" or not isinstance(group, ProcessGroup) or group.size == 1:
+        return "exchanges are collectives"
+    missing = _missing(group, lambda: group.use_peer_exchange(device))
+    exchange = group.peer_exchange
+    if missing or exchange is None:
+        group.peer_exchange = None
+        return f"exchanges are collectives: {missing}"
+    trial = ExchangeTrial(group, device, heads, dim, wide)
+    errors = [trial.error(exchange, turn) for turn in (0, 1, 0, 1)]
+    equal = all(bool(value) for value in group.gather_object(max(errors) < 0.01))
+    inside, outside = trial.seconds(exchange), trial.seconds(None)
+    group.gather_object(None)
+    if not equal:
+        group.peer_exchange = None
+    reason = f"{1e6 * inside:.0f} us a layer against {1e6 * outside:.0f} us, error {max(errors):.1e}"
+    return f"exchanges happen {'inside kernels' if equal else 'as collectives'}: {reason}"
 
 
 def _missing(group: Group, prepare: Callable[[], None]) -> str:

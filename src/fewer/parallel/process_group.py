@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -21,6 +21,7 @@ from fewer.parallel.group import (
 )
 from fewer.parallel.heartbeat import Heartbeat
 from fewer.parallel.one_shot import OneShotSums
+from fewer.parallel.peer_exchange import PeerExchange
 from fewer.parallel.peer_rows import PeerRows
 
 Place = TypeVar("Place")
@@ -62,6 +63,8 @@ class ProcessGroup:
         """Where set, small sums between GPUs go through symmetric memory."""
         self.peer_rows: PeerRows | None = None
         """Where set, border rows between GPUs are read where they lie."""
+        self.peer_exchange: PeerExchange | None = None
+        """Where set, blocks of the engine's Sana exchange inside their own kernels."""
         self.rows_by_gather = False
         """Exchange border rows by all-gather, where a backend cannot send and receive."""
 
@@ -75,6 +78,10 @@ class ProcessGroup:
     def use_peer_rows(self, device: torch.device) -> None:
         """From now on neighbours read border rows directly; as `use_one_shot`."""
         self.peer_rows = self._meet(lambda: PeerRows(self._handle, device))
+
+    def use_peer_exchange(self, device: torch.device) -> None:
+        """From now on a Sana block's kernels exchange by themselves; as `use_one_shot`."""
+        self.peer_exchange = self._meet(lambda: PeerExchange.meet(self._handle, device))
 
     def _meet(self, place: Callable[[], Place]) -> Place:
         counts = self.gather_object(self._meetings.count)
@@ -178,6 +185,9 @@ class ProcessGroup:
         if self.peer_rows is not None and mine.size > 1:
             with contextlib.suppress(RuntimeError):
                 mine.use_peer_rows(self.peer_rows.buffer.device)
+        if self.peer_exchange is not None and mine.size > 1:
+            with contextlib.suppress(RuntimeError):
+                mine.use_peer_exchange(self.peer_exchange.own.device)
         return mine
 
     def _new_group(self, ranks: Sequence[int]) -> object:
@@ -210,8 +220,9 @@ class _Work:
     """Handles of torch.distributed and what to do when all are done."""
 
     def __init__(self, works: Sequence, finish: Callable, group: ProcessGroup) -> None:
-        self._works, self._finish, self._group = list(works), finish, group
-        self._result = None
+        self._works, self._group = list(works), group
+        self._finish: Callable[[], Any] | None = finish
+        self._result: Any = None
 
     def wait(self):  # a Tensor or Neighbours, as `finish` gives; may be called again
         if self._result is not None:
@@ -222,6 +233,8 @@ class _Work:
                     raise RuntimeError("a collective did not finish")
             except RuntimeError as error:
                 raise self._group.failure(error) from error
-        self._works = []
+        assert self._finish is not None
         self._result = self._finish()
+        # Parts that were joined are not held beside the whole.
+        self._works, self._finish = [], None
         return self._result

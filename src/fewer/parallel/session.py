@@ -48,6 +48,10 @@ class Session:
     stores: dict[Hashable, dict[Key, Memory]] = field(default_factory=dict)
     counting: bool = True
     """Whether forward passes of diffusers models count steps themselves; not where a graph replays them."""
+    widths: dict[str, int] = field(default_factory=dict)
+    """Layers of softmax attention: numbers that each keeps for a token in displaced mode."""
+    fitting: set[Hashable] = field(default_factory=set)
+    """Sizes whose memories are known to fit."""
     fresh: list[tuple[Key, Pending, Tensor | None]] = field(default_factory=list)
     sums: dict[torch.dtype, SumBucket] = field(default_factory=dict)
     rows: dict[torch.dtype, NeighbourBucket] = field(default_factory=dict)
