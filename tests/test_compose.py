@@ -11,6 +11,7 @@ from torch import nn
 
 from fewer import compose
 from fewer.cli import main
+from fewer.core.errors import ConfigError
 from fewer.core.progress import SilentProgress
 from fewer.generate.command import GenerateCommand
 from tests.generate.conftest import *  # noqa: F403 - the tiny pipeline folder
@@ -45,3 +46,32 @@ def test_four_bits_are_calibrated_with_the_full_model(monkeypatch: pytest.Monkey
     request = GenerateCommand(prompt=("a cat",), steps=2, precision="svdquant")
     compose._shrink(pipe, request, SilentProgress())  # pyright: ignore[reportArgumentType]
     assert [sample.edition for sample in asked] == ["full"]
+
+
+@pytest.mark.parametrize("form", ["int4", "h8"])
+def test_what_quantize_writes_draws_by_itself(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    four = tmp_path / "four"
+    words = ["quantize", str(pipeline_folder), "--output", str(four), "--format", form, "--rank", "4"]
+    assert main([*words, "--preset", "fast", "--device", "cpu"]) == 0
+    size = ("--width", "64", "--height", "64")
+    exact, _ = draw(pipeline_folder, tmp_path / "sixteen.png", capsys, *size)
+    found, facts = draw(four, tmp_path / "four.png", capsys, *size)
+    again, _ = draw(four, tmp_path / "again.png", capsys, *size, "--precision", "svdquant")
+    assert facts["model"] == str(four) and np.array_equal(found, again)
+    assert 0 < np.abs(found - exact).mean() < 25
+
+
+def test_a_style_on_4_bits_and_a_pipeline_that_is_gone_are_said(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four = tmp_path / "four"
+    assert (
+        main(["quantize", str(pipeline_folder), "--output", str(four), "--rank", "4", "--device", "cpu"]) == 0
+    )
+    with pytest.raises(ConfigError, match="style needs 16-bit weights"):
+        compose.open_pipeline(str(four), device="cpu", dtype="fp32", style="ink.safetensors")
+    (four / "pipeline.json").write_text('{"pipeline": "../nowhere"}')
+    assert main(["generate", "a cat", "--model", str(four), "--output", str(tmp_path / "x.png")]) == 4
+    assert "nowhere" in capsys.readouterr().err

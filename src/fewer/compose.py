@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress, SilentProgress, make_progress
 from fewer.generate.command import GenerateCommand, generate_command
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from fewer.parallel.group import Group
     from fewer.parallel.plan import ParallelPlan
 
-__all__ = ["GenerateCommand", "generate_anywhere"]
+__all__ = ["GenerateCommand", "generate_anywhere", "open_pipeline"]
 
 
 def generate_anywhere(request: GenerateCommand, progress: Progress) -> dict[str, object]:
@@ -26,16 +27,41 @@ def generate_anywhere(request: GenerateCommand, progress: Progress) -> dict[str,
 
     devices = max(request.devices, announced_ranks())
     if devices == 1 or request.class_name:
-        return generate_command(request, progress, lambda pipe: _shrink(pipe, request, progress))
+        return generate_command(
+            request, progress, lambda pipe: _shrink(pipe, request, progress), load=open_pipeline
+        )
     result = run_on_devices(_draw_on_rank, devices, request, device_type=request.device)
     assert isinstance(result, dict)
     return result
 
 
+def open_pipeline(model: str, *, device: str, dtype: str, **options: object) -> "TextToImage":
+    """`TextToImage.load`, also for a folder that `fewer quantize` made of a pipeline.
+
+    Raises as it does, and `ConfigError` for a style, which is merged into 16-bit weights.
+    """
+    from fewer.core.device import pick_device, pick_dtype
+    from fewer.generate.pipeline import TextToImage
+    from fewer.quantize.pipeline_folder import pipeline_of
+
+    home = None if model == "default" else pipeline_of(Path(model))
+    if home is None:
+        return TextToImage.load(model, device=device, dtype=dtype, **options)  # pyright: ignore
+    if options.get("style"):
+        raise ConfigError("a style needs 16-bit weights; take the model that was quantized, or drop --style")
+    from fewer.quantize import load_model
+
+    place = pick_device(device)
+    transformer = load_model(Path(model), device=place, dtype=pick_dtype(dtype, place))
+    pipe = TextToImage.load(home, device=device, dtype=dtype, transformer=transformer, **options)  # pyright: ignore
+    pipe.name = model
+    return pipe
+
+
 def _shrink(pipe: "TextToImage", request: GenerateCommand, progress: Progress) -> None:
     """`--precision svdquant` on a 16-bit model: quantized here and now, calibrated on the request itself.
 
-    A folder made by `fewer quantize` needs none of this: it is loaded as it is.
+    A folder made by `fewer quantize` needs none of this: `open_pipeline` loads it as it is.
     """
     if request.precision != "svdquant" or any(map(_is_quantized, pipe.transformer.modules())):
         return
@@ -79,7 +105,7 @@ def _draw_on_rank(group: object, request: GenerateCommand) -> dict[str, object]:
         if first:
             progress.say(f"{group.size} devices: {why}")
 
-    result = generate_command(replace(request, devices=1), progress, spread, save=first)
+    result = generate_command(replace(request, devices=1), progress, spread, first, open_pipeline)
     return {**result, "devices": group.size, "plan": said[0] if said else ""}
 
 

@@ -58,11 +58,12 @@ def generate_command(
     progress: Progress,
     adapt: "Callable[[TextToImage], None] | None" = None,
     save: bool = True,
+    load: "Callable[..., TextToImage] | None" = None,
 ) -> dict[str, object]:
     """Draws and saves each picture as soon as it is done, so that stopping keeps what is finished.
 
-    `adapt` may change the loaded pipeline from outside (spread it over devices, quantize it). A rank that
-    only helps another one to draw does not `save`.
+    `load` opens the model (`TextToImage.load` if absent); `adapt` may change the loaded pipeline from outside
+    (spread it over devices, quantize it). A rank that only helps another one to draw does not `save`.
     """
     if request.class_name or is_class_conditional(Path(request.model)):
         return draw_classes(request, progress)
@@ -72,7 +73,7 @@ def generate_command(
     from fewer.generate.pipeline import Denoised, TextToImage
 
     began = time.perf_counter()
-    pipe = TextToImage.load(
+    pipe = (load or TextToImage.load)(
         wanted.model,
         device=request.device,
         dtype=dtype,

@@ -65,11 +65,12 @@ def open_parts(
     text_encoder: Path | None = None,
     autoencoder: Path | None = None,
     cache: Path | None = None,
+    transformer: SanaTransformer | None = None,
 ) -> Parts:
     """Opens a model's folder, "default" for the built-in one, or a transformer's file beside given parts.
 
-    `text_encoder` and `autoencoder` replace the folder's own. Raises `FileError` for what is missing or
-    damaged and `ConfigError` for parts that don't fit together.
+    `text_encoder`, `autoencoder` and a `transformer` that is open already replace the folder's own.
+    Raises `FileError` for what is missing or damaged and `ConfigError` for parts that don't fit together.
     """
     path = DEFAULT_MODEL if str(model) == "default" else Path(model)
     if path == DEFAULT_MODEL and not path.is_dir():
@@ -84,12 +85,12 @@ def open_parts(
     settings = read_settings(path) if path.is_dir() else ModelSettings()
     # The decoder and the language model overflow fp16: they read it as bf16 (or fp32 on a CPU).
     wide = {torch.float16: torch.bfloat16 if device.type == "cuda" else torch.float32}.get(dtype, dtype)
-    transformer = _open_transformer(path, dtype, device)
+    network = _open_transformer(path, dtype, device) if transformer is None else transformer
     decoder = DCAutoencoder.load(autoencoder or path / "vae", wide, device)
     encoder = _open_encoder(path, index, settings, text_encoder, cache, wide, device)
     few_steps = open_few_steps(path) if path.is_dir() else None
-    settings = _complete(settings, transformer, decoder, encoder)
-    return Parts(transformer, decoder, encoder, settings, few_steps)
+    settings = _complete(settings, network, decoder, encoder)
+    return Parts(network, decoder, encoder, settings, few_steps)
 
 
 def _open_transformer(

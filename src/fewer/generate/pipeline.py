@@ -40,6 +40,7 @@ from fewer.generate.sampling import (
     sample_trigflow,
 )
 from fewer.generate.text import PromptEncoder, TextEmbedding
+from fewer.generate.transformer import SanaTransformer
 
 _DTYPES: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
     torch.float32: "fp32",
@@ -111,9 +112,11 @@ class TextToImage:
         autoencoder: Path | None = None,
         cache: Path | None = None,
         style: str = "",
+        transformer: SanaTransformer | None = None,
     ) -> "TextToImage":
         """Opens the built-in model or a folder in diffusers' SanaPipeline layout. Nothing is downloaded.
 
+        `transformer` takes the place of the folder's own (a quantized one, say).
         `style` is FILE[:SCALE] of `fewer train style`: its weights are merged once and for all. Raises
         `FileError` and `ConfigError` as `open_parts` and `wear_style` do.
         """
@@ -125,6 +128,7 @@ class TextToImage:
             text_encoder=text_encoder,
             autoencoder=autoencoder,
             cache=cache,
+            transformer=transformer,
         )
         if style:
             parts = replace(parts, transformer=open_styled(model, style, pick_dtype(dtype, place), place))

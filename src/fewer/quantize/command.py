@@ -16,6 +16,7 @@ from fewer.core.progress import Progress, track
 from fewer.quantize.checkpoint import QuantizedCheckpoint, checkpoint_of, save_quantized
 from fewer.quantize.measure import LayerReport
 from fewer.quantize.models import OpenModel, calibration, name_of, open_model
+from fewer.quantize.pipeline_folder import note_pipeline
 from fewer.quantize.recipe import FAST, Recipe
 from fewer.quantize.roles import plan_layers
 from fewer.quantize.svdquant import describe, quantize
@@ -94,6 +95,8 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
         gptq=request.gptq, unsigned=request.unsigned, seed=request.seed, branch_dtype=name_of(dtype),
         sample_mebibytes=SAMPLE_MEBIBYTES[device.type] * working.itemsize // dtype.itemsize,
     )  # fmt: skip
+    from fewer.generate.pipeline import TextToImage
+
     work = request.output.with_name(f"{request.output.name}{WORK}")
     if not request.resume and work.exists():
         shutil.rmtree(work)
@@ -106,6 +109,8 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     result = _figures(request, checkpoint, reports, original, time.perf_counter() - began)
     staged = work / "output"
     save_quantized(checkpoint, staged)
+    if isinstance(opened.pipeline, TextToImage):
+        note_pipeline(staged, request.model, request.output)
     if request.report:
         from fewer.quantize.report import write_report
 

@@ -9,6 +9,7 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.quantize import dialect_cache_dit, dialect_deepcompressor, dialect_lite, dialect_nunchaku
 from fewer.quantize.checkpoint import METHOD, QuantizedCheckpoint, apply_checkpoint, load_quantized
+from fewer.quantize.linear import QuantizedLinear
 from fewer.quantize.models import empty_model
 
 
@@ -44,9 +45,14 @@ def read_checkpoint(source: Path) -> tuple[QuantizedCheckpoint, str]:
 
 
 def load_model(
-    source: Path | str, base: nn.Module | None = None, device: str | torch.device = "cpu"
+    source: Path | str,
+    base: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The quantized module, ready to run. `base` supplies the model where the files hold no configuration.
+
+    `dtype` is what layers that stayed in 16 bits are held and calculated in; that of the file if None.
 
     Raises `FileError` or `ConfigError` naming what is missing or does not fit.
     """
@@ -57,4 +63,19 @@ def load_model(
             f"load_model(source, base=model)"
         )
     module = base if base is not None else empty_model(checkpoint.config, checkpoint.model_class)
-    return apply_checkpoint(module, checkpoint, whole=bool(checkpoint.plain)).to(device)
+    module = apply_checkpoint(module, checkpoint, whole=bool(checkpoint.plain)).to(device)
+    return module if dtype is None else _held_in(module, dtype)
+
+
+def _held_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """All but the quantized layers, whose scales have formats of their own, in `dtype`."""
+    for child in module.modules():
+        if isinstance(child, QuantizedLinear):
+            continue
+        for name, tensor in child.named_parameters(recurse=False):
+            if tensor.is_floating_point():
+                setattr(child, name, nn.Parameter(tensor.to(dtype), requires_grad=tensor.requires_grad))
+        for name, tensor in child.named_buffers(recurse=False):
+            if tensor.is_floating_point():
+                setattr(child, name, tensor.to(dtype))
+    return module

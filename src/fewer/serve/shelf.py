@@ -41,12 +41,12 @@ class Shelf:
 
     def pipeline(self, name: str) -> "TextToImage":
         """The model, loaded if it is not. Raises `FileError` and `ConfigError` as `TextToImage.load` does."""
-        from fewer.generate.pipeline import TextToImage
+        from fewer.compose import open_pipeline
 
         if name not in self._loaded:
             folder = self._folders.get(name, name)
             self._make_room(_weight_bytes(Path(folder)))
-            pipe = TextToImage.load(folder, device=self._device, dtype=self._dtype).accelerate()
+            pipe = open_pipeline(folder, device=self._device, dtype=self._dtype).accelerate()
             held = held_bytes(pipe)
             if self._spread is not None:
                 self._spread(pipe)
