@@ -5,7 +5,7 @@ runs on: gpu (one H100, at most 10 minutes). `--device cpu --small` runs the sam
 
     python benchmarks/distill_gpu.py [--parts speed table]
     python benchmarks/distill_gpu.py --parts table --methods mtt dc     adds rows; may run beside others
-    python benchmarks/distill_gpu.py --join A.json B.json
+    python benchmarks/distill_gpu.py --join A.json B.json              one table of several files
 
 An iteration of DC at ten images per class is ten matchings and, between them, fifty steps of the network on
 the set, as published; `matching` is one of the ten alone. The validation split chooses which method speaks
@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
+from distill_plain import gradient_iteration, trajectory_iteration
 
 from fewer.learn.data import ImageSplits, load_images, make_labelled_images
 from fewer.learn.distillation.architectures import NETWORK_POOL, NetworkPlan, build_network
@@ -30,23 +30,24 @@ from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.loop import MATCHING, distill
 from fewer.learn.distillation.plan import DistillPlan, TrajectoryPlan, resolve
 from fewer.learn.distillation.scores import (
+    Score,
     TestPictures,
     pooled,
     resized,
-    score_distilled,
     score_full,
     score_random,
+    score_training,
 )
 from fewer.learn.distillation.start import starting_set
 from fewer.learn.distillation.task import Source, Task
 from fewer.learn.distillation.training import Recipe
 from fewer.learn.distillation.trajectory import train_experts
-from fewer.learn.graphed import GraphedFunction
+from fewer.learn.graphed import GraphedFunction, Graphs
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = {"dm": 1000, "dm-real": 1000, "ncfm": 1000, "mtt": 300, "dc": 50}
 CONTROLS = ("random", "full")
-PEER_OF = {"dc": "_plain_gradient_iteration", "mtt": "_plain_trajectory_iteration"}
+PEER_OF = {"dc": gradient_iteration, "mtt": trajectory_iteration}
 
 
 def main() -> None:
@@ -55,7 +56,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--parts", nargs="+", default=["speed", "table"], choices=["speed", "table"])
     parser.add_argument("--methods", nargs="+", default=[*CONTROLS, *ITERATIONS])
-    parser.add_argument("--sets", type=int, default=1, help="distilled sets of each method")
+    parser.add_argument("--images-per-class", type=int, default=10)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORK_POOL), choices=list(NETWORK_POOL))
+    parser.add_argument("--sets", type=int, default=3, help="distilled sets of each method")
+    parser.add_argument("--seconds", type=float, default=1e9, help="no further set begins after so many")
     parser.add_argument("--only", default="", help="speed: of this method alone, graphs against the peer")
     parser.add_argument("--noise", action="store_true", help="speed: pictures of noise, as many and as large")
     parser.add_argument("--join", type=Path, nargs="+", default=[])
@@ -126,58 +130,100 @@ def merged(known: dict, found: dict) -> dict:
 def table(splits: ImageSplits, device: torch.device, options: argparse.Namespace) -> Iterator[dict]:
     """All methods on ConvNet-3, every network trained on what they made, on random pictures and on all.
 
-    Yields what it has after every method and network: a run that is cut short loses nothing."""
-    train, small = splits.train, options.small
-    assert splits.validation is not None
-    assert splits.test is not None
-    network, recipe = NetworkPlan(width=16 if small else 128), Recipe(epochs=3 if small else 300)
-    source = Source.of(train, device)
-    judged, checked = (
-        TestPictures.of(one, source.mean, source.deviation, device)
-        for one in (splits.test, splits.validation)
-    )
-    made, rows, validation = {}, {name: {} for name in options.methods}, {}
-    found = {"table": rows, "validation": validation, "recipe": asdict(recipe)}
-    models = {
-        name: build_network(replace(network, name=name), train.channels, train.size, train.classes).to(device)
-        for name in NETWORK_POOL
-    }
-    for name in [name for name in ITERATIONS if name in options.methods]:
-        began = time.time()
-        made[name] = [make(name, splits, number, options) for number in range(options.sets)]
-        rows[name]["seconds_per_set"] = (time.time() - began) / options.sets
-        rows[name]["iterations"] = ITERATIONS[name]
-        validation[name] = scored(made[name], splits.validation, network, recipe, device)
-        print(name, rows[name], round(validation[name]["balanced_accuracy"], 4), flush=True)
-        yield found
-    for name in NETWORK_POOL:
-        other = replace(network, name=name)
-        if "random" in rows:
-            rows["random"][name] = score_random(source, models[name], judged, recipe, 10, 5, (0,)).as_dict()
-        for method, sets in made.items():
-            rows[method][name] = scored(sets, splits.test, other, recipe, device)
-        line = {m: round(100 * rows[m][name]["balanced_accuracy"], 1) for m in rows if name in rows[m]}
-        print(name, line, flush=True)
-        yield found
+    Round by round: one set of every method, scored on all networks, then the next. Yields what it has after
+    every step, so that a run that is cut short loses nothing; no round begins after `--seconds`.
+    """
+    began, small, networks = time.time(), options.small, NetworkPlan(width=16 if options.small else 128)
+    judge = Judge(splits, networks, Recipe(epochs=3 if small else 300), device, options.images_per_class)
+    rows: dict[str, dict] = {name: {} for name in options.methods}
+    found: dict[str, object] = {"table": rows, "validation": judge.validation, "recipe": asdict(judge.recipe)}
+    found["images_per_class"] = options.images_per_class
+    made = [name for name in ITERATIONS if name in options.methods]
     if "random" in rows:
-        known = score_random(source, models["convnet"], checked, recipe, 10, 5, (0,))
-        validation["random"] = known.as_dict()
+        for name in options.networks:
+            judge.random(name, rows["random"])
+            yield found
+    for number in range(options.sets):
+        if number and time.time() - began > options.seconds:
+            break
+        sets = {}
+        for name in made:
+            start = time.time()
+            sets[name] = make(name, splits, number, options)
+            rows[name].setdefault("seconds", []).append(time.time() - start)
+            rows[name]["iterations"] = ITERATIONS[name]
+            judge.validate(name, sets[name])
+            print(number, name, rows[name]["seconds"], judge.validation[name], flush=True)
+            yield found
+        for name in options.networks:
+            for method in made:
+                judge.distilled(name, method, sets[method], rows[method])
+            line = {m: round(100 * rows[m][name]["balanced_accuracy"], 1) for m in made}
+            print(number, name, line, flush=True)
+            yield found
     if "full" in rows:
-        whole = replace(recipe, epochs=1 if small else 30)
-        both = score_full(source, models["convnet"], judged, whole, (0, 1))
-        rows["full"] |= {name: score.as_dict() for name, score in both.items()}
-        print(
-            "full", {k: round(100 * v["balanced_accuracy"], 1) for k, v in rows["full"].items()}, flush=True
+        rows["full"] |= judge.full(1 if small else 60)
+        yield found
+
+
+class Judge:
+    """Trains networks on sets by one recipe; what was recorded for a network serves all sets."""
+
+    def __init__(
+        self, splits: ImageSplits, plan: NetworkPlan, recipe: Recipe, device: torch.device, each: int
+    ) -> None:
+        train = splits.train
+        assert splits.validation is not None
+        assert splits.test is not None
+        self.recipe, self.device, self.each, self.graphs = recipe, device, each, Graphs()
+        self.source = Source.of(train, device)
+        self.models = {
+            name: build_network(replace(plan, name=name), train.channels, train.size, train.classes).to(
+                device
+            )
+            for name in NETWORK_POOL
+        }
+        self.test, self.checked = (
+            TestPictures.of(one, self.source.mean, self.source.deviation, device)
+            for one in (splits.test, splits.validation)
         )
-    yield found
+        self.validation: dict[str, dict] = {}
+        self.scores: dict[tuple[str, str], list[Score]] = {}
 
+    def _score(self, name: str, one: DistilledSet, on: TestPictures) -> Score:
+        images, targets = one.normalised().to(self.device), one.targets().to(self.device)
+        model = self.models[name]
+        return score_training(model, images, targets, on, self.recipe, (0, 1, 2), graphs=self.graphs)
 
-def scored(sets: list[DistilledSet], test, network: NetworkPlan, recipe: Recipe, device) -> dict:
-    seeds = (0, 1, 2)
-    each = [
-        score_distilled(one, test, network=network, recipe=recipe, seeds=seeds, device=device) for one in sets
-    ]
-    return (each[0] if len(each) == 1 else pooled(each)).as_dict()
+    def _joined(self, name: str, method: str, score: Score) -> dict:
+        """The mean over all sets so far, and the spread between them."""
+        scores = self.scores.setdefault((name, method), [])
+        scores.append(score)
+        own = scores[0] if len(scores) == 1 else pooled(scores)
+        return own.as_dict() | {"of_sets": [round(one.balanced_accuracy, 5) for one in scores]}
+
+    def validate(self, method: str, one: DistilledSet) -> None:
+        score = self._score("convnet", one, self.checked)
+        self.validation[method] = self._joined("validation", method, score)
+
+    def distilled(self, name: str, method: str, one: DistilledSet, row: dict) -> None:
+        row[name] = self._joined(name, method, self._score(name, one, self.test))
+
+    def random(self, name: str, row: dict) -> None:
+        """As many random pictures, five draws with a network each."""
+        given = (self.recipe, self.each, 5, (0,))
+        score = score_random(self.source, self.models[name], self.test, *given, graphs=self.graphs)
+        row[name] = score.as_dict()
+        if name == "convnet":
+            known = score_random(self.source, self.models[name], self.checked, *given, graphs=self.graphs)
+            self.validation["random"] = known.as_dict()
+        print("random", name, round(100 * score.balanced_accuracy, 1), flush=True)
+
+    def full(self, epochs: int) -> dict[str, dict]:
+        whole = replace(self.recipe, epochs=epochs)
+        both = score_full(self.source, self.models["convnet"], self.test, whole, (0, 1))
+        print("full", {name: round(100 * one.balanced_accuracy, 1) for name, one in both.items()}, flush=True)
+        return {name: score.as_dict() for name, score in both.items()}
 
 
 def make(name: str, splits: ImageSplits, number: int, options: argparse.Namespace) -> DistilledSet:
@@ -187,7 +233,7 @@ def make(name: str, splits: ImageSplits, number: int, options: argparse.Namespac
         trajectory = TrajectoryPlan(experts=2, epochs=2, student_steps=3, latest_start=1)
     plan = DistillPlan(
         method=method,
-        images_per_class=10,
+        images_per_class=options.images_per_class,
         iterations=2 if options.small else ITERATIONS[name],
         network=NetworkPlan(width=16 if options.small else 128),
         trajectory=trajectory,
@@ -259,7 +305,7 @@ def contest(
         task = replace(task, trajectories=train_experts(task))
     images = starting_set(task).images.requires_grad_()
     optimizer = torch.optim.SGD([images], lr=0.1, momentum=0.5)
-    plain = globals()[PEER_OF[plan.method]]
+    plain = PEER_OF[plan.method]
     raw["plain"] = _seconds(lambda step: plain(task, images, optimizer), device, repeats)
     medians = {name: sorted(each)[len(each) // 2] for name, each in raw.items()}
     best = min((name for name in raw if name != "plain"), key=lambda name: medians[name])
@@ -308,62 +354,6 @@ def _seconds(
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return times[warm_up:]
-
-
-def _plain_gradient_iteration(task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """DC's public recipe: a fresh module, one class after the other, autograd on its parameters, and the
-    network's steps on the set between two matchings."""
-    source, plan = task.source, task.plan
-    channels, size = images.shape[1], (images.shape[2], images.shape[3])
-    model = build_network(plan.network, channels, size, source.classes).to(images.device)
-    parameters, per_class = list(model.parameters()), len(images) // source.classes
-    descent = torch.optim.SGD(parameters, lr=plan.network_learning_rate)
-    targets = torch.arange(source.classes, device=images.device).repeat_interleave(per_class)
-    outer_steps, inner_steps = plan.outer_steps or 1, plan.inner_steps or 1
-    for outer in range(outer_steps):
-        loss = torch.zeros((), device=images.device)
-        for label in range(source.classes):
-            own = source.of_class(label)
-            real = own[torch.randperm(len(own), device=own.device)[: plan.real_batch]]
-            labels = torch.full((len(real),), label, device=images.device)
-            target = [g.detach() for g in torch.autograd.grad(cross_entropy(model(real), labels), parameters)]
-            ours = images[label * per_class : (label + 1) * per_class]
-            found = torch.autograd.grad(
-                cross_entropy(model(ours), labels[:1].expand(per_class)), parameters, create_graph=True
-            )
-            for a, b in zip(found, target, strict=True):
-                if a.ndim > 1:
-                    a, b = a.flatten(1), b.flatten(1)
-                    loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if outer + 1 < outer_steps:
-            for _ in range(inner_steps):
-                descent.zero_grad()
-                cross_entropy(model(images.detach()), targets).backward()
-                descent.step()
-
-
-def _plain_trajectory_iteration(task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """MTT's public recipe: a functional student, unrolled with autograd."""
-    assert task.trajectories is not None
-    names = list(task.trajectories)
-    student = [task.trajectories[name][0, 0].clone().requires_grad_() for name in names]
-    goal = [task.trajectories[name][2, 0] for name in names]
-    start = [value.detach().clone() for value in student]
-    labels = torch.arange(task.source.classes, device=images.device).repeat_interleave(
-        len(images) // task.source.classes
-    )
-    for _ in range(task.plan.trajectory.student_steps):
-        outputs = torch.func.functional_call(task.network, dict(zip(names, student, strict=True)), (images,))
-        slopes = torch.autograd.grad(cross_entropy(outputs, labels), student, create_graph=True)
-        student = [value - 0.01 * slope for value, slope in zip(student, slopes, strict=True)]
-    missed = sum((a - b).square().sum() for a, b in zip(student, goal, strict=True))
-    journey = sum((a - b).square().sum() for a, b in zip(start, goal, strict=True))
-    optimizer.zero_grad()
-    (missed / journey).backward()
-    optimizer.step()
 
 
 if __name__ == "__main__":

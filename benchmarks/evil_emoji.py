@@ -1,14 +1,15 @@
 """Emoji styles, group8, leave one style out: ERM, RigL and EVIL on the same splits, weights and batches.
 
     python benchmarks/evil_emoji.py                                    group-cnn, 32 px, for a CPU
-    python benchmarks/evil_emoji.py --gpu --workers 5                  ResNet-18, 64 px, runs side by side
+    python benchmarks/evil_emoji.py --gpu --lanes 3                    ResNet-18, 64 px, runs side by side
 
 EVIL's figure is that of the mode (faithful or extended) with the better source validation, run by run; the
 target's pictures decide nothing. Accuracy is on new objects in the held-out style. Finished runs are not run
-again, so it can be stopped. With `--workers N` the runs are dealt to N processes on the same device; with
-`--seconds S` no worker starts a run after S seconds, and the report holds what is finished.
+again, so it can be stopped. With `--lanes N` one process trains N runs side by side, whole steps as CUDA
+graphs; with `--workers N` the runs are dealt to N processes on the same device. With `--seconds S` no run
+starts after S seconds, and the report, written again after every run, holds what is finished.
 """
-# bench: gpu, 10 min: --gpu --workers 5
+# bench: gpu, 10 min: --gpu --lanes 3
 
 import argparse
 import json
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--small", action="store_true", help="10 steps, one style: does the script work?")
     parser.add_argument("--launched", action="store_true", help="without CUDA graphs")
@@ -110,19 +112,37 @@ def main() -> None:
         GraphedFunction.__call__ = lambda own, *inputs: own.function(*inputs)  # type: ignore[method-assign]
     if arguments.share or arguments.workers == 1:
         first, step = map(int, (arguments.share or "0/1").split("/"))
-        for job in jobs[first::step]:
+        own = jobs[first::step]
+        sweeps = [own] if arguments.lanes > 1 else [[job] for job in own]
+        for part in sweeps:
+            options = {"side_by_side": arguments.lanes, "checkpoints": False, "models": False}
+            for job, done in run_sweep(domains, part, arguments.runs, resume=True, **options):  # pyright: ignore
+                now = time.perf_counter() - began
+                print(f"{now:.1f} s: {job.folder(arguments.runs).name} {done['figures']}", flush=True)
+                if not arguments.share:
+                    report(arguments, jobs, began)
+                if now > arguments.seconds:
+                    break
             if time.perf_counter() - began > arguments.seconds:
                 break
-            list(run_sweep(domains, [job], arguments.runs, resume=True, checkpoints=False))
-    if arguments.share:
-        return
+    if not arguments.share:
+        print(json.dumps(report(arguments, jobs, began), indent=1))
+
+
+def report(arguments: argparse.Namespace, jobs: list[Job], began: float) -> dict[str, object]:
+    """Writes what is finished; returns the summary."""
     found = [(job, finished(job.folder(arguments.runs), job)) for job in jobs]
     runs = [(job, done) for job, done in found if done is not None]
-    report = {
+    written = {
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if arguments.gpu else "cpu",
         "torch": torch.__version__,
-        "settings": {"steps": arguments.steps, "seeds": arguments.seeds, "workers": arguments.workers},
+        "settings": {
+            "steps": arguments.steps,
+            "seeds": arguments.seeds,
+            "workers": arguments.workers,
+            "lanes": arguments.lanes,
+        },
         "wall_seconds": time.perf_counter() - began,
         "runs_finished": len(runs),
         "runs_planned": len(jobs),
@@ -139,8 +159,8 @@ def main() -> None:
             for job, done in runs
         ],
     }
-    write_json(arguments.output, report)
-    print(json.dumps(report["summary"], indent=1))
+    write_json(arguments.output, written)
+    return written["summary"]  # pyright: ignore
 
 
 if __name__ == "__main__":

@@ -37,6 +37,18 @@ def test_wrong_input_is_one_helpful_line(
     assert said in error and error.count("\n") == 1
 
 
+def test_a_room_tells_its_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["learn", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "learn distill" in said and "generate" not in said
+
+
+def test_an_option_that_is_not_known_is_named_beside_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["learn", "invariant", "--data", "x", "--output", "y", "--target", "z", "--bogus", "1"]
+    assert cli.main(words) == 2
+    assert "--bogus" in capsys.readouterr().err
+
+
 def test_toml_sets_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "model").mkdir(parents=True)

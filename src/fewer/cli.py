@@ -195,8 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fewer {_version()}")
         return 0
     name, rest = _split_verb(words)
+    if name is None and len(words) == 2 and words[1] in ("-h", "--help") and _verbs_of(words[0]):
+        print(_overview(_verbs_of(words[0])))
+        return 0
     if name is None:
-        known = [verb for verb in VERBS if verb.split()[0] == words[0]] or list(VERBS)
+        known = _verbs_of(words[0]) or list(VERBS)
         given = " ".join(words[:2]) if words[0] in {verb.split()[0] for verb in VERBS} else words[0]
         print(f"fewer: {given!r} is not a verb; allowed: {', '.join(known)}", file=sys.stderr)
         return 2
@@ -212,9 +215,13 @@ def _version() -> str:
         return "0+source"
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
+def _verbs_of(room: str) -> list[str]:
+    return [verb for verb in VERBS if verb.split()[0] == room]
+
+
+def _overview(names: Sequence[str] = tuple(VERBS)) -> str:
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {VERBS[name].help}" for name in names]
     return "\n".join(
         [
             "fewer: more with fewer bits, tokens, steps, labels, samples and parameters",
@@ -312,7 +319,9 @@ def _parse(name: str, cls: type, words: list[str], config: Path | None) -> typin
     shown, complaint = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):
-            request = tyro.cli(cls, prog=f"fewer {name}", args=words, **defaults)
+            # A dictionary (`settings`) comes from a file alone: no subcommand may be made of it.
+            options = (tyro.conf.AvoidSubcommands,)
+            request = tyro.cli(cls, prog=f"fewer {name}", args=words, config=options, **defaults)
     except SystemExit as stop:
         if not stop.code:
             print(shown.getvalue(), end="")

@@ -88,3 +88,8 @@ def test_missing_and_extra_tensors(model: TrainedClassifier, tmp_path: Path) -> 
     with pytest.raises(FileError) as missing:
         TrainedClassifier.load(tmp_path)
     assert missing.value.missing
+
+
+def test_the_folder_of_a_run_is_taken_for_its_model(model: TrainedClassifier, tmp_path: Path) -> None:
+    model.save(tmp_path / "run" / "model")
+    assert TrainedClassifier.load(tmp_path / "run").class_names == model.class_names

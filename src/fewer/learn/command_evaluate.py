@@ -33,7 +33,7 @@ class EvaluateRequest:
     split: Literal["test", "validation", "train", "auto"] = "auto"
     """Which part of the data; auto: test, else validation, else train."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    """Resize all pictures to this side."""
+    """Resize all pictures to this side; default that of the model."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
     """For a distilled set: the network that is trained on it."""
     device: DeviceName = "auto"
@@ -43,12 +43,14 @@ class EvaluateRequest:
 def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, object]:
     """Accuracy, balanced accuracy, AUC, calibration, recall of each class and the confusion matrix."""
     kind = kind_of(request.model)
-    splits = load_images(request.data, size=request.image_size)
-    data = choose_split(splits, request.split)
     if kind == "distilled":
-        return _evaluate_distilled(request, data, progress)
+        splits = load_images(request.data, size=request.image_size)
+        return _evaluate_distilled(request, choose_split(splits, request.split), progress)
     model = TrainedClassifier.load(request.model, request.device)
-    figures = model.evaluate(data)
+    # Pictures that differ from the model's in size are resized, as `fewer learn predict` does it.
+    side = model.plan.height if model.plan.height == model.plan.width else None
+    splits = load_images(request.data, size=request.image_size or side)
+    figures = model.evaluate(choose_split(splits, request.split))
     return {"model": str(request.model), "data": splits.name, **figures.as_dict()}
 
 

@@ -78,6 +78,8 @@ class InvariantRequest:
     """Rule that picks a draw: best on the sources, on sources left out in turn, or on the target (oracle)."""
     settings: dict[str, object] | None = None
     """Further settings of the plan (alpha, delta, accumulation, drop, score, …); in a --config file."""
+    side_by_side: Annotated[int, Field(ge=1, le=64)] = 1
+    """Runs that share a GPU, each step one CUDA graph; three finish a sweep in a third of the time."""
     resume: bool = False
     """Go on where an interrupted run into the same output folder stopped."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
@@ -97,7 +99,10 @@ def invariant_command(request: InvariantRequest, progress: Progress) -> dict[str
     targets = list(domains.names) if request.target == "all" else [request.target]
     seeds = [request.seed + k for k in range(request.seeds)]
     jobs = sweep_jobs(domains, plans, targets, seeds, request.draws, request.selection)
-    runs = list(run_sweep(domains, jobs, request.output / "runs", resume=request.resume, progress=progress))
+    together, output = request.side_by_side, request.output / "runs"
+    sweep = run_sweep(domains, jobs, output, resume=request.resume, side_by_side=together, progress=progress)
+    order = {job: number for number, job in enumerate(jobs)}
+    runs = sorted(sweep, key=lambda run: order[run[0]])
     return _answer(request, domains, runs, next(iter(plans)))
 
 

@@ -119,8 +119,11 @@ class TrainedClassifier:
 
     @staticmethod
     def load(folder: Path | str, device: str = "cpu") -> TrainedClassifier:
-        """Raises `FileError` when a file is missing or does not fit, `ConfigError` for a bad config."""
+        """`folder` is a model's, or that of a run with one in `model/`. Raises `FileError` when a file is
+        missing or does not fit, `ConfigError` for a bad config."""
         folder = Path(folder)
+        if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+            folder = folder / "model"
         raw = read_json(folder / "config.json")
         if raw.get("kind") != KIND:
             raise FileError(f"{folder.name}: kind is {str(raw.get('kind'))[:40]!r}, {KIND!r} is needed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -32,8 +31,6 @@ from fewer.learn.distillation.scores import (
     score_steadily,
 )
 from fewer.learn.distillation.task import Source
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +245,6 @@ def warn_of_overlap(splits: ImageSplits, progress: Progress) -> int:
             progress.say(
                 f"warning: {copies} {name} pictures are also in the training split; figures on them flatter"
             )
-            logger.warning("%d %s pictures are also in the training split", copies, name)
         found += copies
     return found
 

@@ -1,8 +1,7 @@
 """How good a set is: networks trained on it by one recipe, judged on real test pictures.
 
 Random, distilled and full sets go through the same function with the same recipe; the last epoch counts,
-never
-the best. Several sets x several networks give mean and spread.
+never the best. Several sets x several networks give mean and spread.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from fewer.learn.distillation.selection import random_rows
 from fewer.learn.distillation.task import Source, normalise
 from fewer.learn.distillation.training import Recipe, probabilities, train_networks
 from fewer.learn.evaluate import evaluate_probabilities
+from fewer.learn.graphed import Graphs
 
 ROUND, MOST_NETWORKS, STEADY = 5, 20, 0.003
 """Networks at a time, at most, and the standard error (a fraction of 1) that is small enough."""
@@ -74,9 +74,10 @@ def score_training(
     recipe: Recipe,
     seeds: tuple[int, ...],
     progress: Progress | None = None,
+    graphs: Graphs | None = None,
 ) -> Score:
     """Trains one network per seed on (images, labels) and judges each on `test`."""
-    stacked = train_networks(network, images, labels, recipe, seeds, progress)
+    stacked = train_networks(network, images, labels, recipe, seeds, progress, graphs)
     answers = probabilities(network, stacked, test.images).cpu()
     figures = [
         evaluate_probabilities(one.double() / one.double().sum(1, keepdim=True), test.labels)
@@ -206,6 +207,7 @@ def score_random(
     draws: int,
     seeds: tuple[int, ...],
     first_draw: int = 0,
+    graphs: Graphs | None = None,
 ) -> Score:
     """The control: `draws` random subsets with as many pictures per class, the same recipe and networks
     each.
@@ -221,6 +223,7 @@ def score_random(
                 test,
                 recipe,
                 tuple(s + 1000 * draw for s in seeds),
+                graphs=graphs,
             )
         )
     return pooled(runs)

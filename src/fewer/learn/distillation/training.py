@@ -28,7 +28,7 @@ from fewer.learn.distillation.stacked import (
     stack,
     stack_size,
 )
-from fewer.learn.graphed import GraphedFunction
+from fewer.learn.graphed import Graphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +55,12 @@ def train_networks(
     recipe: Recipe,
     seeds: tuple[int, ...],
     progress: Progress | None = None,
+    graphs: Graphs | None = None,
 ) -> Parameters:
     """One network per seed, trained from scratch, stacked.
 
-    `labels` are class numbers (n,) or class probabilities (n, classes).
+    `labels` are class numbers (n,) or class probabilities (n, classes). With `graphs`, what was recorded for
+    the same network and recipe is used again.
     """
     progress = progress or SilentProgress()
     device = images.device
@@ -78,7 +80,8 @@ def train_networks(
         momentum_step(values, slopes, speeds, rate, recipe.momentum, recipe.weight_decay)
         return values, speeds
 
-    graphed = GraphedFunction(step_of)
+    kind = f"train {id(network)} {recipe.momentum} {recipe.weight_decay}"
+    graphed = (graphs or Graphs()).function(kind, step_of)
     progress.start("train on the set", steps)
     orders: list[Tensor] = []
     for step in range(steps):

@@ -21,10 +21,12 @@ EPSILON = 0.05
 class GradientAverage:
     """Sums of gradients and, where asked for, of their squares for the named weights, by source.
 
-    Kinds: `task` and `domain`, and `env<e>` for the task gradient on domain e alone.
+    Kinds: `task` and `domain`, and `env<e>` for the task gradient on domain e alone. With `fixed` sums are
+    set to zero where they lie instead of being dropped, for steps that were recorded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fixed: bool = False) -> None:
+        self.fixed = fixed
         self.sums: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -51,6 +53,14 @@ class GradientAverage:
 
     def mean_square(self, kind: str, name: str) -> Tensor:
         return self.squares[f"{kind}/{name}"] / self.counts[kind]
+
+    def forget(self) -> None:
+        """As if nothing had been added."""
+        self.counts = {}
+        if not self.fixed:
+            self.sums, self.squares = {}, {}
+        for total in (*self.sums.values(), *self.squares.values()):
+            total.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint; inverse: `restore`."""

@@ -79,7 +79,9 @@ def best(
     positions = among.flatten().nonzero().flatten()
     values = score.flatten()[positions]
     if 0 < count < len(positions):
-        cut = values.kthvalue(len(positions) - count + 1).values
+        place = len(positions) - count
+        # On a GPU `kthvalue` walks through a layer with a single block of threads; sorting is quicker there.
+        cut = values.sort().values[place] if values.is_cuda else values.kthvalue(place + 1).values
         above = values > cut
         tied, left = positions[values == cut], count - int(above.sum())
         if left < len(tied):

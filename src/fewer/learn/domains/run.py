@@ -7,15 +7,16 @@ of the best source validation, with the mask it had, and what each layer lost.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewer.core.checkpoint import latest_checkpoint, save_checkpoint
 from fewer.core.config import validate
@@ -27,10 +28,11 @@ from fewer.learn.domains.bases import DomainBatch
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.layers import LayerReport, layer_reports
 from fewer.learn.domains.masks import Masks, density_of, pack_masks
+from fewer.learn.domains.picture_table import PictureTable, normalised
 from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod
 from fewer.learn.domains.protocol import best_record, source_validation, split_domain
 from fewer.learn.domains.training import MaskedTraining
-from fewer.learn.few_labels.augment import draw_shifts, shifted
+from fewer.learn.few_labels.augment import draw_shifts
 from fewer.learn.imagenet_networks import DEVIATION, MEAN, ImageNetResNet, freeze_norms, load_weights
 from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.networks import NetworkPlan, build_network
@@ -88,7 +90,7 @@ def invariant(
     plan = plan or InvariantPlan()
     changes = {k: v for k, v in (("base", base), ("method", method)) if v is not None}
     plan = validate(InvariantPlan, replace(plan, **changes))  # pyright: ignore[reportArgumentType]
-    run = _Run(domains, [target, *left_out], plan)
+    run = Run(domains, [target, *left_out], plan)
     progress = progress or SilentProgress()
     first = run.restore(checkpoints) if resume and checkpoints else 0
     began = time.monotonic()
@@ -108,10 +110,19 @@ def invariant(
     return run.result(time.monotonic() - began)
 
 
-class _Run:
-    """The parts of one run."""
+class Run:
+    """The parts of one run. With `training` given, that one is started afresh in the tensors it has; with
+    `pictures` that table is read; `starts` remembers networks as they are before the first step."""
 
-    def __init__(self, domains: Domains, held: Sequence[str], plan: InvariantPlan) -> None:
+    def __init__(
+        self,
+        domains: Domains,
+        held: Sequence[str],
+        plan: InvariantPlan,
+        pictures: PictureTable | None = None,
+        training: MaskedTraining | None = None,
+        starts: dict[Hashable, nn.Module] | None = None,
+    ) -> None:
         self.domains, self.plan = domains, plan
         self.held = [domains.index(name) for name in held]
         self.sources = [env for env in range(len(domains.names)) if env not in self.held]
@@ -133,28 +144,35 @@ class _Run:
             height=data.size[0],
             width=data.size[1],
         )
-        network = build_network(self.network_plan, plan.seed)
-        if plan.network_weights:
-            if not isinstance(network, ImageNetResNet) or data.channels != 3:
-                raise ConfigError(
-                    "network_weights are for resnet-18-imagenet and resnet-50-imagenet on pictures of 3 "
-                    f"channels, not for {plan.network} on {data.channels}"
-                )
-            load_weights(network, plan.network_weights)
-        network = network.to(self.device)
-        if self.device.type == "cuda":
-            network = network.to(memory_format=torch.channels_last)
-        self.training = MaskedTraining(network, plan, len(self.sources))
-        counts = [len(d) for d in domains.images]
-        whole = torch.cat([d.images.permute(0, 3, 1, 2) for d in domains.images])
-        self.whole = whole.contiguous().to(self.device)
-        self.images = self.whole.split(counts)
-        self.starts = [sum(counts[:env]) for env in range(len(counts))]
-        self.all_labels = torch.cat([d.labels for d in domains.images]).to(self.device)
-        self.labels = self.all_labels.split(counts)
-        self.mean, self.deviation = (x.to(self.device) for x in self._statistics())
+        starts, key = {} if starts is None else starts, (self.network_plan, plan.seed, plan.network_weights)
+        if key not in starts:
+            starts[key] = self._start()
+        network = starts[key]
+        if training is None:
+            network = copy.deepcopy(network).to(self.device)
+            if self.device.type == "cuda":
+                network = network.to(memory_format=torch.channels_last)
+            training = MaskedTraining(network, plan, len(self.sources))
+        else:
+            training.restart(network, plan)
+        self.training = training
+        self.pictures = pictures or PictureTable(domains, self.device)
+        mean, deviation = self._statistics()
+        self.statistics = mean.to(self.device), deviation.to(self.device)
         self.records: list[dict[str, float]] = []
         self.best: tuple[dict[str, Tensor], Masks] = ({}, {})
+
+    def _start(self) -> nn.Module:
+        plan, channels = self.plan, self.network_plan.channels
+        network = build_network(self.network_plan, plan.seed)
+        if plan.network_weights:
+            if not isinstance(network, ImageNetResNet) or channels != 3:
+                raise ConfigError(
+                    "network_weights are for resnet-18-imagenet and resnet-50-imagenet on pictures of 3 "
+                    f"channels, not for {plan.network} on {channels}"
+                )
+            load_weights(network, plan.network_weights)
+        return network
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the source domains' training pictures, each domain counting the same; those
@@ -169,38 +187,48 @@ class _Run:
         return mean, (deviations.square() + (means - mean).square()).mean(0).sqrt()
 
     def step(self, step: int) -> dict[str, float]:
-        with isolated_randomness(int(seeded(self.plan.seed, step, 2).initial_seed()) % 2**32):
+        with isolated_randomness(self.step_seed(step)):
             self.training.network.train()
             if self.plan.network_weights:
                 freeze_norms(self.training.network)
-            batch = self.batch(seeded(self.plan.seed, step, 0))
-            return self.training.step(batch, seeded(self.plan.seed, step, 1))
+            return self.training.step(self.batch(step), seeded(self.plan.seed, step, 1))
 
-    def batch(self, generator: torch.Generator) -> DomainBatch:
-        """The same number of pictures of every source, drawn without replacement where there are enough."""
-        rows, shifts, size = [], [], (self.whole.shape[2], self.whole.shape[3])
+    def step_seed(self, step: int) -> int:
+        """For what a step draws from the global generators."""
+        return int(seeded(self.plan.seed, step, 2).initial_seed()) % 2**32
+
+    def draw(self, step: int, stream: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Rows of the table and moves of one step: the same number of pictures of every source, drawn
+        without replacement where there are enough."""
+        generator = seeded(self.plan.seed, step, stream)
+        rows, shifts, size = [], [], self.domains.images[0].size
         for env in self.sources:
-            rows.append(_draw(self.inside[env], self.plan.batch, generator) + self.starts[env])
+            rows.append(_draw(self.inside[env], self.plan.batch, generator) + self.pictures.starts[env])
             if self.plan.augment:
                 shifts.append(draw_shifts(self.plan.batch, *size, generator, flip=True))
-        chosen = torch.cat(rows).to(self.device, non_blocking=True)
-        pixels = self.whole[chosen]
-        if self.plan.augment:
-            pixels = shifted(pixels, torch.cat(shifts).to(self.device, non_blocking=True))
-        sizes = (self.plan.batch,) * len(self.sources)
-        return DomainBatch(self._normalise(pixels), self.all_labels[chosen], sizes)
+        return torch.cat(rows), torch.cat(shifts) if shifts else None
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() / 255.0 - self.mean[:, None, None]) / self.deviation[:, None, None]
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Pictures of each source in a batch."""
+        return (self.plan.batch,) * len(self.sources)
 
-    def evaluate(self, loss: float) -> None:
-        """Appends a record; keeps the weights when the source validation is the best so far."""
+    def batch(self, step: int, stream: int = 0) -> DomainBatch:
+        """What the network sees at a step."""
+        rows, shifts = self.draw(step, stream)
+        moved = None if shifts is None else shifts.to(self.device, non_blocking=True)
+        chosen = rows.to(self.device, non_blocking=True)
+        return self.pictures.batch(chosen, moved, self.statistics, self.sizes)
+
+    def evaluate(self, loss: float, rights: Sequence[Tensor] | None = None) -> None:
+        """Appends a record; keeps the weights when the source validation is the best so far. `rights`: for
+        each domain 1.0 where the class is right, where that is known already."""
         if self.records and self.records[-1]["step"] == self.training.step_number:
             return
         masked = float(bool(self.training.masks) or self.plan.method == "none")
         record = {"step": float(self.training.step_number), "loss": loss, "masked": masked}
         for env in range(len(self.domains.names)):
-            right = self._right(env)
+            right = self._right(env) if rights is None else rights[env]
             record[f"env{env}_in_acc"] = float(right[self.inside[env]].mean())
             record[f"env{env}_out_acc"] = float(right[self.outside[env]].mean())
             record[f"env{env}_all_acc"] = float(right.mean())
@@ -216,10 +244,12 @@ class _Run:
     @torch.no_grad()
     def _right(self, env: int) -> Tensor:
         """1.0 where the class is right, for every picture of a domain."""
-        network = self.training.network.eval()
+        network, table = self.training.network.eval(), self.pictures
+        part = slice(table.starts[env], table.starts[env] + table.counts[env])
         with self.training.precision():
-            parts = [network(self._normalise(part)).argmax(1) for part in self.images[env].split(512)]
-        return (torch.cat(parts) == self.labels[env]).float().cpu()
+            pieces = table.images[part].split(512)
+            found = [network(normalised(piece, self.statistics)).argmax(1) for piece in pieces]
+        return (torch.cat(found) == table.labels[part]).float().cpu()
 
     def save(self, folder: Path) -> None:
         tensors, facts = self.training.tensors()
@@ -268,8 +298,8 @@ class _Run:
             network,
             self.network_plan,
             self.domains.class_names,
-            self.mean.cpu(),
-            self.deviation.cpu(),
+            self.statistics[0].cpu(),
+            self.statistics[1].cpu(),
             training,
             dict(figures),
         )
@@ -301,7 +331,7 @@ class _Run:
 
     def _probe(self) -> list[DomainBatch]:
         """Eight batches for the report on layers, apart from those of training."""
-        return [self.batch(seeded(self.plan.seed, number, 7)) for number in range(8)]
+        return [self.batch(number, 7) for number in range(8)]
 
 
 def _draw(rows: Int64[Tensor, " n"], wanted: int, generator: torch.Generator) -> Int64[Tensor, " wanted"]:

@@ -17,6 +17,7 @@ from fewer.learn.domains.images import Domains
 from fewer.learn.domains.plan import InvariantPlan
 from fewer.learn.domains.protocol import Selection, best_record, drawn_plan, reported_accuracy, run_score
 from fewer.learn.domains.run import InvariantResult, invariant
+from fewer.learn.domains.side_by_side import Wanted, invariant_side_by_side
 
 Accuracies = dict[str, dict[str, dict[int, float]]]
 """Method -> target -> seed -> accuracy in 0 .. 1."""
@@ -75,14 +76,21 @@ def run_sweep(
     *,
     resume: bool = False,
     checkpoints: bool = True,
+    models: bool = True,
+    side_by_side: int = 1,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Job, dict]]:
     """Runs what is not there yet and yields every job with its finished `run.json`, in order.
 
     Without `resume` finished runs are run again; without `checkpoints` an interrupted one starts afresh. Each
-    job's folder holds `model/`, `run.json` and `results.jsonl` (DomainBed's form).
+    job's folder holds `model/` (unless `models` is off), `run.json` and `results.jsonl` (DomainBed's form).
+    With `side_by_side` above 1 so many runs share the device; there are no checkpoints then, and the runs
+    come in the order in which they end.
     """
     progress = progress or SilentProgress()
+    if side_by_side > 1:
+        yield from _side_by_side(domains, jobs, root, resume, models, side_by_side, progress)
+        return
     for number, job in enumerate(jobs):
         folder = job.folder(root)
         done = finished(folder, job) if resume else None
@@ -97,8 +105,29 @@ def run_sweep(
                 resume=resume and checkpoints,
                 progress=progress,
             )
-            done = _write(folder, domains, job, result)
+            done = _write(folder, domains, job, result, models)
         yield job, done
+
+
+def _side_by_side(
+    domains: Domains,
+    jobs: Sequence[Job],
+    root: Path,
+    resume: bool,
+    models: bool,
+    lanes: int,
+    progress: Progress,
+) -> Iterator[tuple[Job, dict]]:
+    left = []
+    for job in jobs:
+        done = finished(job.folder(root), job) if resume else None
+        if done is None:
+            left.append(job)
+        else:
+            yield job, done
+    wanted = [Wanted(job.target, job.plan, job.left_out) for job in left]
+    for number, result in invariant_side_by_side(domains, wanted, lanes, progress):
+        yield left[number], _write(left[number].folder(root), domains, left[number], result, models)
 
 
 def finished(folder: Path, job: Job) -> dict | None:
@@ -120,8 +149,9 @@ def finished(folder: Path, job: Job) -> dict | None:
     return found
 
 
-def _write(folder: Path, domains: Domains, job: Job, result: InvariantResult) -> dict:
-    result.save(folder / "model")
+def _write(folder: Path, domains: Domains, job: Job, result: InvariantResult, models: bool) -> dict:
+    if models:
+        result.save(folder / "model")
     held = [domains.index(name) for name in (job.target, *job.left_out)]
     write_bytes(folder / "results.jsonl", domainbed_lines(domains, job, held, result).encode())
     done = {

@@ -63,6 +63,7 @@ class MaskedTraining:
         parameters = dict(network.named_parameters())
         self.weights = {name: parameters[name] for name in self.names}
         self.masks: Masks = {}
+        self.spare_masks: Masks = {}
         self.first_masks: Masks = {}
         self.updates: list[dict[str, float]] = []
         self.step_number = 0
@@ -90,14 +91,13 @@ class MaskedTraining:
 
         Raises `DataError` when the loss is not finite; the weights are then those before the step.
         """
-        if self.step_number and self.step_number == penalty_start(self.plan):
-            self.optimizer = self._adam()  # a jump of the loss would make Adam's moments meaningless
+        if self.starts_late:
+            self.optimizer = self._adam()
         with self.precision():
             return self._step(batch, generator)
 
     def _step(self, batch: DomainBatch, generator: torch.Generator) -> dict[str, float]:
-        masked_step = self.step_number - self.policy.warmup
-        gathers = self.plan.method != "none" and self._gathers(masked_step)
+        gathers = self._gathers(self.masked_step)
         replayed = self.device.type == "cuda" and not gathers and self.plan.base in RECORDABLE
         if replayed:
             result = self._replayed(batch)
@@ -109,21 +109,56 @@ class MaskedTraining:
             raise DataError(
                 f"the loss is {loss} at step {self.step_number}; try a lower learning rate or penalty"
             )
-        features = result.features
+        self._move(batch, result, masked=replayed)
+        self.finish_step()
+        return {"loss": loss}
+
+    @property
+    def masked_step(self) -> int:
+        """Steps since the first mask; negative during warm-up."""
+        return self.step_number - self.policy.warmup
+
+    @property
+    def starts_late(self) -> bool:
+        """Whether the full penalty sets in now: a jump of the loss makes Adam's moments meaningless."""
+        return self.step_number > 0 and self.step_number == penalty_start(self.plan)
+
+    def form(self) -> tuple[object, ...]:
+        """What the work of the step that comes next depends on, apart from tensors: two steps of one form
+        launch the same kernels on the same memory."""
+        plan, at = self.plan, self.masked_step
+        masks = (bool(self.masks), self.policy.clears_moments)
+        learns = self._needs_features(gathers=False) and self.policy.score != "covariance"
+        return (plan.base, penalty_at(plan, self.step_number), masks, learns, at <= 0, *self.kinds(at))
+
+    def whole_step(self, batch: DomainBatch) -> Tensor:
+        """A step without a look at its loss, which is returned: nothing waits for the device, so it can be
+        recorded (for the bases in `RECORDABLE`). `finish_step` then does what is not the device's."""
+        with self.precision():
+            self.network.zero_grad(set_to_none=True)
+            result = self._gradients(batch, torch.Generator(), keep_graph=self._gathers(self.masked_step))
+            self._move(batch, result)
+        return result.loss
+
+    def finish_step(self) -> None:
+        """Changes the masks where it is their time, and counts the step."""
+        self._change_masks(self.masked_step)
+        self.step_number += 1
+
+    def _move(self, batch: DomainBatch, result: BaseResult, *, masked: bool = False) -> None:
+        """What follows the gradients of the base, up to the change of masks; `masked`: these are masked."""
+        gathers, features = self._gathers(self.masked_step), result.features
         if features is None and self._needs_features(gathers):
             features = self.network.features(batch.images)  # pyright: ignore[reportCallIssue]
         if gathers:
-            self._gather(batch, features, masked_step)
-        if not replayed:
+            self._gather(batch, features, self.masked_step)
+        if not masked:
             self._mask_gradients()
         self.optimizer.step()
         if self.masks and not self.policy.clears_moments:
             apply_masks(self.network, self.masks)  # Adam's kept moments have moved masked weights
         if features is not None:
             self._train_head(features, batch)
-        self._change_masks(masked_step)
-        self.step_number += 1
-        return {"loss": loss}
 
     def _gradients(
         self, batch: DomainBatch, generator: torch.Generator, *, keep_graph: bool = False
@@ -170,25 +205,39 @@ class MaskedTraining:
         return gathers or (self.policy.head_learns and self.plan.method == "evil")
 
     def _gathers(self, masked_step: int) -> bool:
+        if self.plan.method == "none":
+            return False
         before_first = -self.policy.accumulation < masked_step <= 0
         needs_scores = self.policy.first in ("sensitivity", "fisher", "domain-fisher")
         return (before_first and needs_scores) or self.policy.gathers_at(masked_step)
 
-    def _gather(self, batch: DomainBatch, features: Tensor | None, masked_step: int) -> None:
-        """Adds this batch's dense gradients, at the weights that the batch was seen with."""
+    def kinds(self, masked_step: int) -> tuple[str, ...]:
+        """Which gradients the step adds to the average: `task`, `domain`, `env<e>`."""
+        if not self._gathers(masked_step):
+            return ()
         score, first = self.policy.score, masked_step <= 0
-        weights = list(self.weights.values())
-        if first or score in ("task", "mixed"):
-            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-            self.average.add("task", self.names, gradients, squares=first)
-        assert features is not None
         last = self.policy.updates_at(masked_step)
+        kinds = ["task"] if first or score in ("task", "mixed") else []
         if (first and self.policy.first == "domain-fisher") or (
             not first and (score == "domain" or (score == "mixed" and last))
         ):
+            kinds.append("domain")
+        elif not first and score == "covariance":
+            kinds += [f"env{env}" for env in range(self.envs)]
+        return tuple(kinds)
+
+    def _gather(self, batch: DomainBatch, features: Tensor | None, masked_step: int) -> None:
+        """Adds this batch's dense gradients, at the weights that the batch was seen with."""
+        kinds, first = self.kinds(masked_step), masked_step <= 0
+        weights = list(self.weights.values())
+        if "task" in kinds:
+            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+            self.average.add("task", self.names, gradients, squares=first)
+        assert features is not None
+        if "domain" in kinds:
             loss = F.cross_entropy(self.head(features), batch.domains)
             self.average.add("domain", self.names, torch.autograd.grad(loss, weights), squares=first)
-        elif not first and score == "covariance":
+        elif "env0" in kinds:
             losses = domain_losses(self.network.classifier(features), batch)  # pyright: ignore
             for env, loss in enumerate(losses):
                 last_env = env == self.envs - 1
@@ -219,7 +268,9 @@ class MaskedTraining:
         for number, (name, weight) in enumerate(self.weights.items()):
             generator = seeded(self.plan.seed, 31, number)
             score = first_score(self.average, name, weight, self.policy.first, generator)
-            self.masks[name] = top_mask(score, weight.detach(), kept_count(weight.numel(), density))
+            mask = top_mask(score, weight.detach(), kept_count(weight.numel(), density))
+            # A training that was started afresh keeps its masks where they lie.
+            self.masks[name] = self.spare_masks.setdefault(name, mask).copy_(mask)
         self.first_masks = {name: mask.clone() for name, mask in self.masks.items()}
         self._settle()
 
@@ -250,7 +301,25 @@ class MaskedTraining:
         apply_masks(self.network, self.masks)
         if self.policy.clears_moments:
             clear_masked_state(self.optimizer, self.network, self.masks)
-        self.average = GradientAverage()
+        self.average.forget()
+
+    @torch.no_grad()
+    def restart(self, network: nn.Module, plan: InvariantPlan) -> None:
+        """The start of another run in the tensors of this one, so that what was recorded stays right.
+
+        `network` has the weights to start with; its plan may differ in what is drawn, masked and gathered,
+        not in the network or the optimizer."""
+        self.plan, self.policy = plan, mask_policy(plan)
+        for name, value in self.network.state_dict().items():
+            value.copy_(network.state_dict()[name])
+        self.state.group_weights.copy_(BaseState(self.envs).group_weights)
+        with isolated_randomness(plan.seed):
+            head = nn.Linear(self.head.in_features, self.envs)
+        self.head.load_state_dict(head.state_dict())
+        for optimizer in (self.optimizer, self.head_optimizer):
+            forget_moments(optimizer)
+        self.average.forget()
+        self.masks, self.first_masks, self.updates, self.step_number = {}, {}, [], 0
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Everything that the next step depends on: (tensors, JSON-able facts)."""
@@ -276,6 +345,7 @@ class MaskedTraining:
         for prefix, module in (("network", self.network), ("head", self.head), ("base", self.state)):
             _load(module, _under(tensors, prefix), prefix)
         self.masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "mask").items()}
+        self.spare_masks = dict(self.masks)
         self.first_masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "first").items()}
         gathered = {k: v.to(self.device) for k, v in _under(tensors, "gathered").items()}
         self.graphs = {}
@@ -284,6 +354,14 @@ class MaskedTraining:
         self.updates, self.step_number = list(facts["updates"]), int(facts["step"])
         for name, optimizer in (("optimizer", self.optimizer), ("head_optimizer", self.head_optimizer)):
             optimizer.load_state_dict(unflatten_state(tensors, facts[name], name))
+
+
+def forget_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Everything that an optimizer remembers to zero, in place: as one that is new."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -118,13 +118,15 @@ def picked_places(
     picks: Int64[Tensor, " n"], shares: Float64[Tensor, " n"], pool: tuple[str, ...], size: tuple[int, int]
 ) -> Int64[Tensor, "n 6"]:
     """What `affine_at` needs for the images that get a geometric operation; the others stay in place."""
-    matrices = affine_matrices("identity", torch.zeros(len(picks), dtype=torch.float64), *size)
-    for number, name in enumerate(pool):
-        if name not in _GEOMETRY:
-            continue
-        rows = torch.nonzero(picks == number).flatten()
-        low, high = RANGES[name]
-        matrices[rows] = affine_matrices(name, low + (high - low) * shares[rows], *size)
+    # All operations for all images: a few dozen small steps instead of a dozen for each operation.
+    height, width = size
+    ranges = torch.tensor([RANGES[name] for name in pool], dtype=torch.float64)[picks]
+    amounts = ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * shares
+    chosen = {name: picks == pool.index(name) for name in _GEOMETRY if name in pool}
+    one, zero = torch.ones_like(amounts), torch.zeros_like(amounts)
+    matrices = torch.stack([one, zero, zero, zero, one, zero], 1)
+    for name, rows in chosen.items():
+        matrices = torch.where(rows[:, None], affine_matrices(name, amounts, height, width), matrices)
     return fixed_point(matrices)
 
 

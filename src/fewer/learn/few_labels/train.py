@@ -162,11 +162,12 @@ class _Run:
         views = self.views(labelled, unlabelled, generator)
         batch = Batch(
             labelled=views.labelled,
-            labels=self.labels[labelled.to(self.device)],
+            # Not waited for: a copy that waits would let the GPU run dry while the next step is launched.
+            labels=self.labels[labelled.to(self.device, non_blocking=True)],
             weak=views.weak,
             strong=views.strong,
             again=views.again,
-            rows=unlabelled.to(self.device),
+            rows=unlabelled.to(self.device, non_blocking=True),
             progress=step / self.plan.steps,
             generator=generator,
         )
@@ -185,7 +186,7 @@ class _Run:
         rows = self.rows.repeat(RECOUNT_VIEWS)
         if len(rows) > RECOUNT_MOST:
             rows = rows[torch.randperm(len(rows), generator=generator)[:RECOUNT_MOST]]
-        there = rows.to(self.device)
+        there = rows.to(self.device, non_blocking=True)
         views = weak_view(self.views.images[there], generator, flip=self.plan.flip)
         assert isinstance(self.state, InstantState)
         recount(self.network, self.state, self.views.normalise(views), self.labels[there])

@@ -81,9 +81,9 @@ class Views:
         if self.strong:
             columns.append(draw_shifts(count, *size, generator, flip=self.flip))
             picks, shares = draw_operations(count, generator, len(self.pool), ROUNDS)
-            for pick, share in zip(picks, shares, strict=True):
-                places = picked_places(pick, share, self.pool, size)
-                columns += [pick[:, None], share[:, None], places]
+            places = picked_places(picks.flatten(), shares.flatten(), self.pool, size).split(count)
+            for pick, share, place in zip(picks, shares, places, strict=True):
+                columns += [pick[:, None], share[:, None], place]
             columns.append(draw_boxes(count, *size, generator))
         for _ in range(self.again):
             columns.append(draw_shifts(count, *size, generator, flip=self.flip))
