@@ -4,7 +4,9 @@
         --output benchmarks/results/stitch_ablation.json
 
 Pixels of a strip of 1000 columns. Every row uses the poses found by the full method, so that only pairs
-differ.
+differ. Under "matches": for each matcher, before any filter, how many matches a pair has, how many lie
+within 3 pixels of the exact place, their median error, and how much of the strip they cover. `--own FILE`
+puts a LoFTR of `stitch_train_loftr.py` beside the shipped student.
 """
 # bench: cpu, 30 min: --variants B C --seeds 0 1 2 --output benchmarks/results/stitch_ablation.json
 
@@ -21,8 +23,8 @@ from stitch_tube import rendered
 from fewer.stitch.frames.source import open_frames
 from fewer.stitch.homography.dwho import fit_pair
 from fewer.stitch.match.features import match_features
-from fewer.stitch.match.learned import load_matchers
-from fewer.stitch.match.pool import displacement, fill_pool
+from fewer.stitch.match.learned import PairMatcher, load_matchers
+from fewer.stitch.match.pool import Matches, displacement, fill_pool
 from fewer.stitch.mosaic.pairs import PairResult, resolution_share
 from fewer.stitch.mosaic.settle import settle
 from fewer.stitch.mosaic.survey import Survey
@@ -34,6 +36,8 @@ from fewer.stitch.tube.render import Tube
 
 FILTERS_OFF = {"motion_filter": False, "merge_filter": False, "neighbour_filter": False, "cell_cap": 10_000}
 POOL = ("sift", "orb", "loftr")
+OWN = ("sift", "orb", "own")
+RIGHT = 3.0  # pixels
 # name -> (matchers, match options, "ransac" or homography options)
 ROWS: dict[str, tuple[tuple[str, ...], dict, str | dict]] = {
     "SIFT, RANSAC": (("sift",), FILTERS_OFF, "ransac"),
@@ -50,6 +54,10 @@ ROWS: dict[str, tuple[tuple[str, ...], dict, str | dict]] = {
     "SIFT+ORB+LoFTR filtered, RANSAC": (POOL, {}, "ransac"),
     "SIFT+ORB+LoFTR unfiltered, DWHO": (POOL, FILTERS_OFF, {}),
     "SIFT+ORB+LoFTR, DWHO": (POOL, {}, {}),
+    "own LoFTR, RANSAC": (("own",), FILTERS_OFF, "ransac"),
+    "own LoFTR, DWHO": (("own",), {}, {}),
+    "SIFT+ORB+own LoFTR unfiltered, DWHO": (OWN, FILTERS_OFF, {}),
+    "SIFT+ORB+own LoFTR, DWHO": (OWN, {}, {}),
     "no motion filter": (("sift", "orb"), {"motion_filter": False}, {}),
     "no merging": (("sift", "orb"), {"merge_filter": False}, {}),
     "no neighbour filter": (("sift", "orb"), {"neighbour_filter": False}, {}),
@@ -66,6 +74,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--own", type=Path, help="weights of a LoFTR, beside the shipped student's")
+    parser.add_argument("--own-confidence", type=float, default=0.2)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     # what is in the file already stays: a long table can be made in pieces
@@ -74,9 +84,17 @@ def main() -> None:
         for seed in arguments.seeds:
             tube = Tube(variant, seed=seed, frames=60)
             frames = rendered(tube, arguments.cache)[: arguments.frames]
-            results.setdefault(variant, {})[str(seed)] = ablate(tube, list(frames))
+            results.setdefault(variant, {})[str(seed)] = ablate(
+                tube, list(frames), learned_matchers(arguments)
+            )
             medians = {name: median_rows(found) for name, found in results.items()}
-            print(variant, seed, json.dumps({name: row["m1"] for name, row in medians[variant].items()}))
+            print(
+                variant,
+                seed,
+                json.dumps(
+                    {name: row.get("m1", row.get("right_share")) for name, row in medians[variant].items()}
+                ),
+            )
             facts = {"frames": arguments.frames, "medians": medians, "seeds": results}
             arguments.output.write_text(json.dumps(facts, indent=1))
 
@@ -85,14 +103,23 @@ def median_rows(seeds: dict[str, dict]) -> dict[str, dict]:
     """Median over the seeds of each figure of each row."""
     rows = list(seeds.values())
     return {
-        name: {key: float(np.median([each[name][key] for each in rows])) for key in row}
-        for name, row in rows[0].items()
+        name: {key: float(np.median([each[name][key] for each in rows if name in each])) for key in row}
+        for name, row in max(rows, key=len).items()
     }
 
 
-def ablate(tube: Tube, frames: list[np.ndarray]) -> dict[str, dict]:
+def learned_matchers(arguments: argparse.Namespace) -> dict[str, PairMatcher]:
+    """The learned ones."""
+    wanted = {"loftr": MatchOptions(matchers=("loftr",))}
+    if arguments.own is not None:
+        wanted["own"] = MatchOptions(
+            matchers=("loftr",), student_weights=arguments.own, student_confidence=arguments.own_confidence
+        )
+    return {name: load_matchers(options, [])["loftr"] for name, options in wanted.items()}
+
+
+def ablate(tube: Tube, frames: list[np.ndarray], learned: dict[str, PairMatcher]) -> dict[str, dict]:
     options = StitchOptions(unfold=UnfoldOptions(lens="pinhole" if tube.recipe.pinhole else "equidistant"))
-    loftr = load_matchers(MatchOptions(matchers=("loftr",)), [])["loftr"]
     tracker, views = Tracker(options, {}), {}
     survey = Survey(open_frames(frames), options)
     for _, frame in survey:
@@ -107,18 +134,25 @@ def ablate(tube: Tube, frames: list[np.ndarray]) -> dict[str, dict]:
     piece = SegmentMap(
         np.zeros((1, 1, 3), np.uint8), None, numbers, [], settled.poses, [], segment.geometry,
         segment.shape, 0.0, 0.0 )  # fmt: skip
-    found = []
+    found, quality = [], {name: [] for name in ("sift", "orb", *learned)}
     for place in range(1, len(numbers)):
         new, old = views[numbers[place]], views[numbers[place - 1]]
-        groups = {
-            name: match_features(name, new.features[name], old.features[name], 0.8)
-            for name in ("sift", "orb")
-        }
-        groups["loftr"] = loftr(new, old)
+        groups = {}
+        for name in quality:
+            new.learned.clear(), old.learned.clear()  # each network describes a strip in its own words
+            began = time.process_time()
+            if name in learned:
+                groups[name] = learned[name](new, old)
+            else:
+                groups[name] = match_features(name, new.features[name], old.features[name], 0.8)
+            seconds = time.process_time() - began
+            quality[name].append({**judge(tube, segment, place, groups[name]), "cpu_seconds_a_pair": seconds})
         pair = PairResult(numbers[place], numbers[place - 1], None, None, None, {}, False)
         found.append((place, groups, pair_truth(tube, piece, pair)))
     rows = {}
     for name, (matchers, match, fit) in ROWS.items():
+        if not set(matchers) <= set(quality):
+            continue
         began, errors, counts = time.process_time(), [], []
         for place, groups, truth in found:
             pool = fill_pool(
@@ -134,7 +168,32 @@ def ablate(tube: Tube, frames: list[np.ndarray]) -> dict[str, dict]:
             "matches": float(np.mean(counts)),
             "cpu_seconds_a_pair": seconds,
         }
+    for name, figures in quality.items():
+        rows[f"matches of {name}"] = {
+            key: float(np.mean([each[key] for each in figures])) for key in figures[0]
+        }
     return rows
+
+
+def judge(tube: Tube, segment, place: int, found: Matches) -> dict[str, float]:
+    """How good a matcher's matches are by themselves: against the exact place of each of its points."""
+    sides = [(segment.frames[each], segment.frames[each].pose) for each in (place, place - 1)]
+    (new, new_pose), (old, old_pose) = sides
+    geometry, shape = segment.geometry, segment.shape
+    theta, z = tube.locate(new.index, geometry.to_picture(shape.to_wall(found.p), new_pose))
+    truth = shape.to_pixels(geometry.to_wall(tube.project(old.index, theta, z), old_pose))
+    off = found.q - truth
+    off[:, 0] = np.mod(off[:, 0] + shape.width / 2, shape.width) - shape.width / 2
+    error = np.nan_to_num(np.hypot(*off.T), nan=np.inf) * 1000 / shape.width
+    right = error <= RIGHT
+    cells = (found.p[right] * [16, 8] / [shape.width, shape.height]).astype(int)
+    return {
+        "matches": len(found),
+        "right": float(right.sum()),
+        "right_share": float(right.mean()) if len(right) else 0.0,
+        "median_error": float(np.median(error[right])) if right.any() else RIGHT,
+        "cells_covered": len(np.unique(cells, axis=0)) / (16 * 8),
+    }
 
 
 def through_poses(segment, poses: np.ndarray, place: int, pool) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from fewer.core.progress import Progress
 from fewer.stitch.options import (
     MATCHERS,
     BlendOptions,
+    DeviceName,
     HomographyOptions,
     LensModel,
     MatcherName,
@@ -52,6 +53,8 @@ class StitchRequest:
     """Use one frame out of this many; 3 suits a video of 30 frames/s."""
     weights: Path | None = None
     """Local safetensors file of the full LoFTR."""
+    device: DeviceName = "auto"
+    """Where the learned matchers run."""
     mask: Path | None = None
     """Picture whose bright pixels are the field of view."""
     mark: tuple[str, ...] = ()
@@ -132,6 +135,7 @@ def options_of(request: StitchRequest) -> StitchOptions:
             request.match,
             matchers=("matchers", names),
             weights=("weights", request.weights),
+            device=("device", request.device),
             require=("require", required),
         ),
         homography=request.homography,

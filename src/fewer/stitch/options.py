@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
+DeviceName = Literal["auto", "cpu", "cuda"]  # as in core.device, which would import torch
 UnwrapMode = Literal["cylinder", "linear", "log"]
 LensModel = Literal["equidistant", "pinhole", "kannala-brandt"]
 MatcherName = Literal["sift", "orb", "loftr", "loftr-full", "xfeat"]
@@ -89,6 +90,8 @@ class MatchOptions:
     """Lowe's ratio test."""
     loftr_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Least confidence of `loftr-full`."""
+    device: DeviceName = "auto"
+    """Where `loftr` and `loftr-full` run; all else stays on the CPU."""
     student_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Least confidence of the tiny `loftr`, whose cells are coarse and whose matches are tracked
     afterwards.

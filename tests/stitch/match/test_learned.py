@@ -1,5 +1,6 @@
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import torch
 
 from fewer.core.errors import FileError
 from fewer.stitch.match.features import StripView
-from fewer.stitch.match.learned import fallback, load_matchers, refine_by_tracking, windows
+from fewer.stitch.match.learned import fallback, load_matchers, own_columns, refine_by_tracking, windows
 from fewer.stitch.match.pool import displacement
 from fewer.stitch.options import MatchOptions
 
@@ -107,3 +108,28 @@ def test_windows_cover_the_strip(width: int, height: int) -> None:
         seen[start:stop] = True
     assert seen.all()
     assert len(found) == 1 or all(stop - start == 512 for start, stop in found)
+
+
+@pytest.mark.parametrize("width", [300, 960, 1300])
+def test_every_column_is_one_windows_own(width: int) -> None:
+    found = list(windows(width, 256, always=True))
+    own = own_columns(found)
+    assert own[0][0] == 0
+    assert own[-1][1] == width
+    for (start, stop), (low, high) in zip(found, own, strict=True):
+        assert start <= low < high <= stop
+    assert all(before[1] == after[0] for before, after in pairwise(own))
+
+
+def test_a_network_of_small_cells_finds_a_place_once(tmp_path: Path) -> None:
+    from fewer.core.tensors import write_tensors
+    from fewer.stitch.match.loftr import SMALL, CoarseLoFTR
+
+    torch.manual_seed(0)
+    path = tmp_path / "own.safetensors"
+    tensors = CoarseLoFTR(SMALL).state_dict()
+    write_tensors(path, {name: value.contiguous() for name, value in tensors.items()})
+    options = MatchOptions(matchers=("loftr",), student_weights=path, student_confidence=1e-9)
+    found = load_matchers(options, [])["loftr"](view(), view())
+    assert len(found) > 0  # random weights: cells look different all the same
+    assert len(np.unique(found.p, axis=0)) == len(found)

@@ -56,3 +56,19 @@ def test_a_click_leads_to_the_frame_and_keys_zoom(browser: Browser, small_map: P
     colours = "[...context.getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data].slice(0, 3)"
     assert max(browser.ask(colours)) > 40
     assert browser.problems == []
+
+
+def test_certainty_is_painted_and_a_frames_number_shows_what_it_saw(browser: Browser) -> None:
+    pictures = [browser.ask("fit(), canvas.toDataURL()")]
+    browser.click("#sure")
+    pictures.append(browser.ask("canvas.toDataURL()"))
+    browser.ask("numberField.value = 4; numberField.onchange()")
+    text = browser.ask("document.getElementById('where').textContent")
+    assert text.startswith("Frame 4, time 00:00.16")
+    assert "map pixels" in text
+    assert browser.ask("shown") == 4
+    pictures.append(browser.ask("canvas.toDataURL()"))
+    assert len(set(pictures)) == 3
+    browser.ask("numberField.value = 99; numberField.onchange()")
+    assert "not on the map" in browser.ask("document.getElementById('where').textContent")
+    assert browser.problems == []

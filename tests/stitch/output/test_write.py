@@ -20,11 +20,15 @@ def test_what_is_written_can_be_read_back(tmp_path: Path, small_map: Panorama, k
     arrays = read_arrays(tmp_path / "out" / "prov_0.npz")
     assert (arrays["frame"] == segment.provenance.frame).all()
     assert (arrays["x"] == segment.provenance.x).all()
+    seen = segment.provenance.frame >= 0
+    assert set(arrays["seconds"][arrays["frame"][seen]]) <= set(segment.seconds)
+    assert 0 < np.nanmedian(arrays["error"][arrays["frame"][seen]]) < 2
     assert result["segments"] == 1
     entries = json.loads((tmp_path / "out" / "segments.json").read_text())["segments"]
     assert entries[0]["width"] == segment.image.shape[1]
     frames = json.loads((tmp_path / "out" / "frames.json").read_text())
     assert [entry["frame"] for entry in frames["placed"]] == segment.frames
+    assert all(entry["error"] > 0 and len(entry["outline"]) > 10 for entry in frames["placed"])
     assert json.loads((tmp_path / "out" / "report.json").read_text())["frames_used"] == 10
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 

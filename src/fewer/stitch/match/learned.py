@@ -7,7 +7,8 @@
 import contextlib
 import importlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fewer.core.device import pick_device
 from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors
 from fewer.stitch.match.coarse import MULTIPLE, as_input, coarse_matches
@@ -37,11 +39,12 @@ def load_matchers(options: MatchOptions, warnings: list[str]) -> dict[str, PairM
 
     When nothing usable is left, SIFT and ORB are expected to stand in (see `fallback`).
     """
+    device = pick_device(options.device)
     makers: dict[str, Callable[[], PairMatcher]] = {
         "loftr": lambda: _tiny(
-            load_tiny_loftr(options.student_weights or WEIGHTS), options.student_confidence
+            load_tiny_loftr(options.student_weights or WEIGHTS).to(device), options.student_confidence
         ),
-        "loftr-full": lambda: _full(load_full_loftr(options.weights), options.loftr_confidence),
+        "loftr-full": lambda: _full(load_full_loftr(options.weights).to(device), options.loftr_confidence),
         "xfeat": lambda: _xfeat(options.ratio),
     }
     found: dict[str, PairMatcher] = {}
@@ -110,11 +113,11 @@ def load_full_loftr(weights: Path | None) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def windows(width: int, height: int) -> Iterator[tuple[int, int]]:
+def windows(width: int, height: int, always: bool = False) -> Iterator[tuple[int, int]]:
     """Column ranges: the whole strip, or overlapping windows when it is more than four times as wide as
-    high.
+    high, or `always`.
     """
-    if width <= 4 * height or width <= _WINDOW:
+    if width <= _WINDOW or (width <= 4 * height and not always):
         yield 0, width
         return
     step = int(_WINDOW * (1 - _OVERLAP))
@@ -125,14 +128,22 @@ def windows(width: int, height: int) -> Iterator[tuple[int, int]]:
             return
 
 
+def own_columns(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The columns of each window that are its own: where two overlap, each has its nearer half."""
+    middles = [(before[1] + after[0]) // 2 for before, after in pairwise(ranges)]
+    return list(zip([ranges[0][0], *middles], [*middles, ranges[-1][1]], strict=True))
+
+
 def _tiny(model: CoarseLoFTR, threshold: float) -> PairMatcher:
     def match(new: StripView, old: StripView) -> Matches:
         first, second = _padded(new.grey), _padded(old.grey)
         described = zip(_described(model, new, first), _described(model, old, second), strict=True)
-        found = []
-        for (start, stop), both in zip(windows(first.shape[1], first.shape[0]), described, strict=True):
+        found, ranges = [], _ranges(model, first)
+        for (start, stop), (low, high), both in zip(ranges, own_columns(ranges), described, strict=True):
             part = slice(start, stop)
             p, q, confidence = coarse_matches(model, first[:, part], second[:, part], threshold, both)
+            own = (p[:, 0] + start >= low) & (p[:, 0] + start < high)
+            p, q, confidence = p[own], q[own], confidence[own]
             if not len(p):
                 continue
             q, good = refine_by_tracking(first[:, part], second[:, part], p, q)
@@ -143,31 +154,40 @@ def _tiny(model: CoarseLoFTR, threshold: float) -> PairMatcher:
     return match
 
 
+def _ranges(model: CoarseLoFTR, padded: np.ndarray) -> list[tuple[int, int]]:
+    """Windows of a strip. Cells of 8 pixels are many, and their network was trained on windows as wide."""
+    return list(windows(padded.shape[1], padded.shape[0], always=model.shape.stride < MULTIPLE))
+
+
 def _described(model: CoarseLoFTR, view: StripView, padded: np.ndarray) -> list[Tensor]:
     """The network's tokens of each window of a strip, made when first needed."""
     held = view.learned.get("loftr")
     if not isinstance(held, list):
+        device = next(model.parameters()).device
         with torch.inference_mode():
             held = [
-                model.describe(as_input(padded[:, start:stop]))
-                for start, stop in windows(padded.shape[1], padded.shape[0])
+                model.describe(as_input(padded[:, start:stop]).to(device))
+                for start, stop in _ranges(model, padded)
             ]
         view.learned["loftr"] = held
     return held
 
 
 def _full(model: torch.nn.Module, threshold: float) -> PairMatcher:
+    device = next(model.parameters()).device
+
     def match(new: StripView, old: StripView) -> Matches:
         first, second = _padded(new.grey), _padded(old.grey)
         found = []
         for start, stop in windows(first.shape[1], first.shape[0]):
             part = slice(start, stop)
             with torch.inference_mode():
-                out = model({"image0": as_input(first[:, part]), "image1": as_input(second[:, part])})
-            sure = out["confidence"].numpy()
+                images = [as_input(side[:, part]).to(device) for side in (first, second)]
+                out = model({"image0": images[0], "image1": images[1]})
+            sure = out["confidence"].cpu().numpy()
             keep = sure > threshold
             sides = [
-                out[f"keypoints{side}"].numpy()[keep].astype(np.float64) + np.array([start, 0])
+                out[f"keypoints{side}"].cpu().numpy()[keep].astype(np.float64) + np.array([start, 0])
                 for side in (0, 1)
             ]
             found.append((*sides, sure[keep].astype(np.float64)))

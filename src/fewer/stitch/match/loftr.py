@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors
+from fewer.stitch.match.compact import unpack
 
 WEIGHTS = Path(__file__).parent / "loftr_student.safetensors"
 _TEMPERATURE = 0.1
@@ -76,7 +77,7 @@ class CoarseLoFTR(nn.Module):
     def describe(self, image: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch tokens dim"]:
         """What the convolutions make of a picture alone: four fifths of the work, needed once a picture."""
         maps = self.backbone(image)
-        return (maps + position_table(*maps.shape[1:]).to(maps)).flatten(2).mT
+        return (maps + position_table(*maps.shape[1:], maps.device).to(maps)).flatten(2).mT
 
     def compare(
         self, first: Float[Tensor, "batch tokens dim"], second: Float[Tensor, "batch tokens2 dim"]
@@ -101,10 +102,11 @@ def load_tiny_loftr(path: Path = WEIGHTS) -> CoarseLoFTR:
     """The shipped weights, or those that `benchmarks/stitch_train_loftr.py` wrote (the shape of `SMALL`), in
     float32 for the CPU. Raises FileError when the file is damaged, missing, or of another network.
     """
-    tensors = {name: value.float() for name, value in read_tensors(path).items()}
+    read = read_tensors(path)
     for shape in (TINY, SMALL):
         model = CoarseLoFTR(shape)
         wanted = {name: value.shape for name, value in model.state_dict().items()}
+        tensors = unpack(read, wanted)
         if wanted == {name: value.shape for name, value in tensors.items()}:
             model.load_state_dict(tensors)
             return model.eval().requires_grad_(False)
@@ -114,14 +116,16 @@ def load_tiny_loftr(path: Path = WEIGHTS) -> CoarseLoFTR:
     )
 
 
-def position_table(dim: int, height: int, width: int) -> Float[Tensor, "dim height width"]:
+def position_table(
+    dim: int, height: int, width: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "dim height width"]:
     """Sines and cosines of the cell's place. The divisor keeps the published operator-order slip
     (-ln 10000 / dim // 2 = -1 for every dim up to 92...), because the weights were trained with it."""
-    y = torch.arange(1, height + 1, dtype=torch.float32)[:, None].expand(height, width)
-    x = torch.arange(1, width + 1, dtype=torch.float32)[None].expand(height, width)
-    steps = torch.arange(0, dim // 2, 2, dtype=torch.float32)
+    y = torch.arange(1.0, height + 1, device=device)[:, None].expand(height, width)
+    x = torch.arange(1.0, width + 1, device=device)[None].expand(height, width)
+    steps = torch.arange(0.0, dim // 2, 2, device=device)
     divisor = torch.exp(steps * (-math.log(10000.0) / dim // 2))[:, None, None]
-    table = torch.empty(dim, height, width)
+    table = torch.empty(dim, height, width, device=device)
     table[0::4], table[1::4] = torch.sin(x * divisor), torch.cos(x * divisor)
     table[2::4], table[3::4] = torch.sin(y * divisor), torch.cos(y * divisor)
     return table

@@ -72,17 +72,21 @@ def paint_walls(
 def make_tube_pairs(
     walls: Float[Tensor, "count 1 rows columns"], batch: int, plan: TubePairPlan, generator: torch.Generator
 ) -> TubePairs:
-    """`batch` pairs. What is drawn comes from `generator` (on the CPU), the grain from one it seeds."""
+    """`batch` pairs, all drawn on the device of `walls` from a generator that `generator` seeds: a GPU never
+    waits for numbers from the CPU.
+    """
     device = walls.device
     grain = torch.Generator(device).manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
 
     def normal(spread: float, *shape: int) -> Tensor:
-        return (torch.randn(batch, *shape, generator=generator) * spread).to(device)
+        return torch.randn(batch, *shape, generator=grain, device=device) * spread
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return (torch.rand(batch, *shape, generator=generator) * (high - low) + low).to(device)
+        return torch.rand(batch, *shape, generator=grain, device=device) * (high - low) + low
 
-    chosen = walls[torch.randint(len(walls), (batch,), generator=generator).to(device)]
+    chosen = walls[torch.randint(len(walls), (batch,), generator=grain, device=device)]
+    for side in (2, 3):  # a mirrored lining is another lining
+        chosen = torch.where(uniform(0.0, 1.0, 1, 1, 1) < 0.5, chosen.flip(side), chosen)
     shape = _Wall(
         folds=uniform(0.0, 0.05),
         rings=uniform(0.0, 0.02),

@@ -16,11 +16,13 @@ import cv2
 import numpy as np
 
 from fewer.stitch.output.marks import DepthScale
+from fewer.stitch.output.trust import frame_errors, frame_outline
 from fewer.stitch.panorama import Panorama, SegmentMap
 
 _CELL = 4  # provenance is kept for one map pixel in 4 x 4, of long maps for fewer
 _MOST_CELLS = 1_500_000
 _MAX_SIDE = 8192
+_MOST_OUTLINES = 3000  # half a kilobyte each
 _FOLDER = Path(__file__).parent
 
 
@@ -93,6 +95,15 @@ def _segment(piece: SegmentMap, scale: DepthScale | None) -> dict[str, object]:
         ),
         "seconds": {
             str(number): round(time, 3) for number, time in zip(piece.frames, piece.seconds, strict=True)
+        },
+        "error": {
+            str(number): round(float(error), 2)
+            for number, error in zip(piece.frames, frame_errors(piece), strict=True)
+            if np.isfinite(error)
+        },
+        "outline": {
+            str(number): frame_outline(piece, place).round().astype(int).tolist()
+            for place, number in enumerate(piece.frames[:_MOST_OUTLINES])
         },
         "depth": None if scale is None else [scale.top_cm, scale.cm_per_row],
     }

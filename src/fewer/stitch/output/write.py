@@ -10,10 +10,10 @@ import numpy as np
 
 from fewer.core.errors import FileError
 from fewer.core.files import write_bytes, write_json
-from fewer.stitch.mosaic.canvas import Provenance
 from fewer.stitch.output.marks import DepthScale, depth_scale
 from fewer.stitch.output.page import render_page
 from fewer.stitch.output.pyramid import write_deep_zoom
+from fewer.stitch.output.trust import by_frame, frame_errors, frame_outline
 from fewer.stitch.panorama import Panorama, SegmentMap
 
 PictureFormat = Literal["png", "tiff"]
@@ -28,8 +28,8 @@ def write_panorama(
 ) -> dict[str, object]:
     """Writes everything into `folder` (made if needed); returns the paths and the headline figures.
 
-    pano_K.png|tiff, prov_K.npz (frame int32, x, y float32), segments.json, frames.json, report.json,
-    report.html; with `deep_zoom` also pano_K.dzi and its tiles.
+    pano_K.png|tiff, prov_K.npz (frame int32, x, y float32, seconds, error), segments.json, frames.json,
+    report.json, report.html; with `deep_zoom` also pano_K.dzi and its tiles.
     """
     scales = [depth_scale(marks, segment) for segment in panorama.segments]
     try:
@@ -42,7 +42,7 @@ def write_panorama(
     for number, segment in enumerate(panorama.segments):
         name = f"pano_{number}.{'png' if picture_format == 'png' else 'tiff'}"
         write_bytes(folder / name, encode_picture(segment.image, picture_format))
-        write_provenance(folder / f"prov_{number}.npz", segment.provenance)
+        write_provenance(folder / f"prov_{number}.npz", segment)
         pictures.append(str(folder / name))
         if deep_zoom:
             write_deep_zoom(segment.image, folder, f"pano_{number}")
@@ -73,11 +73,20 @@ def encode_picture(image: np.ndarray, picture_format: PictureFormat) -> bytes:
     return cv2.imencode(f".{picture_format}", image, settings)[1].tobytes()
 
 
-def write_provenance(path: Path, provenance: Provenance) -> None:
-    """Compressed piece by piece into a file beside it, which then takes its name."""
+def write_provenance(path: Path, segment: SegmentMap) -> None:
+    """For each map pixel `frame`, `x`, `y`; for each frame its time `seconds` and its `error`, so that
+    `seconds[frame]` and `error[frame]` are the time and the certainty (map pixels) of every map pixel.
+
+    Compressed piece by piece into a file beside it, which then takes its name.
+    """
     unfinished = path.with_name(path.name + ".part")
+    provenance = segment.provenance
+    seconds = by_frame(segment, np.array(segment.seconds))
+    error = by_frame(segment, frame_errors(segment))
     with unfinished.open("wb") as file:
-        np.savez_compressed(file, frame=provenance.frame, x=provenance.x, y=provenance.y)
+        np.savez_compressed(
+            file, frame=provenance.frame, x=provenance.x, y=provenance.y, seconds=seconds, error=error
+        )
     unfinished.replace(path)
 
 
@@ -106,18 +115,23 @@ def _entry(number: int, name: str, segment: SegmentMap, scale: DepthScale | None
 
 
 def _placed(panorama: Panorama) -> list[dict[str, object]]:
-    """Pose of every used frame and the RMSE of the pair that placed it."""
+    """Pose of every used frame, the RMSE of the pair that placed it, how far that may be trusted (map
+    pixels), and the outline on the map of what the frame shows.
+    """
     out = []
     for number, segment in enumerate(panorama.segments):
         rmse = {pair.new: pair.fit.rmse for pair in reversed(segment.pairs) if pair.fit.ok}
-        for frame, seconds, pose in zip(segment.frames, segment.seconds, segment.poses, strict=True):
+        errors = frame_errors(segment)
+        for place, frame in enumerate(segment.frames):
             out.append(
                 {
                     "frame": frame,
-                    "seconds": seconds,
+                    "seconds": segment.seconds[place],
                     "segment": number,
-                    "pose": [float(value) for value in pose],
+                    "pose": [float(value) for value in segment.poses[place]],
                     "rmse": float(rmse[frame]) if frame in rmse else None,
+                    "error": float(errors[place]) if np.isfinite(errors[place]) else None,
+                    "outline": frame_outline(segment, place).round(1).tolist(),
                 }
             )
     return out
