@@ -40,6 +40,14 @@ def test_ranks_that_do_not_fit(tiny: Tiny, tmp_path: Path, rank: int) -> None:
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_gptq_without_anything_to_round_for(tiny: Tiny, tmp_path: Path) -> None:
+    model, inputs = tiny
+    recipe = Recipe(gptq=True)
+    refused(model, tmp_path, ConfigError, "give a calibration", recipe=recipe)
+    whole = {"recipe": recipe, "calibrate": lambda: model(inputs), "format": "w4a16"}
+    refused(model, tmp_path, ConfigError, "int4, nvfp4 or h8", **whole)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(tiny: Tiny, tmp_path: Path, value: float) -> None:
     tiny[0].blocks[1].down.weight.data[3, 5] = value

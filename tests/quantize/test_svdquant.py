@@ -153,3 +153,15 @@ def test_the_dry_run_lists_every_layer_with_a_reason(tiny: Tiny) -> None:
     assert {line["method"] for line in lines} == {"svdquant", "keep"} and all(
         line["reason"] for line in lines
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("form", ["int4", "nvfp4", "h8"])
+def test_a_gpu_finds_layers_as_good_as_a_cpu(tiny: Tiny, form: str, relative: Relative) -> None:
+    model, inputs = tiny
+    there, moved = copy.deepcopy(model).cuda(), inputs.cuda()
+    quantize(model, form, 8, lambda: model(inputs))
+    quantize(there, form, 8, lambda: there(moved))
+    for own, other in zip(model.quantization_reports, there.quantization_reports, strict=True):
+        assert other.error == pytest.approx(own.error, rel=0.1), own.name
+    assert relative(there(moved).cpu(), there.cpu()(inputs)) < 1e-2, "the same layers on both"

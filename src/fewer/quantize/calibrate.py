@@ -19,10 +19,10 @@ from fewer.quantize.lottery import Lottery, lottery
 from fewer.quantize.parts import Samples
 from fewer.quantize.recipe import Recipe
 from fewer.quantize.roles import Group
-from fewer.quantize.smoothed import INPUT_BYTES
 
 ENOUGH_ROWS = 512  # below this another pass over the calibration data is better than a smaller sample
 BLOCK_CALLS = 2  # calls of an attention block that are kept for the search's whole-block comparison
+WORKING_BYTES = 29 * 2**20  # of the memory for samples: copies of inputs and of pieces of a layer at work
 BLOCK_SHARE = 4  # blocks' calls may take a quarter of the memory for samples
 
 
@@ -120,7 +120,7 @@ def plan_passes(
     budget = recipe.sample_mebibytes * 2**20
     if recipe.evaluate == "block" and any(group.block for group in groups):
         budget -= budget // BLOCK_SHARE
-    budget -= min(budget // 2, INPUT_BYTES["cpu"])  # the fp32 copies of those that are worked on
+    budget -= min(budget // 2, WORKING_BYTES)
     sizes = [sum(widths[part[0]] for part in group.parts) * itemsize for group in groups]
     affordable = budget // max(1, sum(sizes))
     if affordable >= min(recipe.rows, ENOUGH_ROWS):

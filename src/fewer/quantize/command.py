@@ -23,7 +23,7 @@ from fewer.quantize.svdquant import describe, quantize
 from fewer.quantize.working import round_weights, stored_in, working_dtype
 
 WORK = ".unfinished"
-SAMPLE_MEBIBYTES = {"cpu": 64, "cuda": 4096}  # a GPU has room for one pass over the calibration
+SAMPLE_MEBIBYTES = {"cpu": 96, "cuda": 4096}  # a GPU has room for one pass over the calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +158,7 @@ def _figures(
     return {
         "model": request.model,
         "format": request.format,
-        "rank": request.rank,
+        "rank": 0 if request.format == "w4a16" else request.rank,
         "layers_quantized": len(reports),
         "bytes_before": original,
         "bytes_after": checkpoint.byte_count(),

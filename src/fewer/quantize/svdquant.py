@@ -54,13 +54,19 @@ def quantize(
     second call with the same settings goes on where the first stopped (a temporary folder otherwise).
     `module.quantization_reports` holds one `LayerReport` per layer afterwards.
 
-    Raises `ConfigError` (unknown format, rank that does not fit) or `DataError` (NaN or Inf in weights or
-    calibration, too few rows for GPTQ), each naming the layer; the module is then unchanged.
+    Raises `ConfigError` (unknown format, rank that does not fit, GPTQ without calibration) or `DataError`
+    (NaN or Inf in weights or calibration, too few rows for GPTQ), naming the layer; the module is then
+    unchanged.
     """
     form, recipe, progress = pick_format(format), recipe or Recipe(), progress or SilentProgress()
     plan = plan or plan_layers(module)
     if form.name == "w4a16":
         rank, calibrate = 0, None
+    if recipe.gptq and calibrate is None:
+        raise ConfigError(
+            "GPTQ rounds for the calibration's inputs: give a calibration, and a format that rounds "
+            "activations (int4, nvfp4 or h8); or leave GPTQ off"
+        )
     _check(module, plan, rank)
     undo = split_layers(module, plan.splits)
     finished = False

@@ -59,6 +59,9 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     changed(class_names=["one"])
     with pytest.raises(FileError, match="names 1 classes"):
         load_folder(tmp_path)
+    changed(quantization_config={"quant_method": "fewer"})
+    with pytest.raises(ConfigError, match="is quantized"):
+        load_folder(tmp_path)
     changed(_class_name="Other")
     with pytest.raises(FileError, match="no class-conditional network"):
         load_folder(tmp_path)

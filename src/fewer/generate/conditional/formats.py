@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewer.core.config import validate
-from fewer.core.errors import FileError
+from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json, write_json
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.class_pictures import CLASS_NAME
@@ -47,6 +47,11 @@ def load_folder(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
     config = read_json(Path(folder) / "config.json")
     if config.get("_class_name") != CLASS_NAME:
         raise FileError(f"{Path(folder).name!r} holds no class-conditional network of ours")
+    if "quantization_config" in config:
+        raise ConfigError(
+            f"{Path(folder).name!r} is quantized; open it from Python with fewer.quantize.load_model, "
+            f"or draw with the 16-bit folder"
+        )
     names = config.get("class_names")
     model = build_from_config(config)
     classes = params_of(model).classes
