@@ -47,12 +47,18 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--checkpoints", type=Path, default=Path("outputs/recommend_grid"))
+    parser.add_argument(
+        "--average", type=int, nargs="+", help="seeds whose results to compare with their mean"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     branch = "" if given.long_branch else "_short"
     plain = f"recommend_grid_{given.data}{branch}_seed{given.seed}"
     if given.join:
         join(plain, given.join, given.results)
+        return
+    if given.average:
+        average(given.data, branch, given.average, given.results)
         return
     name = plain + given.part
     split = leave_last_out(interactions(given.data, given.path))
@@ -117,6 +123,32 @@ def fixed_length(
         "seconds": result.seconds,
         "path": [round(entry["ndcg_at_10"], 5) for entry in result.path],
     }
+
+
+def average(data: str, branch: str, seeds: list[int], results: Path) -> None:
+    """Every length's mean over the seeds, and where each seed's found length stands there and in its own
+    grid: one seed's figures differ by more than most lengths do."""
+    runs = {seed: recorded(f"recommend_grid_{data}{branch}_seed{seed}", results) for seed in seeds}
+    lengths = next(iter(runs.values()))["grid"]
+    mean = {n: sum(run["grid"][n]["ndcg_at_10"] for run in runs.values()) / len(runs) for n in lengths}
+    order = sorted(mean, key=lambda length: -mean[length])
+    found = {
+        seed: {
+            "length": run["found"],
+            "rank_in_own_grid": run["rank"],
+            "rank_in_mean": 1 + order.index(str(run["found"])),
+            "share_of_grid_time": run["share_of_grid_time"],
+            "share_of_grid_epochs": epochs_of(run) / sum(entry["epochs"] for entry in run["grid"].values()),
+        }
+        for seed, run in runs.items()
+    }
+    facts = {"found": found, "of": len(order), "order": order, "mean_ndcg_at_10": mean}
+    record(f"recommend_grid_{data}{branch}_mean", facts, results)
+
+
+def epochs_of(run: dict) -> int:
+    """Of the search's shared network and of all trials."""
+    return len(run["search"]["path"]) + sum(trial["epochs"] for trial in run["search"]["trials"])
 
 
 def verdict(facts: dict) -> dict[str, object]:

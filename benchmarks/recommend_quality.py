@@ -10,6 +10,7 @@ its own --part, then --join PART... .
 # bench: cpu, 120 min:
 
 import argparse
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +45,11 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     name = f"recommend_quality_{given.data}"
     if given.join:
-        runs = {
-            k: v for part in given.join for k, v in recorded(f"{name}{part}", given.results)["runs"].items()
-        }
-        record(name, {**recorded(f"{name}{given.join[0]}", given.results), "runs": runs, **verdict(runs)})
+        parts = [recorded(f"{name}{part}", given.results) for part in given.join]
+        runs = {label: run for part in parts for label, run in part["runs"].items()}
+        counted = next((part["counting"] for part in parts if part["counting"]), None)
+        counted = counted or recorded(name).get("counting", {})
+        record(name, {"runs": runs, "counting": counted, "settings": parts[0]["settings"], **verdict(runs)})
         return
     data = interactions(given.data, given.path)
     split = leave_last_out(data)
@@ -78,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--short", type=int, default=5, help="AutoMLP's short-term length")
     parser.add_argument("--automlp-layers", type=int, default=1)
+    parser.add_argument("--peer-layers", type=int, default=2, help="of the others (GRU4Rec always has one)")
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--patience", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=1024, help="pairs a step (AutoMLP)")
@@ -102,7 +105,7 @@ def complete(run: Run, split: Split, given: argparse.Namespace, runs: dict[str, 
     """Trains one run to its end (or until its time is over) and measures the best epoch's weights."""
     if runs.get(run.label, {}).get("stopped") in ("early", "epochs"):
         return
-    layers = given.automlp_layers if run.method == "automlp" else 2
+    layers = given.automlp_layers if run.method == "automlp" else given.peer_layers
     sizes = Sizes(length=50, dim=64, layers=layers, dropout=given.dropout, candidates=(given.short,))
     plan = TrainingPlan(
         learning_rate=run.rate, patience=given.patience, batch_size=given.batch_size,
@@ -165,6 +168,7 @@ def verdict(runs: dict[str, dict]) -> dict[str, object]:
             "seeds": len(own),
             "ndcg_at_10": sum(figures) / len(figures),
             "hr_at_10": sum(run["test"]["hr_at_10"] for run in own) / len(own),
+            "spread": statistics.stdev(figures) if len(figures) > 1 else None,
             "each": figures,
             "stopped": [run["stopped"] for run in own],
         }

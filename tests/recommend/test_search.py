@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fewer.core.device import isolated_randomness
 from fewer.core.errors import ConfigError, DataError
@@ -50,6 +51,12 @@ def test_steps_recorded_for_a_gpu_find_the_same_length(lag_two: Split) -> None:
         search.epoch()
     assert search.found.length == 2 and search.found.rivals[0] == 1
     assert search.found.figures[1] > 2 * search.found.figures[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_records_the_steps_and_finds_the_planted_length(lag_two: Split) -> None:
+    found = search_length(SHAPE, lag_two, PLAN, device=torch.device("cuda"))
+    assert found.length == 2 and found.figures[1] > 2 * found.figures[0]
 
 
 def test_the_same_seed_gives_the_same_path(lag_two: Split) -> None:
