@@ -90,7 +90,8 @@ class Case:
     def quantize_alone(self) -> Figures:
         product = fuse([self.quantized], WeightScratch(), self.dtype)
         assert product is not None
-        call = lambda: quantize_rows(self.x, product.smooth, product.down).codes  # noqa: E731
+        ready = {"inverse": product.inverse}
+        call = lambda: quantize_rows(self.x, product.smooth, product.down, **ready).codes  # noqa: E731
         return measure(captured(call, self.device), self.device, self.runs)
 
     def expand_alone(self) -> Figures:

@@ -161,16 +161,18 @@ class TextToImage:
         graphs = (getattr(part, "graphs", None) for part in (self.transformer, decoder))
         return sum(getattr(each, "warm_up_seconds", 0.0) for each in graphs)
 
-    def accelerate(self, *, anywhere: bool = False) -> "TextToImage":
+    def accelerate(self, *, anywhere: bool = False, fold_branch: bool = False) -> "TextToImage":
         """Lets the engine run both networks from now on, on a GPU (`anywhere`: on a CPU too, for tests).
 
-        Quantize before; networks that are spread over devices stay as they are. Returns itself.
+        Quantize before; networks that are spread over devices stay as they are. `fold_branch`: see
+        `fewer.generate.engine.accelerate`. Returns itself.
         """
         if anywhere or self.transformer.proj_out.weight.is_cuda:
             from fewer.generate.engine import accelerate
             from fewer.generate.engine.trust import trusted
 
-            fast = accelerate(self.transformer, graphs=True if anywhere else None)
+            graphs = True if anywhere else None
+            fast = accelerate(self.transformer, graphs=graphs, fold_branch=fold_branch)
             self.transformer = trusted(self.transformer, fast)
             self.autoencoder = trusted(self.autoencoder, accelerate(self.autoencoder))
         return self

@@ -44,11 +44,13 @@ class FusedH8:
         keep: bool,
         int8: bool | None = None,
         fold: bool = False,
+        summed: bool = False,
     ) -> None:
         """`int8` says whether rows are quantized; None lets the layer's size decide, on a GPU.
 
         `fold` expands the branch into the 8-bit weights: nothing is left of it at run time, and its part is
-        rounded as they are and reads rounded rows.
+        rounded as they are and reads rounded rows. `summed`: its rows come with a sum or a norm, so that
+        with a folded branch rounding them costs nothing.
         """
         first = layers[0]
         self.scratch, self.group = scratch, first.form.group
@@ -70,7 +72,8 @@ class FusedH8:
         self.down = None if down is None else pad_to(down.to(dtype), self.group)
         self.up = None if up is None else up.to(dtype).contiguous()
         self.shape = (self.codes.shape[0], 2 * self.codes.shape[1])
-        self.int8 = (not self.codes.is_cuda or _pays(*self.shape)) if int8 is None else int8
+        free = summed and fold
+        self.int8 = (not self.codes.is_cuda or _pays(*self.shape, free)) if int8 is None else int8
         self.dtype = torch.int8 if self.int8 else dtype
         self.folded = self._fold(dtype) if fold and self.int8 and self.down is not None else None
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
@@ -209,6 +212,7 @@ def fuse(
     *,
     keep: bool = False,
     fold: bool = False,
+    summed: bool = False,
 ) -> FusedH8 | None:
     """The layers as one product; None where the engine has none (other formats, unequal smoothing).
 
@@ -223,12 +227,12 @@ def fuse(
             return None
         if layer.smooth is not None and not torch.equal(layer.smooth, first.smooth):
             return None
-    return FusedH8(layers, scratch, dtype, keep=keep, fold=fold)
+    return FusedH8(layers, scratch, dtype, keep=keep, fold=fold, summed=summed)
 
 
-def _pays(outputs: int, dim: int) -> bool:
-    """Whether 8-bit rows save more in the product than they cost before it."""
-    return outputs >= LEAST_OUTPUTS_IN_INT8 and outputs * dim >= LEAST_WEIGHTS_IN_INT8
+def _pays(outputs: int, dim: int, free: bool) -> bool:
+    """Whether 8-bit rows save more in the product than they cost before it, if they are not `free`."""
+    return (free or outputs >= LEAST_OUTPUTS_IN_INT8) and outputs * dim >= LEAST_WEIGHTS_IN_INT8
 
 
 def _whole_rank(rank: int) -> int:

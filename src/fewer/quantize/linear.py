@@ -123,11 +123,12 @@ class QuantizedLinear(nn.Module):
         *,
         keep: bool,
         fold: bool = False,
+        summed: bool = False,
     ) -> "FusedH8 | None":
         """This layer and `others` that read the same rows as one product for the engine; see `fused.py`."""
         from fewer.quantize.fused import fuse
 
-        return fuse((self, *others), scratch, dtype, keep=keep, fold=fold)
+        return fuse((self, *others), scratch, dtype, keep=keep, fold=fold, summed=summed)
 
     def extra_repr(self) -> str:
         rank = 0 if self.low_down is None else self.low_down.shape[0]

@@ -19,3 +19,12 @@ def test_agrees_with_the_reference(dtype: torch.dtype, shape: tuple, pre_silu: b
     wanted = reference_depthwise_gated(x, weight, bias, pre_silu)
     error = (out.float() - wanted.float()).norm() / wanted.float().norm()
     assert out.shape == wanted.shape and error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_lines_leave_no_round_nearly_empty() -> None:
+    from fewer.kernels.triton.depthwise import lines_of
+
+    assert lines_of(32, 180, 528) == 16, "one round of 360 programs, not two of 540"
+    assert lines_of(32, 352, 528) == 11, "two full rounds of 528, not two of 704"
+    assert lines_of(1, 7, 528) == 1 and lines_of(8, 1, 1) == 8
+    assert all(1 <= lines_of(height, 45, 528) <= height for height in (1, 5, 123))

@@ -69,13 +69,16 @@ def make_product(
     *,
     keep: bool = False,
     fold: bool = False,
+    summed: bool = False,
 ) -> Product | None:
     """The product of layers that read the same rows, or None if the engine has none for them."""
     if all(is_dense(layer) for layer in layers):
         return DenseProduct(layers)
     first = layers[0]
     if all(hasattr(layer, "fuse") for layer in layers):
-        return first.fuse(layers[1:], scratch, dtype, keep=keep, fold=fold)  # pyright: ignore
+        return first.fuse(  # pyright: ignore
+            layers[1:], scratch, dtype, keep=keep, fold=fold, summed=summed
+        )
     return None
 
 

@@ -64,6 +64,10 @@ class _Plan:
     point: Product
 
 
+_SUMMED = (True, False, True, False, True, False)
+"""Which of them read rows that a sum or a norm has just made."""
+
+
 class FusedSanaBlock(SanaBlock):
     """A `SanaBlock` with the same layers under the same names."""
 
@@ -104,9 +108,10 @@ class FusedSanaBlock(SanaBlock):
             return None
         if self._tried != (self.key(), dtype):
             with torch.inference_mode(False), torch.no_grad():
+                ways = {"keep": self.keep, "fold": self.fold}
                 products = [
-                    make_product(group, self.scratch, dtype, keep=self.keep, fold=self.fold)
-                    for group in self.layers()
+                    make_product(group, self.scratch, dtype, summed=summed, **ways)
+                    for group, summed in zip(self.layers(), _SUMMED, strict=True)
                 ]
             self._tried = (self.key(), dtype)  # asked again, since joining weights has moved them
             known = all(product is not None for product in products)

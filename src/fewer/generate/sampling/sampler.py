@@ -59,7 +59,8 @@ def sample(
     """
     grid = _grid(steps, shift, method, levels)
     check_method(method, order, solver)
-    require_finite(noise, "the starting noise")
+    if not noise.is_cuda:  # on a GPU the answer would be waited for; there it is asked when the latents fail
+        require_finite(noise, "the starting noise")
     return _iterate(velocity_fn, noise.float(), grid, method, order, solver, time)
 
 
@@ -73,7 +74,7 @@ def _iterate(
     time: str,
 ) -> Iterator[Step]:
     guesses: list[Tensor] = []
-    total = len(grid) - 1
+    noise, total = latents, len(grid) - 1
     for index in range(total):
         sigma, following = grid[index], grid[index + 1]
         timestep = sigma if time == "unit" else TRAINING_LEVELS * sigma
@@ -87,7 +88,8 @@ def _iterate(
         else:
             guesses = [clean, *guesses][:order]
             latents = dpm_update(latents, guesses[: _usable(order, index, total)], grid, index, solver)
-        if index == total - 1:
+        if index == total - 1 and not bool(torch.isfinite(latents).all()):
+            require_finite(noise, "the starting noise")
             require_finite(latents, "the generated latents")
         yield Step(index=index, total=total, latents=latents, sigma=following, clean=clean)
 

@@ -103,7 +103,10 @@ def _attention_kernel(
             keys = _matrix(k_rest.index(zero + i), CHUNK, REST).permute((1, 0))
             s = warpgroup_mma(_matrix(q_rest, QUERIES, REST), keys, s, is_async=True)
             scores = scores + (s,)
-        scores = warpgroup_mma_wait(num_outstanding=0, deps=scores)
+        if CHUNKS == 1:  # of one it gives that one, of several a tuple
+            scores = (warpgroup_mma_wait(num_outstanding=0, deps=scores),)
+        else:
+            scores = warpgroup_mma_wait(num_outstanding=0, deps=scores)
         top = gl.full((QUERIES,), -1.0e30, gl.float32, gl.SliceLayout(1, S))
         seen = ()
         for i in gl.static_range(CHUNKS):

@@ -192,7 +192,8 @@ def launch_whole(
             query, key, value, output, tokens, eps,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
             HEAD=dim, DIM=_lanes(dim, heads)[0], BLOCK=min(block, max(16, triton.next_power_of_2(tokens))),
-            STAGES=stages, HALF=query.dtype == torch.float16, WIDE=not query.is_cuda, EXACT=exact,
+            STAGES=stages, HALF=query.dtype == torch.float16, EXACT=exact,
+            WIDE=not query.is_cuda or query.dtype == torch.float32,
             num_warps=warps,
             **chained(query.device),
         )  # fmt: skip

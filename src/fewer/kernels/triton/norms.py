@@ -7,54 +7,47 @@ from torch import Tensor
 
 from fewer.kernels.triton.chain import chained, follow
 from fewer.kernels.triton.gates import silu
+from fewer.kernels.triton.rows import modulated, normed, pieces, summed
 
 ACTIVATIONS = {"none": 0, "silu": 1, "relu": 2}
 
 
 @triton.jit
 def _modulated_norm_kernel(
-    x, shift, scale, out, tokens, dim, eps, shift_b, scale_b, BLOCK: tl.constexpr, CHAIN: tl.constexpr
+    x, shift, scale, out, tokens, dim, eps, shift_b, scale_b,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     batch = row // tokens
-    columns = tl.arange(0, BLOCK)
-    inside = columns < dim
-    v = tl.load(x + row * dim + columns, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(v, axis=0) / dim
-    centred = tl.where(inside, v - mean, 0.0)
-    # One division a row, not one a number.
-    normed = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps))
-    a = tl.load(scale + batch * scale_b + columns, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(shift + batch * shift_b + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * dim + columns, (normed * (1.0 + a) + b).to(out.dtype.element_ty), mask=inside)
+    x, out, scale, shift = x + row * dim, out + row * dim, scale + batch * scale_b, shift + batch * shift_b
+    a, b = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    v = tl.load(x + a, mask=a < dim, other=0.0).to(tl.float32)
+    w = tl.load(x + b, mask=b < dim, other=0.0).to(tl.float32)
+    v, w = normed(v, w, a, b, dim, eps)
+    v, w = modulated(v, scale, shift, a, dim), modulated(w, scale, shift, b, dim)
+    tl.store(out + a, v.to(out.dtype.element_ty), mask=a < dim)
+    tl.store(out + b, w.to(out.dtype.element_ty), mask=b < dim)
 
 
 @triton.jit
 def _gated_add_kernel(
-    x, update, gate, shift, scale, total, normed, tokens, dim, eps, gate_b, shift_b, scale_b,
-    BLOCK: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, CHAIN: tl.constexpr,
+    x, update, gate, shift, scale, total, out, tokens, dim, eps, gate_b, shift_b, scale_b,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     batch = row // tokens
-    columns = tl.arange(0, BLOCK)
-    inside = columns < dim
-    v = tl.load(x + row * dim + columns, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(update + row * dim + columns, mask=inside, other=0.0).to(tl.float32)
-    if GATE:
-        u *= tl.load(gate + batch * gate_b + columns, mask=inside, other=0.0).to(tl.float32)
-    rounded = (v + u).to(total.dtype.element_ty)
-    tl.store(total + row * dim + columns, rounded, mask=inside)
+    x, update, total, gate = x + row * dim, update + row * dim, total + row * dim, gate + batch * gate_b
+    a, b = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    v = summed(x, update, gate, total, a, dim, True, GATE)
+    w = summed(x, update, gate, total, b, dim, True, GATE)
     if NORM:
-        v = rounded.to(tl.float32)
-        mean = tl.sum(v, axis=0) / dim
-        centred = tl.where(inside, v - mean, 0.0)
-        v = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps))
-        a = tl.load(scale + batch * scale_b + columns, mask=inside, other=0.0).to(tl.float32)
-        b = tl.load(shift + batch * shift_b + columns, mask=inside, other=0.0).to(tl.float32)
-        v = v * (1.0 + a) + b
-        tl.store(normed + row * dim + columns, v.to(normed.dtype.element_ty), mask=inside)
+        out, scale, shift = out + row * dim, scale + batch * scale_b, shift + batch * shift_b
+        v, w = normed(v, w, a, b, dim, eps)
+        v, w = modulated(v, scale, shift, a, dim), modulated(w, scale, shift, b, dim)
+        tl.store(out + a, v.to(out.dtype.element_ty), mask=a < dim)
+        tl.store(out + b, w.to(out.dtype.element_ty), mask=b < dim)
 
 
 @triton.jit
@@ -87,10 +80,9 @@ def launch_modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: flo
     tokens, shift, scale = tokens.contiguous(), _rows(shift), _rows(scale)
     out = torch.empty_like(tokens)
     if tokens.numel():
-        block = triton.next_power_of_2(dim)
         _modulated_norm_kernel[(batch * length,)](
             tokens, shift, scale, out, length, dim, eps, shift.stride(0), scale.stride(0),
-            BLOCK=block, num_warps=4 if block <= 2048 else 8, **chained(tokens.device),
+            **pieces(dim), **chained(tokens.device),
         )  # fmt: skip
     return out
 
@@ -119,12 +111,10 @@ def _gated_add(
     # All vectors of a batch have the same number of rows; what is absent is never read.
     vectors = [rows[:1] if vector is None else _rows(vector) for vector in (gate, shift, scale)]
     batch = max(1 if vector is None else vector.shape[0] for vector in (gate, shift, scale))
-    block = triton.next_power_of_2(dim)
     _gated_add_kernel[(count,)](
         rows, update, *vectors, total, normed, count // batch, dim, eps,
         *(vector.stride(0) for vector in vectors),
-        BLOCK=block, GATE=gate is not None, NORM=shift is not None, num_warps=4 if block <= 2048 else 8,
-        **chained(rows.device),
+        GATE=gate is not None, NORM=shift is not None, **pieces(dim), **chained(rows.device),
     )  # fmt: skip
     return total, normed
 

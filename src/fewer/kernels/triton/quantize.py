@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fewer.kernels.triton.chain import chained, follow
+from fewer.kernels.triton.rows import modulated, normed, pieces, summed
 
 # Up to this width 16 rows and the factor of the projection fit into one processor at once.
 LONGEST_RESIDENT = 1536
@@ -131,40 +132,39 @@ def _resident_kernel(
 
 @triton.jit
 def _row_kernel(
-    x, inverse, shift, scale, update, gate, codes, row_scale, total, normed,
+    x, inverse, shift, scale, update, gate, codes, row_scale, total, out,
     dim, tokens, eps, shift_b, scale_b, gate_b,
-    BLOCK: tl.constexpr, NORM: tl.constexpr, SMOOTH: tl.constexpr, UPDATE: tl.constexpr, GATE: tl.constexpr,
-    KEEP: tl.constexpr, CHAIN: tl.constexpr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, NORM: tl.constexpr, SMOOTH: tl.constexpr,
+    UPDATE: tl.constexpr, GATE: tl.constexpr, KEEP: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     batch = row // tokens
-    columns = tl.arange(0, BLOCK)
-    known = columns < dim
-    where = row * dim + columns
-    v = tl.load(x + where, mask=known, other=0.0).to(tl.float32)
-    if UPDATE:
-        u = tl.load(update + where, mask=known, other=0.0).to(tl.float32)
-        if GATE:
-            u *= tl.load(gate + batch * gate_b + columns, mask=known, other=0.0).to(tl.float32)
-        rounded = (v + u).to(total.dtype.element_ty)
-        tl.store(total + where, rounded, mask=known)
-        v = rounded.to(tl.float32)
+    x, update, total, gate = x + row * dim, update + row * dim, total + row * dim, gate + batch * gate_b
+    a, b = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    v = summed(x, update, gate, total, a, dim, UPDATE, GATE)
+    w = summed(x, update, gate, total, b, dim, UPDATE, GATE)
     if NORM:
-        mean = tl.sum(v, axis=0) / dim
-        centred = tl.where(known, v - mean, 0.0)
-        v = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / dim + eps))
-        a = tl.load(scale + batch * scale_b + columns, mask=known, other=0.0).to(tl.float32)
-        b = tl.load(shift + batch * shift_b + columns, mask=known, other=0.0).to(tl.float32)
-        v = tl.where(known, v * (1.0 + a) + b, 0.0)
+        out, scale, shift = out + row * dim, scale + batch * scale_b, shift + batch * shift_b
+        v, w = normed(v, w, a, b, dim, eps)
+        v, w = modulated(v, scale, shift, a, dim), modulated(w, scale, shift, b, dim)
         if KEEP:
-            tl.store(normed + where, v.to(normed.dtype.element_ty), mask=known)
+            tl.store(out + a, v.to(out.dtype.element_ty), mask=a < dim)
+            tl.store(out + b, w.to(out.dtype.element_ty), mask=b < dim)
     if SMOOTH:
-        v = v * tl.load(inverse + columns, mask=known, other=1.0).to(tl.float32)
-    size = tl.max(tl.abs(v), axis=0) / 127.0  # pyright: ignore
+        v *= tl.load(inverse + a, mask=a < dim, other=1.0).to(tl.float32)
+        w *= tl.load(inverse + b, mask=b < dim, other=1.0).to(tl.float32)
+    size = tl.maximum(tl.max(tl.abs(v), axis=0), tl.max(tl.abs(w), axis=0)) / 127.0  # pyright: ignore
     tl.store(row_scale + row, size)
-    code = round_half_even(v * (1.0 / tl.where(size > 0.0, size, 1.0)))
-    tl.store(codes + where, tl.minimum(tl.maximum(code, -127.0), 127.0).to(tl.int8), mask=known)
+    unit = 1.0 / tl.where(size > 0.0, size, 1.0)
+    codes += row * dim
+    tl.store(codes + a, _code(v, unit), mask=a < dim)
+    tl.store(codes + b, _code(w, unit), mask=b < dim)
+
+
+@triton.jit
+def _code(v, unit):
+    return tl.minimum(tl.maximum(round_half_even(v * unit), -127.0), 127.0).to(tl.int8)
 
 
 @triton.jit
@@ -192,9 +192,8 @@ def _long_row_kernel(
     unit = 1.0 / tl.where(size > 0.0, size, 1.0)
     for start in range(0, dim, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        code = round_half_even(_piece(x, inverse, columns, dim, SMOOTH) * unit)
-        code = tl.minimum(tl.maximum(code, -127.0), 127.0)
-        tl.store(codes + row * dim + columns, code.to(tl.int8), mask=columns < dim)
+        code = _code(_piece(x, inverse, columns, dim, SMOOTH), unit)
+        tl.store(codes + row * dim + columns, code, mask=columns < dim)
 
 
 def launch_quantize_rows(
@@ -254,22 +253,20 @@ def launch_quantize_rows(
         )  # fmt: skip
         return codes, row_scale, projected, total
     keep = norm and down is not None
-    normed = torch.empty_like(rows) if keep else rows
+    kept = torch.empty_like(rows) if keep else rows
     if dim > LONGEST_IN_REGISTERS and not norm and update is None:
         _long_row_kernel[(count,)](
             rows, factor, codes, row_scale, dim,
             BLOCK=LONGEST_IN_REGISTERS, SMOOTH=flags["SMOOTH"], num_warps=8, **chained(rows.device),
         )  # fmt: skip
     else:
-        block = triton.next_power_of_2(dim)
         _row_kernel[(count,)](
-            rows, factor, vectors[0], vectors[1], other, vectors[2], codes, row_scale, total, normed,
+            rows, factor, vectors[0], vectors[1], other, vectors[2], codes, row_scale, total, kept,
             dim, tokens, eps, *strides,
-            BLOCK=block, KEEP=keep, num_warps=warps or (4 if block <= 4096 else 8), **flags,
-            **chained(rows.device),
+            KEEP=keep, **pieces(dim), **flags, **chained(rows.device),
         )  # fmt: skip
     if down is not None:
-        source = normed if keep else (rows if update is None else total)
+        source = kept if keep else (rows if update is None else total)
         projected = torch.nn.functional.linear(source.to(down.dtype), down)
     return codes, row_scale, projected, total
 
