@@ -1,11 +1,11 @@
-"""The small class-conditional model that is shipped: 48 emoji in three drawing styles, adaLN with generated
+"""The small class-conditional model that is shipped: 48 emoji in two drawing styles, adaLN with generated
 weights.
 
 python benchmarks/class_model.py [--steps 20000] [--output FOLDER]
 trains it on a GPU in minutes (32 px, patch 4, width 64, 5 blocks, rank 8, half a million parameters) on the
-tiles of data/emoji-styles under licences that allow it (Fluent flat, Noto, Twemoji; mirrored and moved by a
-pixel), writes the model's folder with 16-bit weights, a contact sheet and
-benchmarks/results/class_model.json: flow error, and for 960 drawings the share that a classifier trained on the tiles takes for their class, the
+tiles of data/emoji-styles under licences that allow it (Fluent flat, Noto; mirrored and moved by a pixel),
+writes the model's folder with 16-bit weights, a contact sheet and benchmarks/results/class_model.json: flow
+error, and for 960 drawings the share that a classifier trained on the tiles takes for their class, the
 Fréchet distance in its features, and how far in pixels (root mean square) a drawing lies from the nearest
 tile of its class and from the nearest of another.
 """
@@ -31,8 +31,8 @@ from fewer.generate.conditional.formats import save_folder
 from fewer.generate.conditional.pictures import LabelledPictures
 from fewer.generate.conditional.training import flow_error, parameter_groups, validation_error
 
-STYLES = ("flat", "noto", "twemoji")
-"""Not openmoji (share-alike), nor contrast, which has no colours."""
+STYLES = ("flat", "noto")
+"""Under MIT and Apache-2.0; not openmoji (share-alike), twemoji (attribution), nor contrast (no colours)."""
 CLASSES = (
     "smiling face with sunglasses", "ghost", "alien", "robot", "red heart", "dog face", "fox", "cat face",
     "lion", "unicorn", "pig face", "panda", "penguin", "owl", "frog", "octopus", "butterfly", "honeybee",

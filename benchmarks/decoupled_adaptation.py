@@ -115,7 +115,7 @@ def main() -> None:
         "steps": options.steps, "adapt_steps": options.adapt_steps, "refine_steps": options.refine_steps,
         "large_batch": large_batch(options),
     }  # fmt: skip
-    pictures = Crops(options.gpu, options.pool)
+    pictures = Crops(options.gpu and options.parts != ["times"], options.pool)
     training = TrainingOptions(
         device="cuda" if options.gpu else "cpu", ema_decay=None, schedule="cosine", warmup=20,
         weights=ReconstructionWeights(gradients=0.5, pyramid=0.0), critic_width=32, checkpoint_every=50,

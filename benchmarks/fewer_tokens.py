@@ -30,7 +30,7 @@ from graphed import Trainee, train_side_by_side
 from record import record
 from residual_autoencoding import build as build_autoencoder
 from residual_autoencoding import small_config
-from residual_curve import WIDTHS, autoencoder_trainee, quality
+from residual_curve import QUARTER, autoencoder_trainee, quality
 from stopwatch import captured, measure
 from torch import Tensor, nn
 
@@ -227,7 +227,7 @@ def pictures_quality(options: argparse.Namespace) -> None:
 
 
 def fresh_autoencoder(ratio: int, options: argparse.Namespace) -> nn.Module:
-    return build_autoencoder(small_config(ratio, WIDTHS, True), True, False, 0).to(options.device)
+    return build_autoencoder(small_config(ratio, QUARTER, True), True, False, 0).to(options.device)
 
 
 def load_kept(model: nn.Module, ratio: int, options: argparse.Namespace) -> bool:

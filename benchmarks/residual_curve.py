@@ -2,16 +2,18 @@
 without shortcuts, on one GPU (specified as "residual stays within 1 dB of its own f8 while plain falls").
 
 python benchmarks/residual_curve.py [--steps 1500] [--seeds 0 1] [--seconds 150]
-writes benchmarks/results/residual_curve.json after every wave. Widths 32 to 256, one block a stage, 64-px
-crops of data/photos, batch 64, AdamW, cosine. Every compression, with and without shortcuts, takes the best
-of its learning rates on crops of three photographs that are not trained on; PSNR is that on crops of the
-held-out photographs. The plain net may also start with its variance kept.
+writes benchmarks/results/residual_curve.json after every wave. Widths 32 to 256, or a quarter of the
+published ones (then f64 has 512 in its deepest stage), one block a stage, 64-px crops of data/photos, batch
+64, AdamW, cosine. Every compression, with and without shortcuts, takes the best of its learning rates on
+crops of three photographs that are not trained on; PSNR is that on crops of the held-out photographs. The
+plain net may also start with its variance kept.
 """
 # bench: gpu, 5 min:
 
 import argparse
 import json
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -25,13 +27,20 @@ from fewer.generate.autoencoder.losses import reconstruction_loss
 from fewer.generate.image_metrics import psnr
 
 WIDTHS = (32, 64, 128, 256, 256, 256, 256)
+QUARTER = (32, 64, 128, 128, 256, 256, 512)
+"""A quarter of the authors' widths: their f64 doubles once more, ours does not."""
 RUNS = {
+    "residual, published widths, lr 1e-3": (True, False, 1e-3),
+    "plain, published widths, variance kept, lr 1e-3": (False, True, 1e-3),
     "residual, lr 1e-3": (True, False, 1e-3),
     "plain, variance kept, lr 1e-3": (False, True, 1e-3),
+    "residual, published widths, lr 5e-4": (True, False, 5e-4),
     "residual, lr 5e-4": (True, False, 5e-4),
+    "residual, published widths, lr 2e-3": (True, False, 2e-3),
+    "plain, published widths, variance kept, lr 3e-4": (False, True, 3e-4),
     "residual, lr 2e-3": (True, False, 2e-3),
-    "plain, lr 1e-3": (False, False, 1e-3),
     "plain, variance kept, lr 3e-4": (False, True, 3e-4),
+    "plain, lr 1e-3": (False, False, 1e-3),
 }
 VALIDATION = 3
 """So many of the photographs to train on choose the learning rate instead."""
@@ -39,14 +48,27 @@ LOSS = ReconstructionWeights(gradients=0.5, pyramid=0.0)
 
 
 def autoencoder_trainee(
-    name: str, model: torch.nn.Module, pool: torch.Tensor, batch: int, rate: float, steps: int, seed: int
+    name: str,
+    model: torch.nn.Module,
+    pool: torch.Tensor,
+    batch: int,
+    rate: float,
+    steps: int,
+    seed: int,
+    turned: bool = False,
 ) -> Trainee:
-    """Trains on crops drawn from the pool; bf16 products on a GPU."""
+    """Trains on crops drawn from the pool (`turned`: also on their sides, with colours exchanged); bf16
+    products on a GPU."""
     device = pool.device.type
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(pool), (batch,), generator=generator, device=device)
         images = pool[rows].float() / 127.5 - 1
+        if turned:
+            coins = torch.rand(2, batch, 1, 1, 1, generator=generator, device=device) < 0.5
+            images = torch.where(coins[0], images.transpose(2, 3), images)
+            colours = torch.rand(3, generator=generator, device=device).argsort()
+            images = torch.where(coins[1], images[:, colours], images)
         with torch.autocast(device, torch.bfloat16, cache_enabled=False, enabled=device == "cuda"):
             back = model(images)
         return reconstruction_loss(back, images, LOSS)
@@ -77,6 +99,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--each", type=int, default=800, help="crops of each photograph")
+    parser.add_argument("--beside", type=int, default=0, help="train so many at once; 0: all ratios")
+    parser.add_argument("--halvings", type=int, default=1, help="scales of the crops to train on")
+    parser.add_argument("--turned", action="store_true", help="also on their sides, with colours exchanged")
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--name", default="residual_curve", help="of the result's file")
     parser.add_argument("--merge", nargs="+", default=[], help="only put the results of these names together")
@@ -90,21 +115,32 @@ def main() -> None:
     for name in (options.name, *options.merge):
         path = RESULTS / f"{name}.json"
         found += json.loads(path.read_text())["runs"] if path.exists() else []
+    facts = {
+        "batch": options.batch,
+        "halvings": options.halvings,
+        "turned": options.turned,
+        "widths": WIDTHS,
+        "published_widths": QUARTER,
+        "crop": 64,
+    }
     if options.merge:
-        record(options.name, {"runs": found, "batch": options.batch, "widths": WIDTHS, "crop": 64})
+        record(options.name, {"runs": found, **facts})
         return table(found)
     pool, validation, test = pools(options)
     keys = ("run", "ratio", "seed", "steps")
-    for seed in options.seeds:
+    beside = options.beside or len(options.ratios)
+    groups = [options.ratios[first : first + beside] for first in range(0, len(options.ratios), beside)]
+    for seed, group in product(options.seeds, groups):
         for run in options.runs:
-            wave = [(run, ratio, seed, options.steps) for ratio in options.ratios]
+            wave = [(run, ratio, seed, options.steps) for ratio in group]
             wave = [row for row in wave if not any(tuple(r[k] for k in keys) == row for r in found)]
             residual, kept, rate = RUNS[run]
+            widths = QUARTER if "published" in run else WIDTHS
             trainees = [
                 autoencoder_trainee(
                     f"{run} f{ratio}",
-                    build(small_config(ratio, WIDTHS, residual), residual, kept, seed).to(options.device),
-                    pool, options.batch, rate, options.steps, seed,
+                    build(small_config(ratio, widths, residual), residual, kept, seed).to(options.device),
+                    pool, options.batch, rate, options.steps, seed, options.turned,
                 )
                 for _, ratio, _, _ in wave
             ]  # fmt: skip
@@ -119,20 +155,23 @@ def main() -> None:
                     "parameters": sum(p.numel() for p in trainee.model.parameters()),
                     "latent_channels": LATENTS[row[1]],
                     "rate": rate,
+                    "halvings": options.halvings,
+                    "turned": options.turned,
                     "wave_seconds": round(trainee.seconds, 1),
                 }
                 found.append(figures)
                 print(json.dumps(figures), flush=True)
-            record(options.name, {"runs": found, "batch": options.batch, "widths": WIDTHS, "crop": 64})
+            record(options.name, {"runs": found, **facts})
     return table(found)
 
 
 def pools(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Crops to train on, to choose with, and of held-out photographs."""
-    crops, numbers = crop_pool(64, options.each, 0, folder=options.pool)
+    crops, numbers = crop_pool(64, options.each, 0, folder=options.pool, halvings=options.halvings)
     chosen = numbers > int(numbers.max()) - VALIDATION
     test = crop_pool(64, min(options.each, 80), 99, held_out=True, folder=options.pool)[0]
-    parts = (crops[~chosen], crops[chosen][:1024], test)
+    others, of = crop_pool(64, 160, 7, folder=options.pool)
+    parts = (crops[~chosen], others[of > int(of.max()) - VALIDATION], test)
     return tuple(part.to(options.device) for part in parts)  # type: ignore[return-value]
 
 
@@ -141,18 +180,20 @@ def table(found: list[dict]) -> None:
     for run in RUNS:
         rows = [r for r in found if r["run"] == run]
         print(run, {f"f{r['ratio']} seed {r['seed']}": round(r["psnr"], 2) for r in rows}, flush=True)
-    for kind in ("residual", "plain"):
+    for kind, published in product(("residual", "plain"), (True, False)):
         for seed in sorted({r["seed"] for r in found}):
             best = {}
             for ratio in sorted({r["ratio"] for r in found}):
                 rows = [
                     r for r in found
-                    if r["run"].startswith(kind) and (r["ratio"], r["seed"]) == (ratio, seed)
+                    if r["run"].startswith(kind) and ("published" in r["run"]) == published
+                    and (r["ratio"], r["seed"]) == (ratio, seed)
                 ]  # fmt: skip
                 if rows:
                     row = max(rows, key=lambda r: r["validation_psnr"])
                     best[f"f{ratio}"] = f"{row['psnr']:.2f} ({row['rate']:g})"
-            print(f"{kind}, seed {seed}, best rate: {best}", flush=True)
+            widths = "published widths" if published else "widths to 256"
+            print(f"{kind}, {widths}, seed {seed}, best rate: {best}", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class TrainStyleRequest:
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 240
     batch: Annotated[int, Field(ge=1, le=65536)] = 10
     """Pictures a step, over all processes."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
     optimizer: Literal["adamw", "came"] = "adamw"
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     """Shift of the noise levels; the model's own by default."""
