@@ -5,8 +5,7 @@
 
 Pixels of a strip of 1000 columns. Every row uses the poses found by the full method, so that only pairs
 differ. Under "matches": for each matcher, before any filter, how many matches a pair has, how many lie
-within 3 pixels of the exact place, their median error, and how much of the strip they cover. `--own FILE`
-puts a LoFTR of `stitch_train_loftr.py` beside the shipped student.
+within 3 pixels of the exact place, their median error, and how much of the strip they cover.
 """
 # bench: cpu, 30 min: --variants B C --seeds 0 1 2 --output benchmarks/results/stitch_ablation.json
 
@@ -23,7 +22,7 @@ from stitch_tube import rendered
 from fewer.stitch.frames.source import open_frames
 from fewer.stitch.homography.dwho import fit_pair
 from fewer.stitch.match.features import match_features
-from fewer.stitch.match.learned import PairMatcher, load_matchers
+from fewer.stitch.match.learned import load_matchers
 from fewer.stitch.match.pool import Matches, displacement, fill_pool
 from fewer.stitch.mosaic.pairs import PairResult, resolution_share
 from fewer.stitch.mosaic.settle import settle
@@ -36,7 +35,7 @@ from fewer.stitch.tube.render import Tube
 
 FILTERS_OFF = {"motion_filter": False, "merge_filter": False, "neighbour_filter": False, "cell_cap": 10_000}
 POOL = ("sift", "orb", "loftr")
-OWN = ("sift", "orb", "own")
+OWN = ("sift", "orb", "loftr-tube")
 RIGHT = 3.0  # pixels
 # name -> (matchers, match options, "ransac" or homography options)
 ROWS: dict[str, tuple[tuple[str, ...], dict, str | dict]] = {
@@ -54,8 +53,8 @@ ROWS: dict[str, tuple[tuple[str, ...], dict, str | dict]] = {
     "SIFT+ORB+LoFTR filtered, RANSAC": (POOL, {}, "ransac"),
     "SIFT+ORB+LoFTR unfiltered, DWHO": (POOL, FILTERS_OFF, {}),
     "SIFT+ORB+LoFTR, DWHO": (POOL, {}, {}),
-    "own LoFTR, RANSAC": (("own",), FILTERS_OFF, "ransac"),
-    "own LoFTR, DWHO": (("own",), {}, {}),
+    "own LoFTR, RANSAC": (("loftr-tube",), FILTERS_OFF, "ransac"),
+    "own LoFTR, DWHO": (("loftr-tube",), {}, {}),
     "SIFT+ORB+own LoFTR unfiltered, DWHO": (OWN, FILTERS_OFF, {}),
     "SIFT+ORB+own LoFTR, DWHO": (OWN, {}, {}),
     "no motion filter": (("sift", "orb"), {"motion_filter": False}, {}),
@@ -74,8 +73,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--own", type=Path, help="weights of a LoFTR, beside the shipped student's")
-    parser.add_argument("--own-confidence", type=float, default=0.2)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     # what is in the file already stays: a long table can be made in pieces
@@ -84,9 +81,7 @@ def main() -> None:
         for seed in arguments.seeds:
             tube = Tube(variant, seed=seed, frames=60)
             frames = rendered(tube, arguments.cache)[: arguments.frames]
-            results.setdefault(variant, {})[str(seed)] = ablate(
-                tube, list(frames), learned_matchers(arguments)
-            )
+            results.setdefault(variant, {})[str(seed)] = ablate(tube, list(frames))
             medians = {name: median_rows(found) for name, found in results.items()}
             print(
                 variant,
@@ -108,18 +103,9 @@ def median_rows(seeds: dict[str, dict]) -> dict[str, dict]:
     }
 
 
-def learned_matchers(arguments: argparse.Namespace) -> dict[str, PairMatcher]:
-    """The learned ones."""
-    wanted = {"loftr": MatchOptions(matchers=("loftr",))}
-    if arguments.own is not None:
-        wanted["own"] = MatchOptions(
-            matchers=("loftr",), student_weights=arguments.own, student_confidence=arguments.own_confidence
-        )
-    return {name: load_matchers(options, [])["loftr"] for name, options in wanted.items()}
-
-
-def ablate(tube: Tube, frames: list[np.ndarray], learned: dict[str, PairMatcher]) -> dict[str, dict]:
+def ablate(tube: Tube, frames: list[np.ndarray]) -> dict[str, dict]:
     options = StitchOptions(unfold=UnfoldOptions(lens="pinhole" if tube.recipe.pinhole else "equidistant"))
+    learned = load_matchers(MatchOptions(matchers=("loftr", "loftr-tube")), [])
     tracker, views = Tracker(options, {}), {}
     survey = Survey(open_frames(frames), options)
     for _, frame in survey:
@@ -139,7 +125,6 @@ def ablate(tube: Tube, frames: list[np.ndarray], learned: dict[str, PairMatcher]
         new, old = views[numbers[place]], views[numbers[place - 1]]
         groups = {}
         for name in quality:
-            new.learned.clear(), old.learned.clear()  # each network describes a strip in its own words
             began = time.process_time()
             if name in learned:
                 groups[name] = learned[name](new, old)
@@ -151,8 +136,6 @@ def ablate(tube: Tube, frames: list[np.ndarray], learned: dict[str, PairMatcher]
         found.append((place, groups, pair_truth(tube, piece, pair)))
     rows = {}
     for name, (matchers, match, fit) in ROWS.items():
-        if not set(matchers) <= set(quality):
-            continue
         began, errors, counts = time.process_time(), [], []
         for place, groups, truth in found:
             pool = fill_pool(

@@ -24,7 +24,7 @@ from fewer.stitch.options import MatchOptions, StitchOptions
 from fewer.stitch.panorama import stitch
 from fewer.stitch.tube.render import Tube
 
-SETS = {"sift,orb": 5.0, "loftr": 2.0, "sift,orb,loftr": None}
+SETS = {"sift,orb": 5.0, "loftr": 2.0, "sift,orb,loftr": None, "loftr-tube": None}
 
 
 def measured(frames: list[np.ndarray], matchers: str) -> dict[str, float | int]:

@@ -38,7 +38,7 @@ class StitchRequest:
     output: Path
     """Folder for the map, its provenance, the report and the page."""
     matchers: Annotated[str, Field(pattern=r"^[a-z,-]+$", max_length=100)] = "sift,orb"
-    """Whose matches go into the pool: sift, orb, loftr, loftr-full, xfeat."""
+    """Whose matches go into the pool: sift, orb, loftr, loftr-tube, loftr-full, xfeat."""
     require: Annotated[str, Field(pattern=r"^[a-z,-]*$", max_length=100)] = ""
     """Matchers whose absence is an error instead of a warning."""
     unwrap: UnwrapMode = "cylinder"

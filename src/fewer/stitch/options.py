@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 DeviceName = Literal["auto", "cpu", "cuda"]  # as in core.device, which would import torch
 UnwrapMode = Literal["cylinder", "linear", "log"]
 LensModel = Literal["equidistant", "pinhole", "kannala-brandt"]
-MatcherName = Literal["sift", "orb", "loftr", "loftr-full", "xfeat"]
+MatcherName = Literal["sift", "orb", "loftr", "loftr-full", "xfeat", "loftr-tube"]
 MATCHERS: tuple[str, ...] = get_args(MatcherName)
 
 _STRICT = ConfigDict(extra="forbid")
@@ -73,7 +73,9 @@ class MatchOptions:
     weights: Path | None = None
     """Local safetensors file for `loftr-full`."""
     student_weights: Path | None = None
-    """Local safetensors file for `loftr` in place of the shipped student (see
+    """Local safetensors file for `loftr` in place of the shipped student."""
+    tube_weights: Path | None = None
+    """Local safetensors file for `loftr-tube` in place of the shipped one (see
     benchmarks/stitch_train_loftr.py).
     """
     require: tuple[MatcherName, ...] = ()
@@ -91,11 +93,13 @@ class MatchOptions:
     loftr_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Least confidence of `loftr-full`."""
     device: DeviceName = "auto"
-    """Where `loftr` and `loftr-full` run; all else stays on the CPU."""
+    """Where the LoFTRs run; all else stays on the CPU."""
     student_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Least confidence of the tiny `loftr`, whose cells are coarse and whose matches are tracked
     afterwards.
     """
+    tube_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Least confidence of `loftr-tube`."""
     offsets: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (1, 3)
     """Each frame is matched with the used frames this many places earlier; 1 must be among them."""
     motion_filter: bool = True

@@ -128,7 +128,7 @@ def _plain(value: object) -> object:
         return {
             key: _plain(item)
             for key, item in value.items()
-            if key not in ("mask", "weights", "student_weights")
+            if key not in ("mask", "weights", "student_weights", "tube_weights")
         }
     if isinstance(value, tuple):
         return [_plain(item) for item in value]

@@ -6,7 +6,9 @@ import torch
 
 from fewer.core.errors import FileError
 from fewer.core.tensors import write_tensors
-from fewer.stitch.match.loftr import SMALL, CoarseLoFTR, load_tiny_loftr, position_table
+from fewer.stitch.match.loftr import SMALL, TUBE_WEIGHTS, CoarseLoFTR, load_tiny_loftr, position_table
+from fewer.stitch.match.train_loftr import precision
+from fewer.stitch.match.tube_pairs import TubePairPlan, make_tube_pairs, paint_walls
 
 
 def test_weights_load_and_are_the_size_of_the_description() -> None:
@@ -61,6 +63,24 @@ def test_the_transformer_is_the_published_order_of_operations() -> None:
         message = layer.norm1(layer.merge(message))
         wanted = x[0] + layer.norm2(layer.mlp(torch.cat([x[0], message], dim=1)))
     assert torch.allclose(out[0], wanted, atol=1e-4)
+
+
+def test_our_own_network_is_small_on_disk_and_finds_more_than_the_student() -> None:
+    assert TUBE_WEIGHTS.stat().st_size < 300_000
+    walls = paint_walls(1, 4321, length=50.0)
+    found = []
+    for model in (load_tiny_loftr(TUBE_WEIGHTS), load_tiny_loftr()):
+        stride = model.shape.stride
+        plan = TubePairPlan(stride=stride, crop=(256, 320))
+        pairs = make_tube_pairs(walls, 1, plan, torch.Generator().manual_seed(5))
+        with torch.no_grad():
+            confidence = model(pairs.first, pairs.second)
+        found.append(
+            precision(confidence, pairs.index, pairs.inside, 320 // stride, 0.2 if stride == 8 else 0.02)
+        )
+    (right, recall), (student_right, student_recall) = found
+    assert right > max(0.8, student_right - 0.05)
+    assert recall > 0.7 > student_recall
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:

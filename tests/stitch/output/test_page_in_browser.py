@@ -59,7 +59,7 @@ def test_a_click_leads_to_the_frame_and_keys_zoom(browser: Browser, small_map: P
 
 
 def test_certainty_is_painted_and_a_frames_number_shows_what_it_saw(browser: Browser) -> None:
-    pictures = [browser.ask("fit(), canvas.toDataURL()")]
+    pictures = [browser.ask("(fit(), canvas.toDataURL())")]
     browser.click("#sure")
     pictures.append(browser.ask("canvas.toDataURL()"))
     browser.ask("numberField.value = 4; numberField.onchange()")
@@ -71,4 +71,19 @@ def test_certainty_is_painted_and_a_frames_number_shows_what_it_saw(browser: Bro
     assert len(set(pictures)) == 3
     browser.ask("numberField.value = 99; numberField.onchange()")
     assert "not on the map" in browser.ask("document.getElementById('where').textContent")
+    assert browser.problems == []
+
+
+def test_looking_inside_rolls_the_map_up_and_a_click_there_leads_to_a_frame(browser: Browser) -> None:
+    pictures = [browser.ask("(fit(), canvas.toDataURL())")]
+    browser.click("#inside")
+    pictures.append(browser.ask("canvas.toDataURL()"))
+    browser.ask("canvas.focus()")
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowUp")
+    pictures.append(browser.ask("canvas.toDataURL()"))
+    assert len(set(pictures)) == 3
+    wall = browser.ask("wallAt(0, 0.9, pieces[0])")
+    assert wall[0] == pytest.approx(browser.ask("pieces[0].width") / 4)
+    browser.ask("pickOnScreen(insideBox()[0] + insideBox()[2] / 2, insideBox()[1] + 0.9 * insideBox()[2])")
+    assert browser.ask("document.getElementById('where').textContent").startswith("Frame ")
     assert browser.problems == []

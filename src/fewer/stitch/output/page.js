@@ -24,6 +24,41 @@ function certainty(piece) {
   layer.getContext("2d").putImageData(pixels, 0, 0);
   return piece.layer = layer;
 }
+// The map rolled up again: the view of a lens of 140 degrees on the tube's axis at row `at`, looking down the rows.
+const inside = document.getElementById("inside"), fieldPixels = 400;
+let at = 0;
+function wallAt(u, v, piece) {
+  const radius = Math.hypot(u, v);
+  if (radius > 1 || radius < 0.02) return null;
+  const turn = (Math.atan2(v, u) / (2 * Math.PI) + 1) % 1, depth = 1 / Math.tan(radius * 70 * Math.PI / 180);
+  return [turn * piece.width, at + depth * piece.width / (2 * Math.PI), depth];
+}
+function texture(piece) {
+  if (piece.pixels) return piece.pixels;
+  const sheet = new OffscreenCanvas(piece.picture.naturalWidth, piece.picture.naturalHeight);
+  const brush = sheet.getContext("2d", { willReadFrequently: true });
+  brush.drawImage(piece.picture, 0, 0);
+  return piece.pixels = brush.getImageData(0, 0, sheet.width, sheet.height);
+}
+function insideBox() {
+  const box = canvas.getBoundingClientRect(), side = Math.min(box.width, box.height);
+  return [(box.width - side) / 2, (box.height - side) / 2, side];
+}
+function drawInside(piece) {
+  const sheet = texture(piece), n = fieldPixels, view = new ImageData(n, n), scale = sheet.width / piece.width;
+  for (let row = 0; row < n; row++) for (let column = 0; column < n; column++) {
+    const wall = wallAt(2 * (column + 0.5) / n - 1, 2 * (row + 0.5) / n - 1, piece), to = 4 * (row * n + column);
+    view.data[to + 3] = 255;
+    if (!wall || wall[1] < 0 || wall[1] >= piece.height) continue;
+    const from = 4 * (Math.floor(wall[1] * scale) * sheet.width + Math.floor(wall[0] * scale)), light = 1.2 / (1 + wall[2] * wall[2] / 3);
+    for (let colour = 0; colour < 3; colour++) view.data[to + colour] = light * sheet.data[from + colour];
+  }
+  const layer = new OffscreenCanvas(n, n), [x, y, side] = insideBox();
+  layer.getContext("2d").putImageData(view, 0, 0);
+  context.imageSmoothingEnabled = true;
+  context.drawImage(layer, x, y, side, side);
+}
+function travel(rows) { at = Math.min(pieces[current].height, Math.max(-pieces[current].width / 8, at + rows)); draw(); }
 // What the shown frame saw; columns go round, so it is drawn one turn to either side as well.
 function drawOutline(piece) {
   const outline = piece.outline[shown];
@@ -32,9 +67,12 @@ function drawOutline(piece) {
   context.rect(-left * zoom, -top_ * zoom, piece.width * zoom, piece.height * zoom); context.clip();
   context.strokeStyle = "#ffe066"; context.lineWidth = 2;
   for (const turn of [-2, -1, 0, 1, 2]) {
-    context.beginPath();
-    for (const [x, y] of outline) context.lineTo((x + turn * piece.width - left) * zoom, (y - top_) * zoom);
-    context.closePath(); context.stroke();
+    context.beginPath();  // the edge of the field, then the far end: two lines, without the seam between them
+    outline.forEach(([x, y], at) => {
+      const to = [(x + turn * piece.width - left) * zoom, (y - top_) * zoom];
+      if (2 * at === outline.length) context.moveTo(...to); else context.lineTo(...to);
+    });
+    context.stroke();
   }
   context.restore();
 }
@@ -44,6 +82,7 @@ function draw() {
   canvas.width = box.width * ratio; canvas.height = box.height * ratio;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   const piece = pieces[current];
+  if (inside.checked && piece.picture.complete) { drawInside(piece); return; }
   context.imageSmoothingEnabled = zoom < 3;
   context.drawImage(piece.picture, -left * zoom, -top_ * zoom, piece.width * zoom, piece.height * zoom);
   if (sure.checked) context.drawImage(certainty(piece), -left * zoom, -top_ * zoom, piece.columns * piece.cell * zoom, piece.layer.height * piece.cell * zoom);
@@ -113,18 +152,31 @@ function pickFrame(frame) {
   where.textContent = `Frame ${frame}, time ${clock(pieces[current].seconds[frame])}: the yellow line is what it saw. ${trust(pieces[current], frame)}`;
   showFrame(frame); dot.hidden = true; draw();
 }
+function pickOnScreen(x, y) {
+  if (!inside.checked) { pick(left + x / zoom, top_ + y / zoom); return; }
+  const [before, above, side] = insideBox();
+  const wall = wallAt(2 * (x - before) / side - 1, 2 * (y - above) / side - 1, pieces[current]);
+  if (wall) pick(wall[0], wall[1]);
+}
 let drag = null;
-canvas.addEventListener("pointerdown", e => { drag = [e.offsetX, e.offsetY, left, top_, false]; canvas.setPointerCapture(e.pointerId); });
+canvas.addEventListener("pointerdown", e => { drag = [e.offsetX, e.offsetY, left, top_, false, 0]; canvas.setPointerCapture(e.pointerId); });
 canvas.addEventListener("pointermove", e => {
   if (!drag) return;
   const dx = e.offsetX - drag[0], dy = e.offsetY - drag[1];
   if (Math.hypot(dx, dy) > 4) drag[4] = true;
-  if (drag[4]) { left = drag[2] - dx / zoom; top_ = drag[3] - dy / zoom; draw(); }
+  if (drag[4] && inside.checked) { travel(drag[5] - dy); drag[5] = dy; }
+  else if (drag[4]) { left = drag[2] - dx / zoom; top_ = drag[3] - dy / zoom; draw(); }
 });
-canvas.addEventListener("pointerup", e => { if (drag && !drag[4]) pick(left + e.offsetX / zoom, top_ + e.offsetY / zoom); drag = null; });
-canvas.addEventListener("wheel", e => { e.preventDefault(); zoomAt(e.offsetX, e.offsetY, Math.exp(-e.deltaY / 400)); }, { passive: false });
+canvas.addEventListener("pointerup", e => { if (drag && !drag[4]) pickOnScreen(e.offsetX, e.offsetY); drag = null; });
+canvas.addEventListener("wheel", e => { e.preventDefault(); if (inside.checked) travel(-e.deltaY / 4); else zoomAt(e.offsetX, e.offsetY, Math.exp(-e.deltaY / 400)); }, { passive: false });
 canvas.addEventListener("keydown", e => {
   const step = 40 / zoom, middle = [canvas.clientWidth / 2, canvas.clientHeight / 2];
+  if (inside.checked) {
+    const rows = { ArrowUp: 8, ArrowDown: -8 }[e.key];
+    if (rows) { e.preventDefault(); travel(rows); }
+    if (e.key === "Enter") pickOnScreen(middle[0], middle[1] / 2);
+    return;
+  }
   const act = {
     ArrowLeft: () => { left -= step; }, ArrowRight: () => { left += step; },
     ArrowUp: () => { top_ -= step; }, ArrowDown: () => { top_ += step; },
@@ -137,10 +189,11 @@ document.getElementById("in").onclick = () => zoomAt(canvas.clientWidth / 2, can
 document.getElementById("out").onclick = () => zoomAt(canvas.clientWidth / 2, canvas.clientHeight / 2, 1 / 1.5);
 document.getElementById("fit").onclick = fit;
 sure.onchange = draw;
+inside.onchange = () => { at = -pieces[current].width / 16; draw(); };
 numberField.onchange = () => { if (numberField.value !== "") pickFrame(Number(numberField.value)); };
 const which = document.getElementById("which");
 pieces.forEach((piece, number) => which.add(new Option(String(number + 1), String(number))));
-which.onchange = () => { current = Number(which.value); mark = shown = null; figures(); fit(); };
+which.onchange = () => { current = Number(which.value); mark = shown = null; at = 0; figures(); fit(); };
 const number = value => value === null || value === undefined ? "-" : value.toFixed(2);
 function figures() {
   const table = document.getElementById("figures"), report = data.report, piece = report.segments[current];
