@@ -91,6 +91,8 @@ def main() -> None:
     }  # fmt: skip
     for line in table(rows):
         print(line)
+    for peer, ratios in PEERS.items():
+        print(f"{peer}: " + ", ".join(f"{name} {ratio:.2f} x" for name, ratio in ratios.items()))
     print(record(options.name, figures))
 
 
@@ -101,6 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--shape", help="a published Sana, or tiny (default: sana-1.6b-1024 on GPUs)")
     parser.add_argument("--sizes", type=int, nargs="+", help="pixels (default: 1024 2048 4096 on GPUs)")
+    parser.add_argument("--decode-sizes", type=int, nargs="+", help="pixels (default: the two largest)")
     parser.add_argument("--unet-sizes", type=int, nargs="+", help="pixels (default: 1024 3840 on GPUs)")
     parser.add_argument("--unet-modes", nargs="+", choices=UNET_MODES, default=list(UNET_MODES))
     parser.add_argument(

@@ -284,7 +284,7 @@ def decode(stand: Stand) -> None:
     config = TINY_AUTOENCODER if tiny else published_config("f32c32-sana-1.0")
     model = build(lambda: DCAutoencoder(config), stand.device, stand.dtype)
     one = accelerate(model)
-    for size in sorted(stand.options.sizes, reverse=True)[:2]:
+    for size in stand.options.decode_sizes or sorted(stand.options.sizes, reverse=True)[:2]:
         side = size // config.spatial_compression_ratio
         generator = torch.Generator().manual_seed(2)
         latents = torch.randn(1, config.latent_channels, side, side, generator=generator)

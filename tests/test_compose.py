@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from fewer import compose
-from fewer.cli import main
+from fewer.cli import _print_result, main
 from fewer.core.errors import ConfigError
 from fewer.core.progress import SilentProgress
 from fewer.generate.command import GenerateCommand
@@ -36,6 +36,24 @@ def test_two_devices_draw_the_picture_of_one(
     two, facts = draw(pipeline_folder, tmp_path / "two.png", capsys, *size, "--devices", "2")
     assert facts["devices"] == 2 and "predicted" in facts["plan"]
     assert np.abs(one - two).max() <= 1
+
+
+def test_a_contradiction_is_refused_before_processes_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fewer.parallel.launch.run_on_devices", lambda *_, **__: pytest.fail("started"))
+    assert main(["generate", "a cat", "--devices", "3", "--split-guidance", "split", "--device", "cpu"]) == 2
+    assert "even number of devices, not 3" in capsys.readouterr().err
+
+
+def test_of_torchruns_processes_the_first_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for rank, said in (("1", ""), ("0", '{"a": 1}\n')):
+        monkeypatch.setenv("RANK", rank)
+        _print_result({"a": 1}, as_json=True)
+        assert capsys.readouterr().out == said
 
 
 def test_four_bits_are_calibrated_with_the_full_model(monkeypatch: pytest.MonkeyPatch) -> None:

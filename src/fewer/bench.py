@@ -41,7 +41,7 @@ class BenchRequest:
     tiny: bool = False
     """A dry run with small shapes (engine scripts: sana, linear, decode, flux-block)."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    """Where the engine scripts compute."""
+    """Where the engine scripts and `parallel` compute."""
     only: str = ""
     """Of the engine scripts' contenders, those whose name contains this."""
     works: str = ""
@@ -87,7 +87,8 @@ def _options(request: BenchRequest, script: Path) -> list[str]:
     given += ["--device", request.device] if request.device != "auto" else []
     given += ["--only", request.only] if request.only else []
     given += ["--works", request.works] if request.works else []
-    if given and "engine_" not in script.stem:
+    taken = request.device != "auto" and script.stem == "scaling" and len(given) == 2
+    if given and not taken and "engine_" not in script.stem:
         raise ConfigError(f"{script.name} takes no {given[0]}; only sana, linear, decode and flux-block do")
     return given
 

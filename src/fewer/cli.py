@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 import re
 import sys
 import typing
@@ -370,6 +371,8 @@ def _first_sentence(box: str, name: str) -> str:
 
 
 def _print_result(result: Mapping[str, object], as_json: bool) -> None:
+    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+        return  # of torchrun's processes the first speaks
     if as_json:
         print(json.dumps(result, default=str, ensure_ascii=False, allow_nan=False))
         return
@@ -377,33 +380,12 @@ def _print_result(result: Mapping[str, object], as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from fewer.core.readable import parts_of, readable
+
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in result.items():
-        parts = _parts(value)
-        table.add_row(key, Text("" if parts else _readable(value), overflow="fold"))
+        parts = parts_of(value)
+        table.add_row(key, Text("" if parts else readable(value), overflow="fold"))
         for name, part in parts:
-            table.add_row(f"  {name}", Text(_readable(part), overflow="fold"))
+            table.add_row(f"  {name}", Text(readable(part), overflow="fold"))
     Console(stderr=True, highlight=False).print(table)
-
-
-def _parts(value: object) -> list[tuple[str, object]]:
-    """The rows of a table within the table: several mappings, by name or by number."""
-    named = (
-        value.items()
-        if isinstance(value, Mapping)
-        else enumerate(value, 1)
-        if isinstance(value, list)
-        else ()
-    )
-    rows = [(str(name), part) for name, part in named]
-    return rows if all(isinstance(part, Mapping) for _, part in rows) else []
-
-
-def _readable(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_readable(item) for item in value)
-    if isinstance(value, Mapping):
-        return "  ".join(f"{key}={_readable(item)}" for key, item in value.items())
-    return str(value)

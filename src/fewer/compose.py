@@ -24,12 +24,15 @@ def generate_anywhere(request: GenerateCommand, progress: Progress) -> dict[str,
     """`fewer generate`, on this process alone or on `request.devices` of them (`torchrun` works too)."""
     from fewer.core.ranks import announced_ranks
     from fewer.parallel.launch import run_on_devices
+    from fewer.parallel.plan import ParallelPlan
 
     devices = max(request.devices, announced_ranks())
     if devices == 1 or request.class_name:
         return generate_command(
             request, progress, lambda pipe: _shrink(pipe, request, progress), load=open_pipeline
         )
+    # What contradicts itself is refused before processes are started.
+    ParallelPlan(devices=devices, mode=request.parallel, guidance=request.split_guidance).check()
     result = run_on_devices(_draw_on_rank, devices, request, device_type=request.device)
     assert isinstance(result, dict)
     return result

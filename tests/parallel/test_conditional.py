@@ -83,3 +83,16 @@ def test_a_condition_aware_sana_is_exact_and_refuses_halves(toy: SanaTransformer
     assert error(run_simulated(2, rank_main)[0], expected) <= 1e-5
     with pytest.raises(ConfigError, match="guidance=batched"):
         run_simulated(2, lambda group: rank_main(group, "split"))
+
+
+@pytest.mark.parametrize("architecture", ["dit", "u-vit", "cat"])
+@torch.no_grad()
+def test_halves_of_guidance_equal_one_device(architecture: str) -> None:
+    model = network(architecture, False)
+    expected = three_steps(model)
+
+    def rank_main(group: Group) -> torch.Tensor:
+        return three_steps(parallelize(model, ParallelPlan(devices=4, guidance="split", mode="sync"), group))
+
+    for result in run_simulated(4, rank_main):
+        assert error(result, expected) <= 1e-5

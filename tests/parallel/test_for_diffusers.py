@@ -36,7 +36,9 @@ def pixart() -> tuple:
     return (
         model.eval(),
         torch.randn(1, 4, 10, 8),
-        lambda m, x, t: m(x, encoder_hidden_states=text, timestep=torch.tensor([t]), return_dict=False)[0],
+        lambda m, x, t: m(
+            x, encoder_hidden_states=text, timestep=torch.full((len(x),), t), return_dict=False
+        )[0],
     )
 
 
@@ -54,7 +56,7 @@ def flux() -> tuple:
         torch.zeros(3, 3),
     )
     return model.eval(), torch.randn(1, 15, 4), lambda m, x, t: m(
-        x, encoder_hidden_states=text, pooled_projections=pooled, timestep=torch.tensor([t / 1000]),
+        x, encoder_hidden_states=text, pooled_projections=pooled, timestep=torch.full((len(x),), t / 1000),
         img_ids=images, txt_ids=texts, return_dict=False,
     )[0]  # fmt: skip
 
@@ -98,3 +100,30 @@ def test_displaced_is_closer_than_naive(name: str) -> None:
     displaced, expected = on_ranks(name, 2, mode="displaced", warmup_steps=0)
     naive, _ = on_ranks(name, 2, mode="naive")
     assert 0 < (displaced - expected).norm() < (naive - expected).norm()
+
+
+def two_samples(name: str) -> tuple:
+    """A call with a batch of two different samples, texts included."""
+    model, start, call = MODELS[name]()
+    both = torch.cat([start, 0.5 * start.flip(-1)])
+    closure = dict(zip(call.__code__.co_freevars, call.__closure__, strict=True))
+    for cell in (closure[key] for key in ("text", "pooled") if key in closure):
+        cell.cell_contents = torch.cat([cell.cell_contents, -cell.cell_contents])
+    return model, both, call
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("devices", [2, 4])
+@torch.no_grad()
+def test_halves_of_guidance_equal_one_device(name: str, devices: int) -> None:
+    model, start, call = two_samples(name)
+    expected = three_steps(model, start, call)
+
+    def rank_main(group: Group) -> tuple[torch.Tensor, int]:
+        plan = ParallelPlan(devices=devices, mode="sync", guidance="split")
+        parallel = parallelize(model, plan, group)
+        return three_steps(parallel, start, call), parallel.band_session.group.size
+
+    for result, bands in run_simulated(devices, rank_main):
+        assert bands == devices // 2
+        assert float((result - expected).norm() / expected.norm()) <= 1e-5

@@ -65,6 +65,7 @@ class ParallelAutoencoder(DCAutoencoder):
         model.plain, model.fitting = (original,), set()
         if isinstance(model.decoder, FusedDecoder):
             model.decoder.__class__ = BandDecoder
+            model.decoder.become_band(session)  # pyright: ignore
         return model
 
     @torch.no_grad()

@@ -7,12 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError
+from fewer.generate.engine.sana import FusedSana
 from fewer.generate.engine.shell import shell
 from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.generate.transformer.sana import SanaTransformer
 from fewer.parallel.group import Group
-from fewer.parallel.link import measure_link, median_seconds, prefer_fast_rows, prefer_fast_sums
+from fewer.parallel.link import (
+    measure_link,
+    median_seconds,
+    prefer_fast_rows,
+    prefer_fast_sums,
+    prefer_peer_exchange,
+)
 from fewer.parallel.plan import Link, ParallelPlan, Work, choose_plan, step_seconds
 
 
@@ -31,7 +38,11 @@ def plan_on_this_machine(
     """
     device = transformer.proj_out.weight.device
     link = measure_link(group, device)
-    sums = f"{prefer_fast_sums(group, device)}; {prefer_fast_rows(group, device)}"
+    asked = [prefer_fast_sums(group, device), prefer_fast_rows(group, device)]
+    if isinstance(transformer, FusedSana) and plan.mode in ("auto", "sync"):
+        params = transformer.params
+        asked.append(prefer_peer_exchange(group, device, params.heads, params.head_dim))
+    sums = "; ".join(asked)
     own = time_of_step(transformer, latents, text_tokens)
     alone = max(float(seconds) for seconds in group.gather_object(own))  # pyright: ignore[reportArgumentType]
     work = work_of(transformer.params, alone, latents, group.size, transformer.proj_out.weight.element_size())

@@ -28,6 +28,7 @@ from fewer.parallel.attention import ParallelLinearAttention, gathered_keys_valu
 from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d, ParallelMixFFN, extend
 from fewer.parallel.group import Group
+from fewer.parallel.halves import Halves, halved
 from fewer.parallel.kept import kept_widths, require_kept
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
@@ -36,7 +37,8 @@ from fewer.parallel.session import Session
 def parallel_conditional(original: DiT | UViT | CaT, plan: ParallelPlan, group: Group) -> nn.Module:
     """Shares the original's tensors, under the same names; whole latents in and out on every rank."""
     model = structural_copy(original)
-    session = Session(group, plan)
+    patches, halves = halved(plan, group)
+    session = Session(patches, plan)
     extra = 2 if isinstance(original, UViT) or original.params.tokens else 0
     side = original.params.size // original.params.patch
 
@@ -54,7 +56,7 @@ def parallel_conditional(original: DiT | UViT | CaT, plan: ParallelPlan, group: 
     replace_modules(model, build)
     session.widths = kept_widths(model)
     band = {DiT: _dit_band, UViT: _u_vit_band, CaT: _cat_band}[type(original)]
-    return BandNetwork(model, session, band)
+    return BandNetwork(model, session, band, halves)
 
 
 def parallel_conditioned(
@@ -78,18 +80,24 @@ def parallel_conditioned(
 class BandNetwork(nn.Module):
     """A class-conditional network to its callers; the tensors keep their names."""
 
-    def __init__(self, model: nn.Module, session: Session, band: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, session: Session, band: Callable[..., Tensor], halves: Halves | None = None
+    ) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a child: its children stand here under their own names
         for name, child in model.named_children():
             self.add_module(name, child)
         for name, parameter in model.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
-        self.params, self.session, self._band = model.params, session, band
+        self.params, self.session, self._band, self._halves = model.params, session, band, halves
 
     def forward(
         self, latents: Float[Tensor, "batch channels height width"], timestep: Tensor, labels: Tensor
     ) -> Float[Tensor, "batch out_channels height width"]:
+        halves = self._halves if self._halves is not None and self._halves.splits(len(latents)) else None
+        if halves is not None:
+            asked = (latents, timestep, labels)
+            latents, timestep, labels = halves.take(asked, len(latents))
         session, rank = self.session, self.session.group.rank
         bands = cut(latents.shape[2], session.group.size, self.params.patch)
         session.begin_step(session.read_time(timestep), bands, 2, len(latents))
@@ -98,7 +106,8 @@ class BandNetwork(nn.Module):
         own = latents.narrow(2, bands.start(rank), bands.lengths[rank])
         velocity = self._band(self.model, session, own, timestep, labels)
         session.end_step()
-        return session.group.start_gather(velocity, bands.lengths, 2).wait()
+        whole = session.group.start_gather(velocity, bands.lengths, 2).wait()
+        return whole if halves is None else halves.join(whole)
 
     def condition(self, timestep: Tensor, labels: Tensor) -> Float[Tensor, "batch condition_dim"]:
         """As the network's own: what weights are generated from."""

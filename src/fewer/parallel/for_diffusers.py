@@ -6,6 +6,7 @@ changed from outside, by replacing submodules and attention processors of a copy
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d
 from fewer.parallel.group import Group
 from fewer.parallel.group_norm import ParallelGroupNorm
+from fewer.parallel.halves import Halves, halved, output_of, with_output
 from fewer.parallel.kept import kept_widths, require_kept, unet_tokens
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
@@ -27,8 +29,11 @@ from fewer.parallel.session import Session
 def parallel_diffusers(original: nn.Module, plan: ParallelPlan, group: Group) -> nn.Module:
     """Shares the original's tensors; takes and gives whole latents on every rank, like the original."""
     model = structural_copy(original)
-    session = Session(group, plan)
+    patches, halves = halved(plan, group)
+    session = Session(patches, plan)
     model.band_session = session  # pyright: ignore[reportArgumentType]
+    if halves is not None:
+        split_samples(model, halves)
     model.register_forward_pre_hook(begin_step, with_kwargs=True)
     kind = type(original).__name__
     if kind == "UNet2DConditionModel":
@@ -46,15 +51,39 @@ def parallel_diffusers(original: nn.Module, plan: ParallelPlan, group: Group) ->
     return model
 
 
+def split_samples(model: nn.Module, halves: Halves) -> None:
+    """Half of the ranks run the model on the first half of the samples, the others on the second."""
+
+    shared_out = [False]
+
+    def take(module: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict] | None:
+        samples = len(sample_of(arguments, options))
+        shared_out[0] = halves.splits(samples)
+        if not shared_out[0]:
+            return None
+        return halves.take(arguments, samples), halves.take(options, samples)
+
+    def join(module: nn.Module, arguments: tuple, output: Any) -> Any:
+        return with_output(output, halves.join(output_of(output))) if shared_out[0] else None
+
+    model.register_forward_pre_hook(take, with_kwargs=True)
+    model.register_forward_hook(join)
+
+
+def sample_of(arguments: tuple, options: dict) -> Tensor:
+    """What is denoised, however it was handed over."""
+    sample = arguments[0] if arguments else options.get("sample", options.get("hidden_states"))
+    assert isinstance(sample, Tensor)
+    return sample
+
+
 def begin_step(module: nn.Module, arguments: tuple, options: dict) -> None:
     """Before each forward pass: reads the time and cuts the picture."""
     session, name = module.band_session, type(module).__name__
     assert isinstance(session, Session)
     if not session.counting:
         return
-    sample = arguments[0] if arguments else options.get("sample", options.get("hidden_states"))
-    assert isinstance(sample, Tensor)
-    time = options.get("timestep")
+    sample, time = sample_of(arguments, options), options.get("timestep")
     if time is None:  # by position: second for the U-Net, third for PixArt, fourth for FLUX
         time = arguments[{"UNet2DConditionModel": 1, "PixArtTransformer2DModel": 2}.get(name, 3)]
     count_step(module, sample, time)

@@ -20,11 +20,16 @@ from fewer.generate.engine.autoencoder import (
     FusedUpBlock,
     Heads,
     Rows,
+    _version,
 )
 from fewer.generate.engine.shell import shell
 from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
 from fewer.parallel.convolution import depthwise_band
+from fewer.parallel.graphs import BandGraphs
 from fewer.parallel.session import Session
+
+# Of a band: launching takes 45 ms, which a larger one computes for.
+MOST_LATENTS_IN_A_GRAPH = 4096
 
 # Block: rows of its input that it sees beyond a pixel, rows out per row in.
 REACH: dict[type[nn.Module], tuple[int, int]] = {FusedResBlock: (2, 1), FusedUpBlock: (1, 2)}
@@ -83,10 +88,27 @@ class BandEfficientViTBlock(FusedEfficientViTBlock):
 
 
 class BandDecoder(FusedDecoder):
-    """The decoder without a choice of graph or strips: a band is the strip."""
+    """The decoder without strips, since a band is one; with `graphed` small bands are decoded in a graph."""
+
+    session: Session
+    graphed: bool
+    """Exchanges are captured too. Off by default: it has not run on a GPU yet."""
+
+    def become_band(self, session: Session) -> None:
+        """Of a fused decoder whose blocks are those of a band already."""
+        self.session, self.graphed = session, False
+        self.graphs = BandGraphs(lambda latents: Decoder.forward(self, latents), limit=2, session=session)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return Decoder.forward(self, latents)
+        # Decided by the largest band, alike on all ranks: capturing runs the exchanges several times.
+        largest = latents.shape[0] * max(self.session.bands.lengths) * latents.shape[3]
+        if not self.graphed or torch.is_grad_enabled() or largest > MOST_LATENTS_IN_A_GRAPH:
+            return Decoder.forward(self, latents)
+        weights = [
+            self.conv_in.weight,
+            *(weight for weight in self.up_blocks.parameters() if weight.ndim > 2),
+        ]
+        return self.graphs([latents], [], None, tuple(_version(weight) for weight in weights))
 
 
 def with_neighbours(

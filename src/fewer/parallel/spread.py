@@ -10,6 +10,7 @@ from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.parallel.agreement import check_agreement
 from fewer.parallel.bands import Bands, cut
 from fewer.parallel.group import Group
+from fewer.parallel.halves import halved
 from fewer.parallel.memory import band_bytes, require_on_every_rank
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
@@ -19,12 +20,9 @@ class Spread:
     """The ranks' places: `patches` share one picture, `halves` hold the two halves of guidance."""
 
     def __init__(self, plan: ParallelPlan, group: Group, params: SanaParams) -> None:
-        bands = plan.bands
         self.whole, self.params, self.patch_size = group, params, params.patch_size
-        self.patches, self.halves = group, None
-        if plan.guidance_ways == 2:
-            self.patches = group.split([range(way * bands, (way + 1) * bands) for way in range(2)])
-            self.halves = group.split([(rank, rank + bands) for rank in range(bands)])
+        self.patches, halves = halved(plan, group)
+        self.halves = None if halves is None else halves.group
         self.session = Session(self.patches, plan)
         self._agreed: object = None
         self._half: tuple[PreparedText | None, PreparedText | None] = (None, None)
