@@ -153,7 +153,10 @@ def _whole_kernel(
 
 
 # Up to here one program reads all tokens of a head, if there are heads enough to keep the processors busy.
-MOST_TOKENS_AT_ONCE = 1024
+# Measured on one H100: of 64 tokens 6.7 us against 11.1, of 1,024 17.5 against 12.6, and in exact sums, which
+# make the second kernel of two add up wide numbers, 15.5 against 17.0.
+MOST_TOKENS_AT_ONCE = 256
+MOST_TOKENS_IN_EXACT_SUMS = 1024
 LEAST_PROGRAMS = 64
 Whole = tuple[int, int, int]
 """Tokens that a program reads at a time, its warps, and how many times ahead it reads."""
@@ -167,7 +170,8 @@ def launch_linear_attention(
 ) -> Tensor:
     """Both passes; if it is little, the second adds up what the first has found, or they are one."""
     batch, tokens, heads, _ = key.shape
-    few = query.dtype in (torch.bfloat16, torch.float16) and tokens <= MOST_TOKENS_AT_ONCE
+    most = MOST_TOKENS_IN_EXACT_SUMS if exact else MOST_TOKENS_AT_ONCE
+    few = query.dtype in (torch.bfloat16, torch.float16) and tokens <= most
     if few and query.shape == key.shape and batch * heads >= LEAST_PROGRAMS:
         return launch_whole(query, key, value, eps, exact)
     if tokens > MOST_TOKENS_UNSUMMED:
