@@ -82,7 +82,8 @@ def prefer_peer_exchange(
     """
     if device.type != "cuda" or not isinstance(group, ProcessGroup) or group.size == 1:
         return "exchanges are collectives"
-    missing = _missing(group, lambda: group.use_peer_exchange(device))
+    met = group.peer_exchange is not None  # of a model before; alike on all ranks
+    missing = "" if met else _missing(group, lambda: group.use_peer_exchange(device))
     exchange = group.peer_exchange
     if missing or exchange is None:
         group.peer_exchange = None
