@@ -43,17 +43,25 @@ JUDGE = Path(__file__).with_name("builtin_judge.safetensors")
 
 @torch.inference_mode()
 def pictures_of(
-    parts: Parts, prompts: list[str], steps: int, guidance: float, shift: float, method: str, seed: int
+    parts: Parts,
+    prompts: list[str],
+    steps: int,
+    guidance: float,
+    shift: float,
+    method: str,
+    seed: int,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """One picture for each prompt, in batches, from one stream of noise.
+    """One picture for each prompt, in batches, from one stream of noise; `grid` are the latents' sides.
 
     `method` "few-steps" is the model's few-step edition, which has its guidance built in.
     """
+    side, channels = parts.transformer.params.sample_size, parts.transformer.params.in_channels
+    shape = (channels, *(grid or (side, side)))
     if method == "few-steps":
-        return _few_step_pictures(parts, prompts, steps, seed)
+        return _few_step_pictures(parts, prompts, steps, seed, shape)
     weight = parts.transformer.proj_out.weight
     size = 128 if weight.is_cuda else 16
-    side, channels = parts.transformer.params.sample_size, parts.transformer.params.in_channels
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for start in range(0, len(prompts), size):
@@ -68,7 +76,7 @@ def pictures_of(
             without, conditioned = parts.transformer.denoise(doubled, times, prepared).float().chunk(2)
             return without + guidance * (conditioned - without)
 
-        noise = torch.randn(count, channels, side, side, generator=generator).to(weight.device)
+        noise = torch.randn(count, *shape, generator=generator).to(weight.device)
         latents = noise
         for step in sample(velocity, noise, steps=steps, shift=shift, method=method):  # type: ignore[arg-type]
             latents = step.latents
@@ -78,12 +86,13 @@ def pictures_of(
     return torch.cat(drawn)
 
 
-def _few_step_pictures(parts: Parts, prompts: list[str], steps: int, seed: int) -> torch.Tensor:
+def _few_step_pictures(
+    parts: Parts, prompts: list[str], steps: int, seed: int, shape: tuple[int, ...]
+) -> torch.Tensor:
     if parts.few_steps is None or parts.few_steps.weights is None:
         raise SystemExit("this model has no few-step edition: fewer train few-steps")
     attach(parts.transformer, read_lora(parts.few_steps.weights), name="few_steps")
     weight = parts.transformer.proj_out.weight
-    side, channels = parts.transformer.params.sample_size, parts.transformer.params.in_channels
     generator = torch.Generator().manual_seed(seed)
     size, drawn = 128 if weight.is_cuda else 16, []
     for start in range(0, len(prompts), size):
@@ -95,7 +104,7 @@ def _few_step_pictures(parts: Parts, prompts: list[str], steps: int, seed: int) 
             return parts.transformer.denoise(latents.to(weight.dtype), times, prepared)
 
         count = len(text.tokens)
-        latents = torch.randn(count, channels, side, side, generator=generator).to(weight.device)
+        latents = torch.randn(count, *shape, generator=generator).to(weight.device)
         for step in sample(velocity, latents, levels=parts.few_steps.levels[steps - 1], order=1):
             latents = step.latents
         decoder = next(parts.autoencoder.parameters())
@@ -127,7 +136,10 @@ def contact_sheet(
     how = Image.Resampling.LANCZOS if pixels.shape[1] > side else Image.Resampling.NEAREST
     for number, scene in enumerate(scenes):
         left, top = number % columns * side, number // columns * (side + margin)
-        sheet.paste(Image.fromarray(pixels[number]).resize((side, side), how), (left, top))
+        picture = Image.fromarray(pixels[number])
+        share = side / max(picture.size)
+        shown = (round(share * picture.width), round(share * picture.height))
+        sheet.paste(picture.resize(shown, how), (left, top))
         words, line, lines = full_caption(scene).split(), "", []
         for word in words:
             if len(line) + len(word) > 26:

@@ -29,30 +29,27 @@ class Verb:
     help: str
 
 
+# fmt: off
 VERBS: dict[str, Verb] = {
     "generate": Verb("fewer.compose", "GenerateCommand", "generate_anywhere", "pictures from prompts"),
     "train sana": Verb(
-        "fewer.generate.training.command",
-        "TrainSanaRequest",
-        "train_sana_command",
+        "fewer.generate.training.command", "TrainSanaRequest", "train_sana_command",
         "a text-to-image transformer, on your pictures or on composed emoji",
     ),
+    "train large": Verb(
+        "fewer.generate.training.command_large", "TrainLargeRequest", "train_large_command",
+        "an edition of the built-in model that draws twice the side",
+    ),
     "train few-steps": Verb(
-        "fewer.generate.training.command_few_steps",
-        "TrainFewStepsRequest",
-        "train_few_steps_command",
+        "fewer.generate.training.command_few_steps", "TrainFewStepsRequest", "train_few_steps_command",
         "a model that draws in twenty steps -> one that draws in two",
     ),
     "train lora": Verb(
-        "fewer.generate.training.command",
-        "TrainLoraRequest",
-        "train_lora_command",
+        "fewer.generate.training.command", "TrainLoraRequest", "train_lora_command",
         "an adapter that teaches a model a subject or a style from a few pictures",
     ),
     "train style": Verb(
-        "fewer.generate.training.command_style",
-        "TrainStyleRequest",
-        "train_style_command",
+        "fewer.generate.training.command_style", "TrainStyleRequest", "train_style_command",
         "generated weights (CAN) that teach a model a drawing style from some fifty pictures",
     ),
     "bench": Verb(
@@ -65,9 +62,7 @@ VERBS: dict[str, Verb] = {
         "fewer.quantize.command", "QuantizeRequest", "quantize_command", "a 16-bit model to 4 bits"
     ),
     "serve": Verb(
-        "fewer.serve.command",
-        "ServeRequest",
-        "serve_command",
+        "fewer.serve.command", "ServeRequest", "serve_command",
         "a server: page, OpenAI and ComfyUI doors, queue",
     ),
     "recommend train": Verb(
@@ -77,9 +72,7 @@ VERBS: dict[str, Verb] = {
         "fewer.recommend.command", "SearchRequest", "search_command", "find the length of short-term interest"
     ),
     "recommend evaluate": Verb(
-        "fewer.recommend.command_serving",
-        "EvaluateRequest",
-        "evaluate_command",
+        "fewer.recommend.command_serving", "EvaluateRequest", "evaluate_command",
         "full-ranking figures of a model",
     ),
     "recommend suggest": Verb(
@@ -95,21 +88,15 @@ VERBS: dict[str, Verb] = {
         "fewer.core.info", "InfoRequest", "info_command", "versions, devices, kernels, models found"
     ),
     "learn distill": Verb(
-        "fewer.learn.distillation.command_distill",
-        "DistillRequest",
-        "distill_command",
+        "fewer.learn.distillation.command_distill", "DistillRequest", "distill_command",
         "a labelled set -> a few synthetic pictures that train almost as well",
     ),
     "learn audit": Verb(
-        "fewer.learn.distillation.command_audit",
-        "AuditRequest",
-        "audit_command",
+        "fewer.learn.distillation.command_audit", "AuditRequest", "audit_command",
         "what a distilled file gives away about real pictures",
     ),
     "learn merge": Verb(
-        "fewer.learn.distillation.command_merge",
-        "MergeRequest",
-        "merge_command",
+        "fewer.learn.distillation.command_merge", "MergeRequest", "merge_command",
         "distilled files of several sites -> one",
     ),
     "learn export": Verb(
@@ -182,6 +169,7 @@ VERBS: dict[str, Verb] = {
         "pictures of classes from labelled pictures, with weights that follow the class (CAN)",
     ),
 }
+# fmt: on
 
 EXIT_INTERRUPTED = 130
 

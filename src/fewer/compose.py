@@ -126,7 +126,6 @@ def _plan(pipe: "TextToImage", request: GenerateCommand, group: "Group") -> "tup
     if not hasattr(pipe.transformer, "transformer_blocks"):  # condition-aware: nothing to choose
         exact = ParallelPlan(devices=group.size, mode="sync", guidance="batched")
         return exact, exact.explain()
-    ratio = pipe.autoencoder.config.spatial_compression_ratio
-    latents = [side // ratio for side in pipe.drawn_size(single)]
+    latents = list(pipe.grid(single))
     text = pipe.settings.text_length
     return plan_on_this_machine(plan, pipe.transformer, group, latents, text, guided)

@@ -157,4 +157,4 @@ def _facts(picture: Picture, path: Path, seconds: float) -> dict[str, object]:
         "width": width,
         "height": height,
         "seconds": round(seconds, 3),
-    }
+    } | ({} if picture.drawn is None else {"large_edition": list(picture.drawn)})

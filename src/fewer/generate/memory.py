@@ -25,9 +25,9 @@ def activation_bytes(params: SanaParams, tokens: int, samples: int, itemsize: in
 
 def step_bytes(pipe: "TextToImage", request: GenerateRequest, together: int = 1) -> int:
     """Bytes that one evaluation of the transformer needs for its activations, of `together` pictures."""
-    params, ratio = pipe.transformer.params, pipe.autoencoder.config.spatial_compression_ratio
-    height, width = pipe.drawn_size(request)
-    tokens = (height // (ratio * params.patch_size)) * (width // (ratio * params.patch_size))
+    params = pipe.transformer.params
+    rows, columns = pipe.grid(request)
+    tokens = (rows // params.patch_size) * (columns // params.patch_size)
     guided = not params.guidance_embeds and (request.guidance or pipe.settings.guidance) > 1
     samples = together * (2 if guided else 1)
     return activation_bytes(params, tokens, samples, pipe.transformer.proj_out.weight.element_size())

@@ -17,6 +17,7 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.conditional.for_sana import ConditionedSana, has_generators, load_conditioned
+from fewer.generate.large_edition import LargeEdition, open_large
 from fewer.generate.sampling.few_steps import FewSteps, open_few_steps
 from fewer.generate.text import INSTRUCTION, PromptEncoder, smollm2_folder
 from fewer.generate.text.smollm2 import NAME as SMOLLM2
@@ -55,6 +56,8 @@ class Parts:
     settings: ModelSettings
     few_steps: FewSteps | None = None
     """With it one to four steps are enough: an adapter that is attached when it is asked for."""
+    large: LargeEdition | None = None
+    """With it pictures of twice the side are drawn, in several shapes."""
 
 
 def open_parts(
@@ -89,8 +92,11 @@ def open_parts(
     decoder = DCAutoencoder.load(autoencoder or path / "vae", wide, device)
     encoder = _open_encoder(path, index, settings, text_encoder, cache, wide, device)
     few_steps = open_few_steps(path) if path.is_dir() else None
+    ratio = decoder.config.spatial_compression_ratio * network.params.patch_size
+    # Its stage belongs to the folder's own autoencoder.
+    large = open_large(path, 2 * ratio) if path.is_dir() and autoencoder is None else None
     settings = _complete(settings, network, decoder, encoder)
-    return Parts(network, decoder, encoder, settings, few_steps)
+    return Parts(network, decoder, encoder, settings, few_steps, large)
 
 
 def _open_transformer(

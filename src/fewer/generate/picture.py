@@ -29,6 +29,8 @@ class Picture:
     """For this picture alone, with every default filled in."""
     dtype: str = "fp32"
     """Number format of the network: the same request in another format is another picture."""
+    drawn: tuple[int, int] | None = None
+    """(height, width) in which the large edition drew it; None without that edition."""
 
     @property
     def seed(self) -> int:
@@ -52,15 +54,17 @@ class Picture:
     def _chunks(self) -> PngInfo:
         shared = _without_paths(self.request)
         chunks = PngInfo()
-        chunks.add_text("parameters", parameters(shared, self.image.size))
+        chunks.add_text("parameters", parameters(shared, self.image.size, self.drawn))
         content = {"format": _FORMAT, "dtype": self.dtype, "request": _differences(shared)}
+        if self.drawn is not None:
+            content["large_edition"] = {"height": self.drawn[0], "width": self.drawn[1]}
         text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
         if len(text) <= MAX_CHUNK_BYTES:
             chunks.add_text(CHUNK, text)
         return chunks
 
 
-def parameters(request: GenerateRequest, size: tuple[int, int]) -> str:
+def parameters(request: GenerateRequest, size: tuple[int, int], drawn: tuple[int, int] | None = None) -> str:
     """The request as other tools write it: prompt, negative prompt, then a line of settings."""
     sampler = "Flow DPM" if request.sampler == "flow-dpm" else "Flow Euler"
     settings = {
@@ -74,6 +78,8 @@ def parameters(request: GenerateRequest, size: tuple[int, int]) -> str:
     if request.edition == "few-steps":
         del settings["CFG scale"]
         settings["Edition"] = "few-steps"
+    if drawn is not None:
+        settings["Drawn by the large edition"] = f"{drawn[1]}x{drawn[0]}"
     lines = [request.prompt[0]]
     if request.negative:
         lines.append(f"Negative prompt: {request.negative}")

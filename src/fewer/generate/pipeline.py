@@ -24,6 +24,7 @@ from torch import Tensor
 from fewer.core.config import validate
 from fewer.core.device import pick_device, pick_dtype, seeded
 from fewer.core.errors import ConfigError
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.lora import attach, detach, in_dtype, parse_lora, read_lora, set_scale
 from fewer.generate.model_folder import ModelSettings, Parts, open_parts, open_styled
 from fewer.generate.picture import Picture
@@ -95,9 +96,13 @@ class TextToImage:
         self.encoder = parts.encoder
         self.settings: ModelSettings = parts.settings
         self.few_steps = parts.few_steps
+        self.large = parts.large
+        self._base_autoencoder = parts.autoencoder
+        self._larger: DCAutoencoder | None = None
         self.name = name
         self.style = style
         self._attached: tuple[Path, ...] = ()
+        self._accelerated = False
         # A prompt drawn several times, and the empty negative prompt, are read once.
         self._encode_once = lru_cache(maxsize=16)(_encode)
 
@@ -175,6 +180,7 @@ class TextToImage:
             fast = accelerate(self.transformer, graphs=graphs, fold_branch=fold_branch)
             self.transformer = trusted(self.transformer, fast)
             self.autoencoder = trusted(self.autoencoder, accelerate(self.autoencoder))
+            self._accelerated = True
         return self
 
     def iterate(self, request: GenerateRequest, *, together: int = 1) -> Iterator[Denoised | Finished]:
@@ -198,11 +204,14 @@ class TextToImage:
                 for row, (index, _) in enumerate(members):
                     yield Denoised(index, len(singles), _row(step, row))
             assert step is not None
-            images = self._decode(step.latents, *members[0][1].sides(self._default_size))
+            images = self._decode(step.latents, members[0][1])
             for row, ((index, single), image) in enumerate(zip(members, images, strict=True)):
                 latents = step.latents[row : row + 1]
                 picture = Picture(
-                    image=image, request=single, dtype=_DTYPES[self.transformer.proj_out.weight.dtype]
+                    image=image,
+                    request=single,
+                    dtype=_DTYPES[self.transformer.proj_out.weight.dtype],
+                    drawn=self.drawn_size(single) if self.is_large(single) else None,
                 )
                 yield Finished(index, len(singles), picture, latents.cpu(), time.perf_counter() - began)
 
@@ -230,6 +239,8 @@ class TextToImage:
         Raises `ConfigError` if the model has no table of sizes and one is demanded, or sides don't divide.
         """
         height, width = request.sides(self._default_size)
+        if self.large is not None and self.is_large(request):
+            return self.large.nearest(height, width)
         ratio = self.autoencoder.config.spatial_compression_ratio
         base, tables = self.transformer.params.sample_size * ratio, (512, 1024, 2048, 4096)
         if request.binning == "on" or (request.binning == "auto" and base in tables):
@@ -243,10 +254,22 @@ class TextToImage:
             )
         return height, width
 
+    def is_large(self, request: GenerateRequest) -> bool:
+        """Whether the large edition draws it: the model has one, and a side is longer than its own."""
+        if self.large is None or request.binning == "off":
+            return False
+        own = self.transformer.params.sample_size * self.autoencoder.config.spatial_compression_ratio
+        return max(request.sides(self._default_size)) > own
+
+    def grid(self, request: GenerateRequest) -> tuple[int, int]:
+        """(rows, columns) of the latents that are drawn."""
+        ratio = self.autoencoder.config.spatial_compression_ratio * (2 if self.is_large(request) else 1)
+        height, width = self.drawn_size(request)
+        return height // ratio, width // ratio
+
     def _denoise(self, group: list[GenerateRequest]) -> Iterator[Step]:
-        first, ratio = group[0], self.autoencoder.config.spatial_compression_ratio
-        height, width = self.drawn_size(first)
-        shape = (1, self.transformer.params.in_channels, height // ratio, width // ratio)
+        first = group[0]
+        shape = (1, self.transformer.params.in_channels, *self.grid(first))
         generators = [seeded(single.seed) for single in group]
         device = self.transformer.proj_out.weight.device
 
@@ -295,18 +318,27 @@ class TextToImage:
         return self._evaluator(self._prompts(group), group[0].guidance)
 
     def _decode(
-        self, latents: Float[Tensor, "batch channels lat_h lat_w"], height: int, width: int
+        self, latents: Float[Tensor, "batch channels lat_h lat_w"], request: GenerateRequest
     ) -> Iterator[Image.Image]:
         """One picture after another; a GPU decodes several small ones together as fast as one."""
-        dtype = next(self.autoencoder.parameters()).dtype
-        ratio = self.autoencoder.config.spatial_compression_ratio
+        autoencoder = self.larger if self.is_large(request) else self.autoencoder
+        dtype = next(autoencoder.parameters()).dtype
+        ratio = autoencoder.config.spatial_compression_ratio
         area = latents.shape[2] * latents.shape[3] * ratio**2
         for some in latents.split(max(1, _PIXELS_DECODED_TOGETHER // area)):
-            pixels = self.autoencoder.decode(some.to(dtype), tile="auto").float()
-            pixels = resize_to_cover(pixels, height, width)
+            pixels = autoencoder.decode(some.to(dtype), tile="auto").float()
+            pixels = resize_to_cover(pixels, *request.sides(self._default_size))
             levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             for picture in levels.permute(0, 2, 3, 1).cpu().numpy():
                 yield Image.fromarray(picture)
+
+    @property
+    def larger(self) -> DCAutoencoder:
+        """The large edition's autoencoder, opened when it is first needed."""
+        if self._larger is None:
+            assert self.large is not None
+            self._larger = self.large.autoencoder(self._base_autoencoder, accelerated=self._accelerated)
+        return self._larger
 
     def _wear(self, request: GenerateRequest) -> None:
         """Attaches the adapters of this request; the same files at other strengths are not read again."""
@@ -314,6 +346,9 @@ class TextToImage:
         if request.edition == "few-steps":
             assert self.few_steps is not None and self.few_steps.weights is not None
             wanted = [(self.few_steps.weights, 1.0), *wanted]
+        if self.large is not None and self.is_large(request):
+            rows, columns = self.grid(request)
+            wanted += [] if rows == columns else [(self.large.adapter, 1.0)]
         files = tuple(path for path, _ in wanted)
         if files != self._attached:
             detach(self.transformer)

@@ -142,8 +142,7 @@ def spread_over(group: "Group") -> "Callable[[TextToImage], None]":
         plan = exact = ParallelPlan(devices=group.size, mode="sync", guidance="batched")
         if hasattr(pipe.transformer, "transformer_blocks"):
             single = pipe.complete(GenerateRequest(prompt=("a picture",)))
-            ratio = pipe.autoencoder.config.spatial_compression_ratio
-            latents = [side // ratio for side in pipe.drawn_size(single)]
+            latents = list(pipe.grid(single))
             guided = not pipe.transformer.params.guidance_embeds
             plan, _ = plan_on_this_machine(
                 ParallelPlan(devices=group.size), pipe.transformer, group, latents,

@@ -185,3 +185,16 @@ def test_the_kernels_made_for_training_change_neither_result_nor_gradients() -> 
         found.append((result, *torch.autograd.grad(result.square().mean(), list(model.parameters()))))
     for plain, quick in zip(*found, strict=True):
         assert torch.allclose(plain, quick, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))
+
+
+def test_an_empty_prompt_is_not_asked_and_the_picture_is_the_same(tiny) -> None:
+    network = tiny(qk_norm=True)
+    text, mask = torch.randn(3, 5, 12), torch.ones(3, 5)
+    mask[:2, 1:] = 0  # two texts of one token, then a longer one
+    latents, times = torch.randn(3, 4, 4, 4), torch.full((3,), 500.0)
+    prepared = network.prepare(text, mask)
+    assert [block.alone for block in prepared.blocks] == [2, 2]
+    quick = network.denoise(latents, times, prepared)
+    assert torch.allclose(quick, network(latents, times, text, mask), atol=1e-5)
+    lone = network.prepare(text[:2], mask[:2])
+    assert torch.allclose(network.denoise(latents[:2], times[:2], lone), quick[:2], atol=1e-5)

@@ -141,7 +141,7 @@ class ConditionedSana(nn.Module):
         drop: bool = True,
     ) -> ConditionedText:
         """As `SanaTransformer.prepare`."""
-        prepared = self.base.prepare(text, text_mask, drop=drop)
+        prepared = self.base.prepare(text, text_mask, drop=drop).asking_all()
         return ConditionedText(prepared, self._source.pooled(self.base, text, text_mask))
 
     def denoise(

@@ -29,7 +29,7 @@ MOST_OBJECTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One sprite: its centre and side as shares of the picture's side."""
+    """One sprite: its centre as shares of the picture's width and height, its side as one of the shorter."""
 
     concept: str
     across: float
@@ -87,13 +87,20 @@ class SceneRenderer:
     """
 
     def __init__(
-        self, sheet: SpriteSheet, side: int, device: str | torch.device = "cpu", *, compiled: bool = False
+        self,
+        sheet: SpriteSheet,
+        side: int | tuple[int, int],
+        device: str | torch.device = "cpu",
+        *,
+        compiled: bool = False,
     ) -> None:
-        """`compiled` makes one kernel of sixty, for a GPU and batches of few shapes."""
+        """`side` may be (height, width). `compiled` makes one kernel of sixty, for a GPU and few shapes."""
+        self.height, self.width = (side, side) if isinstance(side, int) else side
+        self.side = side = min(self.height, self.width)
+        """Of a square, or the shorter one: what the sprites' sizes are shares of."""
         if side < 16:
             raise ConfigError(f"the side of a scene is {side} pixels; at least 16 are needed")
         self.sheet = sheet
-        self.side = side
         self.device = torch.device(device)
         self.row_of = {style: row for row, style in enumerate(sheet.styles)}
         self.column_of = {word: column for column, word in enumerate(sheet.words())}
@@ -103,11 +110,11 @@ class SceneRenderer:
         self._pixels = torch.zeros(0, 4, dtype=torch.uint8, device=self.device)
         self._paint = torch.compile(_paint, dynamic=False) if compiled else _paint
 
-    def __call__(self, scene: Scene) -> UInt8[np.ndarray, "side side 3"]:
+    def __call__(self, scene: Scene) -> UInt8[np.ndarray, "height width 3"]:
         """The picture of a scene. Raises `ConfigError` for words that the sheet does not hold."""
         return self.pictures([scene])[0]
 
-    def pictures(self, scenes: Sequence[Scene]) -> UInt8[np.ndarray, "scenes side side 3"]:
+    def pictures(self, scenes: Sequence[Scene]) -> UInt8[np.ndarray, "scenes height width 3"]:
         """The pictures of some scenes as bytes."""
         return self.render(self.place(scenes)).cpu().numpy()
 
@@ -142,7 +149,10 @@ class SceneRenderer:
     ) -> Placement:
         """Whole pixels from shares of the side: sizes are even, and at least two where there is an object."""
         size = np.where(share > 0, np.maximum(2, 2 * np.rint(share * self.side / 2)), 0)
-        corner = (np.rint(middle * self.side - size / 2) for middle in (down, across))
+        corner = (
+            np.rint(middle * length - size / 2)
+            for middle, length in ((down, self.height), (across, self.width))
+        )
         whole = (torch.from_numpy(part.astype(np.int64)) for part in (sprite, size, *corner))
         return Placement(*whole, torch.from_numpy(colour)).to(self.device)
 
@@ -152,13 +162,14 @@ class SceneRenderer:
         top: Int[Tensor, " scenes"] | None = None,
         left: Int[Tensor, " scenes"] | None = None,
         side: int | None = None,
-    ) -> UInt8[Tensor, "scenes window window 3"]:
+    ) -> UInt8[Tensor, "scenes rows columns 3"]:
         """The scenes, or a window of each: `side` pixels from (`top`, `left`)."""
         self.prepare(placed.size)
         zero = torch.zeros(len(placed), dtype=torch.long, device=self.device)
-        window = torch.arange(side or self.side, device=self.device)
-        ys = (zero if top is None else top)[:, None] + window
-        xs = (zero if left is None else left)[:, None] + window
+        rows = torch.arange(side or self.height, device=self.device)
+        across = torch.arange(side or self.width, device=self.device)
+        ys = (zero if top is None else top)[:, None] + rows
+        xs = (zero if left is None else left)[:, None] + across
         columns = (placed.sprite, placed.size, placed.top, placed.left, placed.colour)
         return self._paint(*columns, ys, xs, self._starts_there, self._pixels)
 
@@ -218,11 +229,11 @@ def _paint(
     top: Int[Tensor, "scenes 3"],
     left: Int[Tensor, "scenes 3"],
     colour: UInt8[Tensor, "scenes rgb"],
-    ys: Int[Tensor, "scenes window"],
-    xs: Int[Tensor, "scenes window"],
+    ys: Int[Tensor, "scenes rows"],
+    xs: Int[Tensor, "scenes columns"],
     starts: Int[Tensor, " known_sizes"],
     pixels: UInt8[Tensor, "all_pixels 4"],
-) -> UInt8[Tensor, "scenes window window 3"]:
+) -> UInt8[Tensor, "scenes rows columns 3"]:
     """Object after object over the background, with integer arithmetic that every device does alike."""
     height, width = ys.shape[1], xs.shape[1]
     picture = colour[:, None, None].to(torch.int32).expand(-1, height, width, -1)

@@ -59,7 +59,7 @@ def cut_windows(
     size = int(placed.size[0, slots[0]])
     window = min(renderer.side, round(AROUND * size))
     top, left = (
-        (edge.gather(1, slots[:, None])[:, 0] + (size - window) // 2).clamp(0, renderer.side - window)
-        for edge in (placed.top, placed.left)
+        (edge.gather(1, slots[:, None])[:, 0] + (size - window) // 2).clamp(0, length - window)
+        for edge, length in ((placed.top, renderer.height), (placed.left, renderer.width))
     )
     return shrink(signed(renderer.render(placed, top, left, window)))

@@ -75,14 +75,13 @@ def cut_objects(
 ) -> tuple[Float[Tensor, "objects 3 crop crop"], Int[Tensor, " objects"]]:
     """A cut-out at each place where a scene's object should be, and the number of the scene it is of."""
     cutouts, owners = [], []
-    side = pictures.shape[-1]
+    height, width = pictures.shape[-2:]
     for number, scene in enumerate(scenes):
         for thing in scene.objects:
-            half = AROUND / 2 * thing.side * side
-            top, left = (int(max(0, round(middle * side - half))) for middle in (thing.down, thing.across))
-            bottom, right = (
-                int(min(side, round(middle * side + half))) for middle in (thing.down, thing.across)
-            )
+            half = AROUND / 2 * thing.side * min(height, width)
+            middles = ((thing.down * height, height), (thing.across * width, width))
+            top, left = (int(max(0, round(middle - half))) for middle, _ in middles)
+            bottom, right = (int(min(length, round(middle + half))) for middle, length in middles)
             cutouts.append(shrink(pictures[number : number + 1, :, top:bottom, left:right]))
             owners.append(number)
     return torch.cat(cutouts), torch.tensor(owners, device=pictures.device)

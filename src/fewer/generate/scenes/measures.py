@@ -26,8 +26,8 @@ def background_colours(pictures: Pictures) -> list[str]:
 
 
 def border_median(pictures: Pictures) -> Float[Tensor, "pictures 3"]:
-    """Median colour of a border a thirty-second wide."""
-    width = max(1, pictures.shape[1] // 32)
+    """Median colour of a border a thirty-second of the shorter side wide."""
+    width = max(1, min(pictures.shape[1:3]) // 32)
     strips = (
         pictures[:, :width], pictures[:, -width:], pictures[:, :, :width], pictures[:, :, -width:],
     )  # fmt: skip
@@ -43,7 +43,7 @@ def foreground(pictures: Pictures) -> Bool[Tensor, "pictures height width"]:
 def count_objects(pictures: Pictures) -> list[int]:
     """Connected groups of foreground pixels of at least 0.5 % of the picture, small gaps closed."""
     mask = foreground(pictures)[:, None].float()
-    reach = max(1, pictures.shape[1] // 64)
+    reach = max(1, min(pictures.shape[1:3]) // 64)
     closed = functional.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
     pixels = mask[0].numel()
     labels = closed * torch.arange(1, pixels + 1, dtype=torch.float32, device=mask.device).view_as(mask[0])

@@ -72,7 +72,8 @@ def crops(
         (edge.gather(1, slot)[:, 0] + size / 2 + share * size - side / 2).round().long()
         for edge, share in zip((chosen.top, chosen.left), where.to(device), strict=True)
     ]
-    top, left = (edge.clamp(0, renderer.side - side) for edge in corner)
+    lengths = (renderer.height, renderer.width)
+    top, left = (edge.clamp(0, length - side) for edge, length in zip(corner, lengths, strict=True))
     return signed(renderer.render(chosen, top, left, side))
 
 

@@ -58,7 +58,7 @@ class EmojiPreset:
 
 
 def preset(name: str) -> EmojiPreset:
-    """ "emoji" for a GPU, "emoji-512" at twice the side, "emoji-cpu" for two cores, "emoji-test" for tests.
+    """ "emoji" for a GPU, "emoji-512" for its large edition, "emoji-cpu" for two cores, "emoji-test" to test.
 
     Raises `ConfigError` for another name.
     """
@@ -152,16 +152,14 @@ def _gpu() -> EmojiPreset:
 
 
 def _large() -> EmojiPreset:
-    """512 px with an autoencoder of twice the compression: as many tokens, so the same transformer."""
+    """What `fewer train large` adds to a model of `_gpu`: its autoencoder and its transformer stay."""
     small = _gpu()
     return replace(
         small,
         side=512,
-        autoencoder=_autoencoder((64, 64, 128, 256, 256, 256), (2, 2, 1, 1, 1), up="pixel_shuffle"),
-        autoencoder_training=replace(small.autoencoder_training, batch=64, crop=256),
-        training=replace(small.training, shift=3.0),
-        shift=3.0,
-        scenes=65536,
+        autoencoder_training=replace(small.autoencoder_training, batch=64, crop=256, learning_rate=1e-3),
+        training=replace(small.training, warmup=50, ema_decay=0.995),
+        scenes=49152,
         sprite_side=400,
     )
 

@@ -14,7 +14,7 @@ from fewer.core.ranks import ranks_of_launcher
 from fewer.generate.training.captions import WeightMode
 from fewer.generate.training.transformer import TransformerTraining
 
-EmojiName = Literal["emoji", "emoji-512", "emoji-cpu", "emoji-test"]
+EmojiName = Literal["emoji", "emoji-cpu", "emoji-test"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,8 @@ class KeysValues:
 
     keys: Float[Tensor, "batch heads length head_dim"]
     values: Float[Tensor, "batch heads length head_dim"]
+    alone: int = 0
+    """So many leading texts are one token, the first: the softmax over one is 1, whatever the query."""
 
 
 class CrossAttention(nn.Module):
@@ -128,6 +130,13 @@ class CrossAttention(nn.Module):
         mask: Bool[Tensor, "batch length"] | None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """`mask` is true where a text token counts; None when all do."""
+        if text.alone:  # the empty negative prompt of guidance: no query to ask, one row to project
+            lone = self.to_out(_merge(text.values[: text.alone, :, :1])).expand(-1, tokens.shape[1], -1)
+            if text.alone == len(tokens):
+                return lone
+            rest = KeysValues(text.keys[text.alone :], text.values[text.alone :])
+            others = None if mask is None else mask[text.alone :]
+            return torch.cat([lone, self(tokens[text.alone :], rest, others)])
         query = _split(self.norm_q(self.to_q(tokens)), self.heads)
         visible = None if mask is None else mask[:, None, None, :]
         attended = scaled_dot_product_attention(query, text.keys, text.values, attn_mask=visible)

@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from fewer.kernels.gated_depthwise import gated_depthwise
+
 
 class MixFFN(nn.Module):
     """1x1 convolution, 3x3 depthwise convolution, gate, 1x1 convolution (arXiv 2410.10629, section 2.2).
@@ -20,6 +22,8 @@ class MixFFN(nn.Module):
         self.conv_point = nn.Conv2d(hidden, width, 1, bias=False)
         self.fused = False
         """Training on a GPU: 1x1 convolutions as products, cuBLAS's own work. The same result."""
+        self.own_middle = False
+        """With `fused`: depthwise convolution and gate in one kernel, their gradients in two."""
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]
@@ -27,6 +31,10 @@ class MixFFN(nn.Module):
         """`tokens` lie row by row on a grid of (rows, columns)."""
         if self.fused:
             hidden = silu(linear(tokens, self.conv_inverted.weight.flatten(1), self.conv_inverted.bias))
+            if self.own_middle:
+                image = rearrange(hidden, "batch (h w) dim -> batch h w dim", h=grid[0])
+                mixed = gated_depthwise(image, self.conv_depth.weight, self.conv_depth.bias)  # type: ignore[arg-type]
+                return linear(mixed.flatten(1, 2), self.conv_point.weight.flatten(1))
             image = rearrange(hidden, "batch (h w) dim -> batch dim h w", h=grid[0])  # a view, channels last
             value, gate = rearrange(self.conv_depth(image), "batch dim h w -> batch (h w) dim").chunk(
                 2, dim=2

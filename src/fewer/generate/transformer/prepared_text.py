@@ -21,6 +21,11 @@ class PreparedText:
         """Number of prompts."""
         return self.blocks[0].keys.shape[0]
 
+    def asking_all(self) -> "PreparedText":
+        """The same for layers whose weights differ from sample to sample: none is left out of the batch."""
+        blocks = tuple(KeysValues(block.keys, block.values) for block in self.blocks)
+        return PreparedText(blocks, self.mask)
+
     def select(self, rows: Int[Tensor, " chosen"]) -> "PreparedText":
         """The prompts at `rows`, in that order; a row may occur several times."""
         blocks = tuple(KeysValues(block.keys[rows], block.values[rows]) for block in self.blocks)
@@ -49,3 +54,9 @@ def whole_if_empty(mask: Shaped[Tensor, "batch length"]) -> Bool[Tensor, "batch 
     """The mask as booleans, rows without any counting token turned into rows where all count."""
     mask = mask.bool()
     return mask | ~mask.any(dim=1, keepdim=True)
+
+
+def leading_single(mask: Bool[Tensor, "batch length"]) -> int:
+    """How many prompts in a row, from the first on, have one counting token: empty ones, as guidance has."""
+    single = (mask.sum(dim=1) == 1).long()
+    return int(single.cumprod(dim=0).sum())

@@ -6,6 +6,7 @@ patches. Attribute names are those of the published checkpoints, so files load w
 Quantization, parallelism and LoRA attach from outside by replacing submodules.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,12 @@ from fewer.generate.transformer.embeddings import (
     TimeEmbedding,
 )
 from fewer.generate.transformer.params import SanaParams
-from fewer.generate.transformer.prepared_text import PreparedText, drop_masked, whole_if_empty
+from fewer.generate.transformer.prepared_text import (
+    PreparedText,
+    drop_masked,
+    leading_single,
+    whole_if_empty,
+)
 
 
 class SanaTransformer(nn.Module):
@@ -82,10 +88,13 @@ class SanaTransformer(nn.Module):
         """
         self._check_text(text, text_mask)
         mask = None if text_mask is None else whole_if_empty(text_mask)
+        alone = 0
         if mask is not None and drop:
+            alone = leading_single(mask)
             text, mask = drop_masked(text, mask)
         projected = self.caption_norm(self.caption_projection(text))
-        return PreparedText(tuple(block.attn2.prepare(projected) for block in self.transformer_blocks), mask)
+        blocks = (block.attn2.prepare(projected) for block in self.transformer_blocks)
+        return PreparedText(tuple(replace(block, alone=alone) for block in blocks), mask)
 
     def denoise(
         self,

@@ -1,0 +1,89 @@
+"""The middle of the Mix-FFN for training: depthwise 3×3 and gate in one pass, and its gradients in two.
+
+As `depthwise_gated`, which draws, but with a backward pass: cuDNN's depthwise gradients take several times as
+long as their bytes, and the gate's own gradients would be written and read once more.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from fewer.kernels.depthwise import reference_depthwise_gated
+
+MOST_PIXELS = 1024
+
+
+def gated_depthwise(
+    features: Float[Tensor, "batch height width two_channels"],
+    weight: Float[Tensor, "two_channels 1 3 3"],
+    bias: Float[Tensor, " two_channels"],
+) -> Float[Tensor, "batch height width channels"]:
+    """value · SiLU(gate) of the zero-padded convolution; the first half of the channels is the value."""
+    return torch.ops.fewer.gated_depthwise(features, weight, bias)
+
+
+@torch.library.custom_op("fewer::gated_depthwise", mutates_args=(), device_types="cpu")
+def _gated_depthwise(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return reference_depthwise_gated(features, weight[:, 0], bias, False)
+
+
+@torch.library.custom_op("fewer::gated_depthwise_backward", mutates_args=(), device_types="cpu")
+def _backward(grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return reference_backward(grad, features, weight, bias)
+
+
+def reference_backward(
+    grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of features, weight and bias in plain torch: the oracle."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    x, taps = features.to(wide).permute(0, 3, 1, 2), weight.to(wide)
+    value, gate = conv2d(x, taps, bias.to(wide), padding=1, groups=len(bias)).chunk(2, dim=1)
+    above, share = grad.to(wide).permute(0, 3, 1, 2), gate.sigmoid()
+    middle = torch.cat([above * gate * share, above * value * share * (1 + gate * (1 - share))], dim=1)
+    back = conv2d_input(x.shape, taps, middle, padding=1, groups=len(bias)).permute(0, 2, 3, 1)
+    of_taps = conv2d_weight(x, taps.shape, middle, padding=1, groups=len(bias))
+    found = (back, of_taps, middle.sum(dim=(0, 2, 3)))
+    kinds = (features, weight, bias)
+    return tuple(part.to(kind.dtype).contiguous() for part, kind in zip(found, kinds, strict=True))  # type: ignore[return-value]
+
+
+@_gated_depthwise.register_fake
+def _(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    batch, height, width, channels = features.shape
+    return features.new_empty((batch, height, width, channels // 2))
+
+
+@_backward.register_fake
+def _(grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return features.new_empty(features.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+@_gated_depthwise.register_kernel("cuda")
+def _(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from fewer.kernels.triton.depthwise import launch_depthwise_gated
+
+    return launch_depthwise_gated(features, weight[:, 0].to(features.dtype), bias, False)
+
+
+@_backward.register_kernel("cuda")
+def _(grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if features.dtype == torch.float64 or features.shape[1] * features.shape[2] > MOST_PIXELS:
+        return reference_backward(grad, features, weight, bias)
+    from fewer.kernels.triton.gated_depthwise import launch_gated_depthwise_backward
+
+    return launch_gated_depthwise_backward(grad, features, weight, bias)
+
+
+def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    kept = ctx.saved_tensors  # type: ignore[attr-defined]
+    return torch.ops.fewer.gated_depthwise_backward(grad, *kept)
+
+
+_gated_depthwise.register_autograd(_gradients, setup_context=_keep)
