@@ -30,7 +30,7 @@ from graphed import Trainee, train_side_by_side
 from record import record
 from residual_autoencoding import build as build_autoencoder
 from residual_autoencoding import small_config
-from residual_curve import QUARTER, autoencoder_trainee, quality
+from residual_curve import QUARTER, WIDTHS, autoencoder_trainee, quality
 from stopwatch import captured, measure
 from torch import Tensor, nn
 
@@ -227,7 +227,8 @@ def pictures_quality(options: argparse.Namespace) -> None:
 
 
 def fresh_autoencoder(ratio: int, options: argparse.Namespace) -> nn.Module:
-    return build_autoencoder(small_config(ratio, QUARTER, True), True, False, 0).to(options.device)
+    widths = QUARTER if options.published_widths else WIDTHS
+    return build_autoencoder(small_config(ratio, widths, True), True, False, 0).to(options.device)
 
 
 def load_kept(model: nn.Module, ratio: int, options: argparse.Namespace) -> bool:
@@ -331,6 +332,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--kept", type=Path, help="folder for autoencoders trained beforehand")
+    parser.add_argument(
+        "--published-widths", action="store_true", help="of the autoencoders, a quarter of them"
+    )
     parser.add_argument("--without-cudnn", action="store_true")
     parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
     options = parser.parse_args()

@@ -13,19 +13,12 @@ if TYPE_CHECKING:
 
 CLASS_NAME = "FewerClassConditional"
 """What config.json of such a folder calls itself."""
-BUILT_IN = Path(__file__).parent / "default_classes"
-"""The model of classes that comes with the package: what `--class-name` draws with if no model is named."""
 
 
 def is_class_conditional(folder: Path) -> bool:
     """Whether this is a folder that `fewer train class-conditional` wrote."""
     config = folder / "config.json"
     return config.is_file() and read_json(config).get("_class_name") == CLASS_NAME
-
-
-def folder_of(request: "GenerateCommand") -> Path:
-    """The folder of the model that a request for a class means."""
-    return BUILT_IN if request.model == "default" else Path(request.model)
 
 
 def draw_classes(request: "GenerateCommand", progress: Progress) -> dict[str, object]:
@@ -40,7 +33,7 @@ def draw_classes(request: "GenerateCommand", progress: Progress) -> dict[str, ob
 
     began = time.perf_counter()
     device = pick_device(request.device)
-    folder = folder_of(request)
+    folder = Path(request.model)
     model, names = load_folder(folder)
     model.to(device, pick_dtype(request.dtype if request.dtype != "auto" else "fp32", device))
     autoencoder = None
@@ -77,7 +70,7 @@ def draw_classes(request: "GenerateCommand", progress: Progress) -> dict[str, ob
 
 
 def _refuse(request: "GenerateCommand") -> None:
-    folder = folder_of(request)
+    folder = Path(request.model)
     if not request.class_name:
         names = ", ".join(map(str, read_json(folder / "config.json").get("class_names", [])))[:300]
         raise ConfigError(f"{folder.name!r} draws classes, not prompts; give --class-name, one of: {names}")
