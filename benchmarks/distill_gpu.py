@@ -5,6 +5,7 @@ runs on: gpu (one H100, at most 10 minutes). `--device cpu --small` runs the sam
 
     python benchmarks/distill_gpu.py [--parts speed table]
     python benchmarks/distill_gpu.py --parts table --methods mtt dc     adds rows; may run beside others
+    python benchmarks/distill_gpu.py --parts table --images-per-class 50 --networks convnet
     python benchmarks/distill_gpu.py --join A.json B.json              one table of several files
 
 An iteration of DC at ten images per class is ten matchings and, between them, fifty steps of the network on
@@ -86,7 +87,12 @@ def main() -> None:
     for part in options.parts:
         began = time.time()
         for found in speed(splits, device, options) if part == "speed" else table(splits, device, options):
-            known[part] = merged(known.get(part, {}), facts | {"wall_seconds": time.time() - began} | found)
+            key = (
+                part
+                if part == "speed" or options.images_per_class == 10
+                else f"{part} {options.images_per_class}"
+            )
+            known[key] = merged(known.get(key, {}), facts | {"wall_seconds": time.time() - began} | found)
             options.output.write_text(json.dumps(known, indent=1) + "\n")
 
 
@@ -143,6 +149,9 @@ def table(splits: ImageSplits, device: torch.device, options: argparse.Namespace
         for name in options.networks:
             judge.random(name, rows["random"])
             yield found
+    if "full" in rows:
+        rows["full"] |= judge.full(1 if small else 40)
+        yield found
     for number in range(options.sets):
         if number and time.time() - began > options.seconds:
             break
@@ -161,9 +170,6 @@ def table(splits: ImageSplits, device: torch.device, options: argparse.Namespace
             line = {m: round(100 * rows[m][name]["balanced_accuracy"], 1) for m in made}
             print(number, name, line, flush=True)
             yield found
-    if "full" in rows:
-        rows["full"] |= judge.full(1 if small else 60)
-        yield found
 
 
 class Judge:

@@ -2,6 +2,7 @@
 
     python benchmarks/evil_emoji.py                                    group-cnn, 32 px, for a CPU
     python benchmarks/evil_emoji.py --gpu --lanes 3                    ResNet-18, 64 px, runs side by side
+    python benchmarks/evil_emoji.py --gpu --lanes 6 --network group-cnn --steps 3000 --looks 10
 
 EVIL's figure is that of the mode (faithful or extended) with the better source validation, run by run; the
 target's pictures decide nothing. Accuracy is on new objects in the held-out style. Finished runs are not run
@@ -38,15 +39,17 @@ METHODS = {
 
 
 def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
-    domains = load_domains(DATA, size=16 if arguments.small else 64 if arguments.gpu else 32)
+    network = arguments.network or ("resnet-18" if arguments.gpu else "group-cnn")
+    domains = load_domains(DATA, size=16 if arguments.small else 64 if network == "resnet-18" else 32)
     plans = {
         name: InvariantPlan(
             **method,
-            network="resnet-18" if arguments.gpu else "group-cnn",
+            network=network,  # pyright: ignore
             steps=10 if arguments.small else arguments.steps,
-            evaluate_every=10 if arguments.small else arguments.steps // 4,
+            evaluate_every=10 if arguments.small else arguments.steps // arguments.looks,
             batch=24 if arguments.gpu else 12,
             augment=True,
+            average=arguments.average,
             density=0.6,
             device="cuda" if arguments.gpu else "cpu",
         )
@@ -57,18 +60,28 @@ def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
     return domains, sorted(jobs, key=lambda job: job.method == "rigl")  # the control comes last
 
 
-def summarise(runs: list[tuple[Job, dict]]) -> dict[str, object]:
+def figures_of(job: Job, done: dict, names: tuple[str, ...]) -> dict[str, float]:
+    """Of the checkpoint that validates best, and of the last one, which nobody chose."""
+    record, env = done["records"][-1], names.index(job.target)
+    held = f"env{env}_"
+    others = [v for k, v in record.items() if k.endswith("_out_acc") and not k.startswith(held)]
+    last = {"last_accuracy": record[f"{held}new_acc"], "last_all_accuracy": record[f"{held}all_acc"]}
+    return done["figures"] | last | {"last_validation": sum(others) / len(others)}
+
+
+def summarise(runs: list[tuple[Job, dict]], names: tuple[str, ...]) -> dict[str, object]:
     found: dict[str, dict[tuple[str, int], dict[str, float]]] = {name: {} for name in METHODS}
     for job, done in runs:
-        found[job.method][job.target, job.plan.seed] = done["figures"]
-    faithful, extended = found["evil faithful"], found["evil extended"]
-    found["evil"] = {
-        pair: max(faithful[pair], extended[pair], key=lambda figures: figures["source_validation"])
-        for pair in faithful.keys() & extended.keys()
-    }
+        found[job.method][job.target, job.plan.seed] = figures_of(job, done, names)
     summary: dict[str, object] = {}
-    for figure in ("accuracy", "all_accuracy"):
-        for name, rows in found.items():
+    for figure in ("accuracy", "all_accuracy", "last_accuracy", "last_all_accuracy"):
+        judge = "last_validation" if figure.startswith("last") else "source_validation"
+        faithful, extended = found["evil faithful"], found["evil extended"]
+        both = {
+            pair: max(faithful[pair], extended[pair], key=lambda figures: figures[judge])
+            for pair in faithful.keys() & extended.keys()
+        }
+        for name, rows in {**found, "evil": both}.items():
             entry: dict[str, object] = {"runs": len(rows)}
             if rows:
                 entry["percent"] = 100 * sum(row[figure] for row in rows.values()) / len(rows)
@@ -86,6 +99,9 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--network", choices=["resnet-18", "group-cnn"])
+    parser.add_argument("--average", type=float, help="judge averaged weights; the share that stays of them")
+    parser.add_argument("--looks", type=int, default=4, help="evaluations of a run, each a checkpoint")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9)
@@ -120,16 +136,18 @@ def main() -> None:
                 now = time.perf_counter() - began
                 print(f"{now:.1f} s: {job.folder(arguments.runs).name} {done['figures']}", flush=True)
                 if not arguments.share:
-                    report(arguments, jobs, began)
+                    report(arguments, domains, jobs, began)
                 if now > arguments.seconds:
                     break
             if time.perf_counter() - began > arguments.seconds:
                 break
     if not arguments.share:
-        print(json.dumps(report(arguments, jobs, began), indent=1))
+        print(json.dumps(report(arguments, domains, jobs, began), indent=1))
 
 
-def report(arguments: argparse.Namespace, jobs: list[Job], began: float) -> dict[str, object]:
+def report(
+    arguments: argparse.Namespace, domains: Domains, jobs: list[Job], began: float
+) -> dict[str, object]:
     """Writes what is finished; returns the summary."""
     found = [(job, finished(job.folder(arguments.runs), job)) for job in jobs]
     runs = [(job, done) for job, done in found if done is not None]
@@ -139,6 +157,9 @@ def report(arguments: argparse.Namespace, jobs: list[Job], began: float) -> dict
         "torch": torch.__version__,
         "settings": {
             "steps": arguments.steps,
+            "network": arguments.network or ("resnet-18" if arguments.gpu else "group-cnn"),
+            "average": arguments.average,
+            "looks": arguments.looks,
             "seeds": arguments.seeds,
             "workers": arguments.workers,
             "lanes": arguments.lanes,
@@ -147,14 +168,14 @@ def report(arguments: argparse.Namespace, jobs: list[Job], began: float) -> dict
         "runs_finished": len(runs),
         "runs_planned": len(jobs),
         "seconds_of_runs": sum(done["seconds"] for _, done in runs),
-        "summary": summarise(runs),
+        "summary": summarise(runs, domains.names),
         "runs": [
             {
                 "method": job.method,
                 "target": job.target,
                 "seed": job.plan.seed,
                 "seconds": done["seconds"],
-                **done["figures"],
+                **figures_of(job, done, domains.names),
             }
             for job, done in runs
         ],

@@ -51,7 +51,7 @@ class GraphedFunction:
         device = self.device or next((leaf.device for leaf in leaves if leaf.is_cuda), None)
         if self._gave_up or device is None or device.type != "cuda":
             return self.function(*inputs)
-        key = (str(form), *((leaf.shape, leaf.dtype, leaf.stride(), leaf.requires_grad) for leaf in leaves))
+        key = (str(form), *((leaf.shape, leaf.dtype, _layout(leaf), leaf.requires_grad) for leaf in leaves))
         recorded = self._recorded.get(key)
         if recorded is None:
             try:
@@ -63,8 +63,11 @@ class GraphedFunction:
                 return self.function(*inputs)
         with torch.no_grad():
             for buffer, leaf in zip(recorded.inputs, leaves, strict=True):
-                if buffer.data_ptr() != leaf.data_ptr():
+                same = buffer.data_ptr() == leaf.data_ptr()
+                if not same:
                     buffer.copy_(leaf, non_blocking=True)
+                elif buffer.stride() != leaf.stride():  # a turned view of the buffer itself
+                    buffer.copy_(leaf.clone())
         recorded.graph.replay()
         return recorded.outputs
 
@@ -75,7 +78,7 @@ class GraphedFunction:
     def _record(self, leaves: list[Tensor], form: pytree.TreeSpec, device: torch.device) -> _Recorded:
         # Buffers keep `requires_grad`: the function sees from it which gradients are wanted.
         buffers = [
-            torch.empty_like(leaf.detach(), device=device)
+            torch.empty_like(leaf.detach(), device=device, memory_format=_layout(leaf))
             .copy_(leaf.detach())
             .requires_grad_(leaf.requires_grad)
             for leaf in leaves
@@ -95,6 +98,15 @@ class GraphedFunction:
             for tensor, value in zip((*buffers, *self.protects), kept, strict=True):
                 tensor.copy_(value)
         return _Recorded(buffers, graph, outputs)
+
+
+def _layout(leaf: Tensor) -> torch.memory_format:
+    """Channels last or rows. Not the strides: those of an axis of length 1 mean nothing, and inputs that are
+    views of one kind or another would each have a graph, with its memory, of their own."""
+    if leaf.ndim != 4 or leaf.is_contiguous():
+        return torch.contiguous_format
+    last = leaf.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class GraphedLoss:

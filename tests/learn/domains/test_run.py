@@ -44,6 +44,22 @@ def test_a_resumed_run_equals_the_uninterrupted_one(stop: int, domains: Domains,
         invariant(domains, "c", plan=replace(PLAN, density=0.5), checkpoints=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("method", ["evil", "none"])
+def test_averaged_weights_are_judged_and_kept(method: str, domains: Domains, tmp_path: Path) -> None:
+    plan = replace(PLAN, average=0.7, method=method)  # pyright: ignore
+    whole, last = (
+        invariant(domains, "c", plan=plan),
+        invariant(domains, "c", plan=replace(plan, average=None)),
+    )
+    assert not same(whole, last)
+    assert [r["loss"] for r in whole.records] == [r["loss"] for r in last.records]  # training is the same
+    for name, mask in whole.masks.items():
+        assert whole.model.network.get_parameter(name)[~mask].abs().max() == 0.0
+    with pytest.raises(Stop):
+        invariant(domains, "c", plan=plan, checkpoints=tmp_path, progress=StopAt(9))
+    assert same(whole, invariant(domains, "c", plan=plan, checkpoints=tmp_path, resume=True))
+
+
 def test_the_target_decides_nothing(domains: Domains) -> None:
     target = domains.images[2]
     other = LabelledImages(target.images.flip(0), 1 - target.labels, target.class_names)

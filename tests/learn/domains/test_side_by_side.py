@@ -20,6 +20,8 @@ RUNS = [
     Wanted("b", replace(PLAN, base="irm", method="none", penalty=3.0, penalty_from=15)),
     Wanted("b", replace(PLAN, score="covariance", evaluate_every=7)),
     Wanted("c", replace(PLAN, density=0.3, first_mask="fisher", base="group-dro")),
+    Wanted("c", replace(PLAN, average=0.8)),
+    Wanted("b", replace(PLAN, average=0.8, method="none")),
 ]
 
 

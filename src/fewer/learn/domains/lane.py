@@ -16,10 +16,11 @@ from fewer.core.device import isolated_randomness
 from fewer.core.errors import DataError
 from fewer.learn.domains.gradients import GradientAverage
 from fewer.learn.domains.images import Domains
+from fewer.learn.domains.masks import forget_moments
 from fewer.learn.domains.picture_table import PictureTable, normalised
 from fewer.learn.domains.plan import InvariantPlan
 from fewer.learn.domains.run import InvariantResult, Run
-from fewer.learn.domains.training import MaskedTraining, forget_moments
+from fewer.learn.domains.training import MaskedTraining
 from fewer.learn.recorded import RecordedWork
 
 STRETCH = 20  # steps a lane is sent ahead before the next lane has its turn
@@ -139,7 +140,7 @@ class Lane:
         bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             raise DataError(f"the loss is {losses[bad]} at step {bad}; try a lower learning rate or penalty")
-        self.run.training.network.eval()
+        self.judged = self.run.training.judged().eval()
         count = len(self.table.labels)
         for start in range(0, count, LOOK):
             self.buffers["from"].fill_(min(start, max(0, count - LOOK)))
@@ -154,17 +155,16 @@ class Lane:
         rows = self.buffers["from"] + torch.arange(size, device=self.device)
         with self.run.training.precision():
             pixels = normalised(self.table.images[rows], self.run.statistics)
-            self.buffers["found"].index_copy_(0, rows, self.run.training.network(pixels).argmax(1))
+            self.buffers["found"].index_copy_(0, rows, self.judged(pixels).argmax(1))
 
     def _state(self) -> dict[str, Tensor]:
         """All tensors that steps change."""
         training = self.run.training
         state = {f"buffer/{name}": value for name, value in self.buffers.items()}
-        for name, module in (
-            ("network", training.network),
-            ("head", training.head),
-            ("base", training.state),
-        ):
+        modules = {"network": training.network, "head": training.head, "base": training.state}
+        if training.smooth is not None:
+            modules["smooth"] = training.smooth
+        for name, module in modules.items():
             state |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
         for name, optimizer in (("adam", training.optimizer), ("adam of head", training.head_optimizer)):
             for number, entry in enumerate(optimizer.state.values()):

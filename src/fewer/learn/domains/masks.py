@@ -172,6 +172,14 @@ def clear_masked_state(
                 value.masked_fill_(~mask, 0.0)
 
 
+def forget_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Everything that an optimizer remembers to zero, in place: as one that is new."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
 def density_of(masks: Mapping[str, Tensor]) -> float:
     """Kept share over all masked layers."""
     total = sum(mask.numel() for mask in masks.values())

@@ -75,6 +75,9 @@ class InvariantPlan:
     """Adam's learning rate."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Adam's weight decay."""
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Judge and keep a moving average of the weights instead of the last ones: the share that stays of it
+    at every step (0.99, say). At a constant learning rate the last weights are noisy."""
     augment: bool = False
     """Shift pictures by up to an eighth and mirror them."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2

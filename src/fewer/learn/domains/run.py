@@ -237,14 +237,14 @@ class Run:
                 record[f"env{env}_new_acc"] = float(right[unseen].mean())
         self.records.append(record)
         if best_record(self.records, self.held, "training-domain") is record:
-            weights = self.training.network.state_dict()
+            weights = self.training.judged().state_dict()
             masks = {name: mask.clone() for name, mask in self.training.masks.items()}
             self.best = ({name: value.clone() for name, value in weights.items()}, masks)
 
     @torch.no_grad()
     def _right(self, env: int) -> Tensor:
         """1.0 where the class is right, for every picture of a domain."""
-        network, table = self.training.network.eval(), self.pictures
+        network, table = self.training.judged().eval(), self.pictures
         part = slice(table.starts[env], table.starts[env] + table.counts[env])
         with self.training.precision():
             pieces = table.images[part].split(512)

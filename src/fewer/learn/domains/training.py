@@ -6,6 +6,7 @@ features -> at the end of warm-up the first mask -> every delta steps an exchang
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -32,6 +33,7 @@ from fewer.learn.domains.masks import (
     clear_masked_state,
     exchange,
     exchange_fraction,
+    forget_moments,
     kept_count,
     maskable_weights,
     top_mask,
@@ -74,6 +76,7 @@ class MaskedTraining:
         fused = self.device.type == "cuda" or None
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), lr=plan.rate, fused=fused)
         self.average = GradientAverage()
+        self.smooth = copy.deepcopy(network) if plan.average is not None else None
         self.dtype = pick_dtype(plan.dtype, self.device)
         self.graphs: dict[tuple[object, ...], GraphedFunction] = {}
 
@@ -159,6 +162,22 @@ class MaskedTraining:
             apply_masks(self.network, self.masks)  # Adam's kept moments have moved masked weights
         if features is not None:
             self._train_head(features, batch)
+        if self.smooth is not None:
+            self._follow(self.smooth)
+
+    @torch.no_grad()
+    def _follow(self, smooth: nn.Module) -> None:
+        """The averaged weights go a little way after the present ones; statistics are the present ones."""
+        assert self.plan.average is not None
+        torch._foreach_lerp_(
+            list(smooth.parameters()), list(self.network.parameters()), 1 - self.plan.average
+        )
+        for own, given in zip(smooth.buffers(), self.network.buffers(), strict=True):
+            own.copy_(given)
+
+    def judged(self) -> nn.Module:
+        """The network that counts: the averaged one, where there is one, under the present masks."""
+        return self.network if self.smooth is None else apply_masks(self.smooth, self.masks)
 
     def _gradients(
         self, batch: DomainBatch, generator: torch.Generator, *, keep_graph: bool = False
@@ -312,6 +331,8 @@ class MaskedTraining:
         self.plan, self.policy = plan, mask_policy(plan)
         for name, value in self.network.state_dict().items():
             value.copy_(network.state_dict()[name])
+        if self.smooth is not None:
+            self.smooth.load_state_dict(network.state_dict())
         self.state.group_weights.copy_(BaseState(self.envs).group_weights)
         with isolated_randomness(plan.seed):
             head = nn.Linear(self.head.in_features, self.envs)
@@ -324,6 +345,8 @@ class MaskedTraining:
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Everything that the next step depends on: (tensors, JSON-able facts)."""
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        smooth = {} if self.smooth is None else self.smooth.state_dict()
+        tensors |= {f"smooth/{k}": v for k, v in smooth.items()}
         tensors |= {f"head/{k}": v for k, v in self.head.state_dict().items()}
         tensors |= {f"base/{k}": v for k, v in self.state.state_dict().items()}
         tensors |= {f"mask/{k}": v for k, v in self.masks.items()}
@@ -344,6 +367,8 @@ class MaskedTraining:
         """Inverse of `tensors`. Raises `FileError` where the checkpoint is of another network."""
         for prefix, module in (("network", self.network), ("head", self.head), ("base", self.state)):
             _load(module, _under(tensors, prefix), prefix)
+        if self.smooth is not None:
+            _load(self.smooth, _under(tensors, "smooth"), "smooth")
         self.masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "mask").items()}
         self.spare_masks = dict(self.masks)
         self.first_masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "first").items()}
@@ -354,14 +379,6 @@ class MaskedTraining:
         self.updates, self.step_number = list(facts["updates"]), int(facts["step"])
         for name, optimizer in (("optimizer", self.optimizer), ("head_optimizer", self.head_optimizer)):
             optimizer.load_state_dict(unflatten_state(tensors, facts[name], name))
-
-
-def forget_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Everything that an optimizer remembers to zero, in place: as one that is new."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                value.zero_()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
