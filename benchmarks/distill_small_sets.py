@@ -116,7 +116,7 @@ def main() -> None:
             score = both["balanced"]
         else:
             score, row = distilled_row(method, options, train, validation, test, network, recipe)
-        settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
+        settings = {name: v.name if isinstance(v, Path) else v for name, v in vars(options).items()}
         row |= {"seconds": time.time() - began, "options": settings}
         show(method, score, row["seconds"])
         keep(options.output, f"{options.data} {options.images_per_class}", method, row, facts)
