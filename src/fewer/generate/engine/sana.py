@@ -171,7 +171,8 @@ class FusedSanaBlock(SanaBlock):
 
     def read_tokens(self, query: Heads, key: Heads, value: Heads) -> Heads:
         """Linear attention; patch parallelism overrides it, to add the states of all bands."""
-        return linear_attention(query, key, value, exact=self.attn1.exact)
+        # Who folds branches asks for speed: no bits of one device on several.
+        return linear_attention(query, key, value, exact=self.attn1.exact and not self.fold)
 
     def _attend(self, joint: Float[Tensor, "batch tokens 3 inner"]) -> Float[Tensor, "rows inner"]:
         attention = self.attn1

@@ -153,10 +153,9 @@ def _whole_kernel(
 
 
 # Up to here one program reads all tokens of a head, if there are heads enough to keep the processors busy.
-# Measured on one H100: of 64 tokens 6.7 us against 11.1, of 1,024 17.5 against 12.6, and in exact sums, which
-# make the second kernel of two add up wide numbers, 15.5 against 17.0.
+# Measured on one H100: of 64 tokens 6.7 us against 11.1, of 1,024 17.5 against 12.6. Exact sums always take
+# two, as those of a band do: one kernel gives other bits.
 MOST_TOKENS_AT_ONCE = 256
-MOST_TOKENS_IN_EXACT_SUMS = 1024
 LEAST_PROGRAMS = 64
 Whole = tuple[int, int, int]
 """Tokens that a program reads at a time, its warps, and how many times ahead it reads."""
@@ -170,10 +169,9 @@ def launch_linear_attention(
 ) -> Tensor:
     """Both passes; if it is little, the second adds up what the first has found, or they are one."""
     batch, tokens, heads, _ = key.shape
-    most = MOST_TOKENS_IN_EXACT_SUMS if exact else MOST_TOKENS_AT_ONCE
-    few = query.dtype in (torch.bfloat16, torch.float16) and tokens <= most
+    few = query.dtype in (torch.bfloat16, torch.float16) and tokens <= MOST_TOKENS_AT_ONCE and not exact
     if few and query.shape == key.shape and batch * heads >= LEAST_PROGRAMS:
-        return launch_whole(query, key, value, eps, exact)
+        return launch_whole(query, key, value, eps)
     if tokens > MOST_TOKENS_UNSUMMED:
         states = _partial_states(key, value, 1024, 64 if exact else 128, exact).sum(0, keepdim=True)
     else:
