@@ -47,8 +47,8 @@ class AttentionBlock(nn.Module):
         allowed: Bool[Tensor, "batch 1 length length"] | None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch kept dim"]:
-        """Without `allowed`, every row sees itself and all before it. With `last_only` all rows are looked at,
-        but only the last one is computed."""
+        """Without `allowed`, every row sees itself and all before it. With `last_only` all rows are looked
+        at, but only the last one is computed."""
         kept, dim = 1 if last_only else rows.shape[1], rows.shape[2]
         normed, weights, biases = (
             self.attention_norm(rows), self.queries_keys_values.weight, self.queries_keys_values.bias
