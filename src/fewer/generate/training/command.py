@@ -77,8 +77,9 @@ class TrainLoraRequest:
     model: str = "default"
     """The model to adapt: default, or a folder in diffusers' layout."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v")
-    """Last names of the layers that are adapted."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "0", "conv_inverted", "conv_point")
+    """Last names of the layers that are adapted; `0` is an attention's output, `to_out.0`. Queries, keys and
+    values alone learn where things go, but hardly a new thing."""
     size: Annotated[int, Field(ge=32, le=8192)] | None = None
     """Side of the pictures in pixels; the model's own by default."""
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 500

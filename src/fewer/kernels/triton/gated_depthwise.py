@@ -108,4 +108,7 @@ def launch_gated_depthwise_backward(
         middle, taps, found, pixels, width, height, both, **shape
     )
     total = sums.sum(dim=0)
-    return found, total[:9].t().reshape(weight.shape).to(weight.dtype), total[9].to(bias.dtype)
+    # Tensors of their own: operators must not return views of one another.
+    of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    of_weight.copy_(total[:9].t().reshape(weight.shape))
+    return found, of_weight, torch.empty_like(bias).copy_(total[9])
