@@ -1,7 +1,7 @@
 """What it saves that an empty negative prompt is one token: processor time of a guided step with and without.
 
 python benchmarks/empty_prompt.py [--steps 24] writes benchmarks/results/empty_prompt.json. The softmax over
-one token is 1, so cross-attention to it needs no queries, and one row of its output projection instead of 256.
+one token is 1, so cross-attention to it needs no queries, and one row of its output projection, not 256.
 Steps with and without take turns in one process and one thread, so that whatever else the machine does
 weighs on both; processor time, smallest and median. The velocities' largest difference comes beside.
 """
