@@ -150,11 +150,14 @@ def _targets(output: Path, singles: list[GenerateRequest]) -> list[Path]:
 
 def _facts(picture: Picture, path: Path, seconds: float) -> dict[str, object]:
     width, height = picture.image.size
-    return {
+    facts: dict[str, object] = {
         "path": str(path),
         "prompt": picture.request.prompt[0],
         "seed": picture.seed,
         "width": width,
         "height": height,
         "seconds": round(seconds, 3),
-    } | ({} if picture.drawn is None else {"large_edition": list(picture.drawn)})
+    }
+    if picture.drawn is not None:
+        facts["large_edition"] = list(picture.drawn)
+    return facts
