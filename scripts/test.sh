@@ -14,7 +14,8 @@ for step in $steps; do
     # One process a core, one thread a process: the tests are many small ones.
     unit) OMP_NUM_THREADS=1 pytest -n "${FEWER_TEST_PROCESSES:-2}" --dist worksteal -rs --durations 15 \
             --ignore tests/test_examples.py --ignore tests/test_docs.py ;;
-    docs) pytest -rs tests/test_examples.py tests/test_docs.py ;;
+    docs) OMP_NUM_THREADS=1 pytest -n "${FEWER_TEST_PROCESSES:-2}" --dist worksteal -rs \
+            tests/test_examples.py tests/test_docs.py ;;
     *) echo "unknown step $step; known: format lint types unit docs" >&2; exit 2 ;;
   esac
 done
