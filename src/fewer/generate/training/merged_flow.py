@@ -15,12 +15,18 @@ from torch import Tensor
 from fewer.core.device import seeded
 from fewer.core.errors import DataError
 from fewer.core.progress import Progress
-from fewer.core.train import FitPlan, FitResult, fit
+from fewer.core.train import FitResult, fit
 from fewer.generate.lora import LowRank
 from fewer.generate.training.flow import FlowBatch, flow_loss
 from fewer.generate.training.merged import MergedFactors
 from fewer.generate.training.on_device import DeviceSet
-from fewer.generate.training.transformer import TransformerTraining, is_plain, precision, refuse_fp16
+from fewer.generate.training.transformer import (
+    TransformerTraining,
+    fit_plan,
+    is_plain,
+    precision,
+    refuse_fp16,
+)
 from fewer.generate.transformer.sana import SanaTransformer
 
 
@@ -64,20 +70,7 @@ def train_merged(
         with precision(dtype, device):
             return factors.through(flow_loss(network, batch))
 
-    plan = FitPlan(
-        steps=training.steps,
-        schedule=training.schedule,
-        warmup=min(training.warmup, training.steps),
-        final_rate=0.02,
-        clip_norm=training.clip_norm,
-        ema_decay=training.ema_decay,
-        checkpoint_folder=checkpoints,
-        checkpoint_every=training.checkpoint_every,
-        look_every=20 if device.type == "cuda" else 1,
-        resume=resume,
-        seconds=None if training.minutes is None else 60 * training.minutes,
-        seed=training.seed,
-    )
+    plan = fit_plan(training, device, checkpoints, resume)
     result = fit(plan, {"factors": factors}, optimizer, loss, batch_at, progress)
     factors.take(result.averages.get("factors", {}))
     return factors.adapter(), result

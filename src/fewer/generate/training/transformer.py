@@ -97,7 +97,23 @@ def train_transformer(
         with precision(dtype, device):
             return flow_loss(transformer, batch)
 
-    plan = FitPlan(
+    plan = fit_plan(training, device, checkpoints, resume)
+    modules = {"transformer": transformer}
+    result = fit(plan, modules, _optimizer(moving, training, device), step, batch_at, progress)
+    with torch.no_grad():
+        for name, average in result.averages.get("transformer", {}).items():
+            transformer.get_parameter(name).copy_(average)
+    transformer.eval()
+    if isinstance(transformer, SanaTransformer):
+        transformer.fuse_attention(False)
+    return result
+
+
+def fit_plan(
+    training: TransformerTraining, device: torch.device, checkpoints: Path | None, resume: bool
+) -> FitPlan:
+    """How the training loop goes through these settings on a device."""
+    return FitPlan(
         steps=training.steps,
         schedule=training.schedule,
         warmup=min(training.warmup, training.steps),
@@ -111,15 +127,6 @@ def train_transformer(
         seconds=None if training.minutes is None else 60 * training.minutes,
         seed=training.seed,
     )
-    modules = {"transformer": transformer}
-    result = fit(plan, modules, _optimizer(moving, training, device), step, batch_at, progress)
-    with torch.no_grad():
-        for name, average in result.averages.get("transformer", {}).items():
-            transformer.get_parameter(name).copy_(average)
-    transformer.eval()
-    if isinstance(transformer, SanaTransformer):
-        transformer.fuse_attention(False)
-    return result
 
 
 def is_plain(transformer: SanaTransformer) -> bool:
