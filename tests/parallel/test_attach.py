@@ -3,7 +3,7 @@ import torch
 
 from fewer.core.errors import ConfigError
 from fewer.generate.engine import accelerate
-from fewer.generate.lora import LowRank, attach, detach, linear_shape
+from fewer.generate.lora import AdaptedLayer, LowRank, attach, detach, linear_shape
 from fewer.generate.transformer.sana import SanaTransformer
 from fewer.parallel.attach import parallelize, structural_copy
 from fewer.parallel.group import Group
@@ -50,3 +50,6 @@ def test_adapters_put_on_bands_draw_the_same_picture(fused: bool, toy: SanaTrans
 
     for result in run_simulated(2, rank_main):
         assert error(result, expected) <= 1e-5
+    # Nothing of it has reached the model that was spread, nor the one that was accelerated.
+    assert torch.equal(sample(toy, 2), plain)
+    assert not any(isinstance(module, AdaptedLayer) for tree in (model, toy) for module in tree.modules())

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from fewer.generate.engine.sana import FusedSana, FusedSanaBlock, Heads, _Plan
-from fewer.generate.engine.shell import shell
+from fewer.generate.engine.shell import shell_tree
 from fewer.generate.transformer.prepared_text import PreparedText
 from fewer.kernels.linear_attention import linear_attention_apply, linear_attention_state
 from fewer.kernels.scratch import WeightScratch
@@ -39,7 +39,7 @@ class BandSanaBlock(FusedSanaBlock):
         cls, original: FusedSanaBlock, session: Session, index: int, scratch: WeightScratch
     ) -> "BandSanaBlock":
         """Shares the original's tensors and products; 4-bit ones are made anew: they write to a scratch."""
-        block, layer = shell(cls, original), f"transformer_blocks.{index}"
+        block, layer = shell_tree(cls, original), f"transformer_blocks.{index}"
         block.session, block.layer, block.turn = session, layer, index % 2
         if any(hasattr(module, "fuse") for group in block.layers() for module in group):
             block.scratch, block._tried = scratch, None
@@ -115,7 +115,7 @@ class ParallelFusedSana(FusedSana):
     @classmethod
     def of_bands(cls, original: FusedSana, plan: ParallelPlan, group: Group) -> "ParallelFusedSana":
         """Shares the original's tensors, under the same names."""
-        model = shell(cls, original)
+        model = shell_tree(cls, original)
         model.spread = Spread(plan, group, original.params)
         session = model.spread.session
         on_gpu = original.proj_out.weight.is_cuda

@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from fewer.generate.engine.graphs import StepGraphs
 from fewer.generate.engine.layouts import lay_out
 from fewer.generate.engine.products import Product, layer_key, make_product, run_in_order
-from fewer.generate.engine.shell import shell
+from fewer.generate.engine.shell import shell_tree
 from fewer.generate.transformer.attention import KeysValues
 from fewer.generate.transformer.block import SanaBlock
 from fewer.generate.transformer.embeddings import sincos_positions
@@ -82,7 +82,7 @@ class FusedSanaBlock(SanaBlock):
         cls, original: SanaBlock, scratch: WeightScratch, *, keep: bool, fold: bool = False
     ) -> "FusedSanaBlock":
         """Shares the original's tensors. Layers may still be replaced afterwards (adapters)."""
-        block = shell(cls, original)
+        block = shell_tree(cls, original)
         block.scratch, block.keep, block.fold, block._tried, block._plan = scratch, keep, fold, None, None
         lay_out(block.ff.conv_depth)
         return block
@@ -209,7 +209,7 @@ class FusedSana(SanaTransformer):
         fold_branch: bool = False,
     ) -> "FusedSana":
         """Shares the original's tensors. `graphed`: None is "on a GPU"; True on the CPU is for tests."""
-        model = shell(cls, original)
+        model = shell_tree(cls, original)
         scratch = WeightScratch()
         model.transformer_blocks = nn.ModuleList(
             FusedSanaBlock.around(block, scratch, keep=keep_expanded, fold=fold_branch)
