@@ -55,6 +55,8 @@ class StitchRequest:
     """Local safetensors file of the full LoFTR."""
     device: DeviceName = "auto"
     """Where the learned matchers run."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Threads that share the work; 0: as many as there are processors, at most 16. The map is the same."""
     mask: Path | None = None
     """Picture whose bright pixels are the field of view."""
     mark: tuple[str, ...] = ()
@@ -95,7 +97,12 @@ def stitch_command(request: StitchRequest, progress: Progress) -> dict[str, obje
     options = validate(StitchOptions, options_of(request))
     began = perf_counter()
     panorama = stitch(
-        request.source, options, progress=progress, work=request.output / UNFINISHED, resume=request.resume
+        request.source,
+        options,
+        progress=progress,
+        work=request.output / UNFINISHED,
+        resume=request.resume,
+        workers=request.workers or None,
     )
     result = write_panorama(panorama, request.output, request.format, request.mark, request.deep_zoom)
     for warning in panorama.report["warnings"]:  # pyright: ignore[reportGeneralTypeIssues]

@@ -12,9 +12,8 @@ through those poses.
 """
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,23 +22,25 @@ from jaxtyping import Float, UInt8
 
 from fewer.core.errors import DataError
 from fewer.core.progress import Progress, SilentProgress
-from fewer.stitch.frames.quality import highlight_mask
-from fewer.stitch.frames.source import Frame, FrameSource, SpooledFrames, open_frames
-from fewer.stitch.mosaic.canvas import Canvas, Laid, Provenance
-from fewer.stitch.mosaic.exposure import Exposure, fit_exposure
+from fewer.stitch.frames.source import FrameSource, SpooledFrames, open_frames
+from fewer.stitch.match.features import PairMatcher
+from fewer.stitch.mosaic.canvas import Canvas, Provenance
+from fewer.stitch.mosaic.exposure import fit_exposure
+from fewer.stitch.mosaic.foresight import Foresight
 from fewer.stitch.mosaic.journal import Journal, Line
+from fewer.stitch.mosaic.paint import lay_down
 from fewer.stitch.mosaic.pairs import PairResult, fit_pairs
+from fewer.stitch.mosaic.segment import Segment, TrackedFrame
 from fewer.stitch.mosaic.settle import settle
 from fewer.stitch.mosaic.survey import FrameRecord, Survey
-from fewer.stitch.mosaic.track import PairMatcher, Segment, TrackedFrame, Tracker, views_needed
+from fewer.stitch.mosaic.track import Tracker, views_needed
+from fewer.stitch.mosaic.workers import Workers
 from fewer.stitch.options import StitchOptions
-from fewer.stitch.output.thumbnail import MOST, Thumbnail, make_thumbnail
+from fewer.stitch.output.thumbnail import Thumbnail
 from fewer.stitch.report import make_report
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.lumen import DepthProvider
 from fewer.stitch.unfold.strip import StripShape
-
-_AHEAD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,14 @@ def stitch(
     depth: DepthProvider | None = None,
     work: Path | None = None,
     resume: bool = False,
+    workers: int | None = None,
 ) -> Panorama:
     """Map of the tube's wall from an endoscopy video, a folder of frames, a DICOM file, or arrays (BGR).
 
     `depth` replaces the built-in lumen finder: picture -> relative depth, larger = deeper.
     `work` is a folder in which the run remembers each frame it has done; with `resume` it goes on from there,
-    and when it ends the folder is removed.
+    and when it ends the folder is removed. `workers` threads share the work (default: as many as there are
+    processors, at most sixteen); the map is the same bit for bit with any number of them.
     Raises FileError for sources that cannot be read and DataError when fewer than two frames can be joined.
     """
     options = options or StitchOptions()
@@ -95,20 +98,25 @@ def stitch(
     journal = None if work is None else Journal(work, _key(source, options), resume, views_needed(options))
     done = False
     try:
-        tracker = Tracker(options, learned, None if journal is None else journal.store)
-        survey = Survey(source, options, depth, journal)
-        records = _follow(survey, tracker, progress, source.length // options.select.stride, journal)
-        segments = _joined(tracker, [segment for segment in tracker.segments if len(segment.frames) > 1])
-        done = not segments  # trying again would end the same way
-        if not segments:
-            raise DataError(_refusal(records))
-        maps, thumbnails = _paint(survey, tracker, segments, records, options, progress)
+        with Workers(workers) as crew:
+            tracker = Tracker(options, learned, None if journal is None else journal.store, crew)
+            survey = Survey(source, options, depth, journal, learned, crew)
+            ahead = Foresight(survey, tracker, options, learned, crew)
+            records = _follow(
+                ahead, survey, tracker, progress, source.length // options.select.stride, journal
+            )
+            noticed = list(dict.fromkeys(source.warnings))  # reading again may say everything again
+            segments = _joined(tracker, [each for each in tracker.segments if len(each.frames) > 1])
+            done = not segments  # trying again would end the same way
+            if not segments:
+                raise DataError(_refusal(records))
+            maps, thumbnails = _paint(survey, tracker, segments, records, options, progress, crew)
         done = True
     finally:
         if journal is not None:
             journal.close(done)
     longest = max(maps, key=lambda piece: len(piece.frames))
-    report = make_report(maps, records, options, [*source.warnings, *warnings])
+    report = make_report(maps, records, options, [*noticed, *warnings])
     return Panorama(longest.image, longest.provenance, maps, report, thumbnails)
 
 
@@ -122,7 +130,7 @@ def _key(source: FrameSource, options: StitchOptions) -> str:
 
 def _with_matchers(
     options: StitchOptions, warnings: list[str]
-) -> tuple[StitchOptions, dict[str, PairMatcher]]:
+) -> tuple[StitchOptions, Mapping[str, PairMatcher]]:
     """The learned matchers asked for, and the options without those that are missing."""
     if set(options.match.matchers) <= {"sift", "orb"}:
         return options, {}
@@ -133,12 +141,17 @@ def _with_matchers(
 
 
 def _follow(
-    survey: Survey, tracker: Tracker, progress: Progress, total: int, journal: Journal | None = None
+    ahead: Foresight,
+    survey: Survey,
+    tracker: Tracker,
+    progress: Progress,
+    total: int,
+    journal: Journal | None,
 ) -> list[FrameRecord]:
     records = []
     progress.start("following the tube", total)
     try:
-        for record, frame in survey:
+        for record, frame in ahead:
             line = None if journal is None else journal.lines.get(record.index)
             if line is not None:
                 _replay(record, frame, line, survey, tracker)
@@ -186,12 +199,12 @@ def _joined(tracker: Tracker, segments: list[Segment]) -> list[Segment]:
 
 def _paint(
     survey: Survey, tracker: Tracker, segments: list[Segment], records: list[FrameRecord], options:
-    StitchOptions, progress: Progress,
+    StitchOptions, progress: Progress, workers: Workers,
 ) -> tuple[list[SegmentMap], dict[int, Thumbnail]]:  # fmt: skip
     """Settle each segment, then read the video again and lay the frames down."""
     settled, canvases, lights, where = [], [], [], {}
     for number, segment in enumerate(segments):
-        result = settle(segment, tracker, options)
+        result = settle(segment, tracker, options, workers)
         settled.append(result)
         canvases.append(Canvas(result.segment.geometry, result.poses, options.unfold.width, options.blend))
         profiles = np.stack([frame.profile for frame in segment.frames])
@@ -203,12 +216,9 @@ def _paint(
         if record.used and record.index not in where:
             record.used, record.reason = False, "not matched"
     # the homographies report; the map needs poses alone, so both are made at the same time
-    with ThreadPoolExecutor(max_workers=1) as fitter:
-        fitting = [
-            fitter.submit(fit_pairs, result.segment, tracker, result.poses, options) for result in settled
-        ]
-        thumbnails = _lay_down(survey, canvases, lights, where, progress)
-        fits = [task.result() for task in fitting]
+    fitting = [fit_pairs(result.segment, tracker, result.poses, options, workers) for result in settled]
+    thumbnails = lay_down(survey, canvases, lights, where, progress, workers)
+    fits = [list(each) for each in fitting]
     maps = []
     for canvas, result, pairs in zip(canvases, settled, fits, strict=True):
         segment = result.segment
@@ -221,41 +231,6 @@ def _paint(
             )
         )  # fmt: skip
     return maps, thumbnails
-
-
-def _lay_down(
-    survey: Survey, canvases: list[Canvas], lights: list[Exposure | None], where: dict[int, tuple[int, int]],
-    progress: Progress,
-) -> dict[int, Thumbnail]:  # fmt: skip
-    """The second pass: two threads prepare strips, this one adds them in the order of the video."""
-    shown = set(list(where)[:: -(-len(where) // MOST)])
-    thumbnails: dict[int, Thumbnail] = {}
-
-    def prepare(frame: Frame) -> tuple[int, Laid]:
-        number, place = where[frame.index]
-        field = survey.view_of(frame.picture).field
-        clear = field.usable & ~highlight_mask(frame.picture)
-        if frame.index in shown:
-            thumbnails[frame.index] = make_thumbnail(frame.picture, field)
-        return number, canvases[number].prepare(place, frame.index, frame.picture, clear, lights[number])
-
-    def add(task: Future[tuple[int, Laid]]) -> None:
-        number, laid = task.result()
-        canvases[number].add(laid)
-        progress.advance()
-
-    progress.start("painting the map", len(where))
-    waiting: deque[Future[tuple[int, Laid]]] = deque()
-    with ThreadPoolExecutor(max_workers=2) as workers:
-        for frame in survey.picked():
-            if frame.index in where:
-                waiting.append(workers.submit(prepare, frame))
-            while len(waiting) > _AHEAD:
-                add(waiting.popleft())
-        while waiting:
-            add(waiting.popleft())
-    progress.stop()
-    return dict(sorted(thumbnails.items()))
 
 
 def _refusal(records: list[FrameRecord]) -> str:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from fewer.stitch.mosaic.segment import Pair, Segment, TrackedFrame
 from fewer.stitch.mosaic.settle import edges_of, settle
-from fewer.stitch.mosaic.track import Pair, Segment, TrackedFrame, Tracker
+from fewer.stitch.mosaic.track import Tracker
 from fewer.stitch.options import StitchOptions, TrackOptions, UnfoldOptions
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.lens import Lens

@@ -2,7 +2,8 @@ import numpy as np
 
 from fewer.stitch.match.features import Features, StripView
 from fewer.stitch.mosaic.exposure import SAMPLES
-from fewer.stitch.mosaic.track import TrackedFrame, Tracker
+from fewer.stitch.mosaic.segment import TrackedFrame
+from fewer.stitch.mosaic.track import Tracker
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.lens import Lens

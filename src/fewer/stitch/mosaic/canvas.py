@@ -61,6 +61,12 @@ class Canvas:
         self.frame -= 1
         self._added = 0
 
+    @property
+    def bytes_laid(self) -> int:
+        """What one prepared frame takes."""
+        rows = int((self._band[1] - self._band[0]) * self.scale) + 1
+        return rows * self.width * (16 * self._bands + 12)
+
     def prepare(
         self, place: int, index: int, picture: UInt8[np.ndarray, "rows columns 3"],
         clear: Bool[np.ndarray, "rows columns"], exposure: Exposure | None,

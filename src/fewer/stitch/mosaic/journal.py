@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from fewer.stitch.frames.quality import Quality
+from fewer.stitch.mosaic.segment import Pair, Segment, TrackedFrame
 from fewer.stitch.mosaic.store import Kept, Store
-from fewer.stitch.mosaic.track import Pair, Segment, TrackedFrame
 from fewer.stitch.unfold.lumen import Lumen
 
 _MOST_PAIRS = 64  # of one frame: `offsets` and retries are fewer

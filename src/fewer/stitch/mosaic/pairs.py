@@ -1,5 +1,7 @@
 """The homography of each pair, in strips unwrapped through the settled poses."""
 
+from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -7,13 +9,15 @@ from jaxtyping import Float
 
 from fewer.stitch.homography.dwho import PairFit, PairMatches, fit_all
 from fewer.stitch.match.pool import displacement
+from fewer.stitch.mosaic.segment import Pair, Segment
 from fewer.stitch.mosaic.store import Kept, Store
-from fewer.stitch.mosaic.track import Pair, Segment, Tracker
+from fewer.stitch.mosaic.track import Tracker
+from fewer.stitch.mosaic.workers import Workers
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.strip import StripShape
 
-_PAIRS_AT_ONCE = 64
+_PAIRS_AT_ONCE = 16  # as many as are refined side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +44,30 @@ class PairResult:
 
 
 def fit_pairs(
-    segment: Segment, tracker: Tracker, poses: Float[np.ndarray, "frames 6"], options: StitchOptions
-) -> list[PairResult]:
+    segment: Segment, tracker: Tracker, poses: Float[np.ndarray, "frames 6"], options: StitchOptions,
+    workers: Workers | None = None,
+) -> Iterator[PairResult]:  # fmt: skip
     """DWHO of every pair in the strips that the poses unwrap: only coordinates move, no picture is
-    unwrapped again.
+    unwrapped again. Work begins at once; the iterator waits for it.
     """
-    size, store = (segment.shape.width, segment.shape.height), tracker.store
-    out: list[PairResult] = []
+    crew = workers or Workers(1)
+    tasks: list[Future[list[PairResult]]] = []
     for start in range(0, len(segment.pairs), _PAIRS_AT_ONCE):
         pairs = segment.pairs[start : start + _PAIRS_AT_ONCE]
-        brought = [strip_matches(pair, segment, tracker, poses, options) for pair in pairs]
-        fits = fit_all(brought, size, options.homography)
-        for pair, mine, fit in zip(pairs, brought, fits, strict=True):
-            kept = store.keep(mine.p.astype(np.float32), mine.q.astype(np.float32))
-            slim = replace(fit, weight=fit.weight.astype(np.float32))
-            out.append(PairResult(*mine.seed[1:], slim, kept, store, pair.counts, pair.loop))
+        tasks.append(crew.submit(_fit_some, pairs, segment, tracker, poses, options))
+    return (result for task in tasks for result in task.result())
+
+
+def _fit_some(
+    pairs: list[Pair], segment: Segment, tracker: Tracker, poses: np.ndarray, options: StitchOptions
+) -> list[PairResult]:
+    size, out = (segment.shape.width, segment.shape.height), []
+    brought = [strip_matches(pair, segment, tracker, poses, options) for pair in pairs]
+    fits = fit_all(brought, size, options.homography)
+    for pair, mine, fit in zip(pairs, brought, fits, strict=True):
+        kept = tracker.store.keep(mine.p.astype(np.float32), mine.q.astype(np.float32))
+        slim = replace(fit, weight=fit.weight.astype(np.float32))
+        out.append(PairResult(*mine.seed[1:], slim, kept, tracker.store, pair.counts, pair.loop))
     return out
 
 

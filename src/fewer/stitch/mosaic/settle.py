@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from fewer.stitch.homography.density import density_weights
+from fewer.stitch.mosaic.segment import Pair, Segment
 from fewer.stitch.mosaic.store import Kept, Store
-from fewer.stitch.mosaic.track import Pair, Segment, Tracker
+from fewer.stitch.mosaic.track import Tracker
+from fewer.stitch.mosaic.workers import Workers
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.unfold.adjust import Adjustment, Edge, adjust
 from fewer.stitch.unfold.geometry import Geometry
@@ -29,26 +31,32 @@ class Settled:
     rms: float
 
 
-def settle(segment: Segment, tracker: Tracker, options: StitchOptions) -> Settled:
+def settle(
+    segment: Segment, tracker: Tracker, options: StitchOptions, workers: Workers | None = None
+) -> Settled:
     """Adjusts, looks for loops, adjusts again. Adds the loop pairs to the segment."""
+    crew = workers or Workers(1)
     poses = segment.first_poses()
-    edges = edges_of(segment, tracker, options)
+    edges = edges_of(segment, tracker, options, crew)
     fixed = np.zeros(poses.shape, bool)
     lumen = lumen_of(segment) if options.unfold.pose else None
     if segment.geometry.mode != "cylinder" or not options.unfold.pose:
         fixed[:, :4] = True
     if options.unfold.calibrate and segment.geometry.mode == "cylinder":
         segment.geometry = calibrated(segment, poses, edges, fixed, lumen)
-    rounds = options.track.iterations
-    result = adjust(segment.geometry, poses, edges, fixed=fixed, lumen=lumen, iterations=rounds)
+
+    def adjusted(start: np.ndarray, pairs: list[KeptEdge]) -> Adjustment:
+        rounds, spread = options.track.iterations, crew.in_order
+        return adjust(
+            segment.geometry, start, pairs, fixed=fixed, lumen=lumen, iterations=rounds, spread=spread
+        )
+
+    result = adjusted(poses, edges)
     if options.track.loops:
         loops = tracker.close_loops(segment, result.poses)
         if loops:
             segment.pairs.extend(loops)
-            edges = edges_of(segment, tracker, options)
-            result = adjust(
-                segment.geometry, result.poses, edges, fixed=fixed, lumen=lumen, iterations=rounds
-            )
+            result = adjusted(result.poses, edges_of(segment, tracker, options, crew))
     return Settled(segment, result.poses, result.rms)
 
 
@@ -78,11 +86,14 @@ class KeptEdge:
         return self.store.load(self.matches)[0][:, 2:]
 
 
-def edges_of(segment: Segment, tracker: Tracker, options: StitchOptions) -> list[KeptEdge]:
+def edges_of(
+    segment: Segment, tracker: Tracker, options: StitchOptions, workers: Workers | None = None
+) -> list[KeptEdge]:
     """Pairs as edges, each with at most 250 matches: the surest, weighted by density so that all sides
     have a say.
     """
-    return [_edge(pair, segment, tracker, options) for pair in segment.pairs]
+    crew = workers or Workers(1)
+    return list(crew.in_order(lambda pair: _edge(pair, segment, tracker, options), segment.pairs))
 
 
 def calibrated(

@@ -1,10 +1,10 @@
-"""First pass over the video: judge each frame, find its lumen, unwrap it, find its points. Two threads, in
-order.
+"""First pass over the video: judge each frame, find its lumen, unwrap it, find its points. Workers measure
+and unwrap; verdicts, which depend on the frames before, are given in the order of the video.
 """
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,17 +15,17 @@ from fewer.core.files import read_image
 from fewer.stitch.frames.field import Field, field_from_mask, find_field
 from fewer.stitch.frames.quality import FrameJudge, Quality, Reason, highlight_mask, measure
 from fewer.stitch.frames.source import Frame, FrameSource
-from fewer.stitch.match.features import StripView, look
+from fewer.stitch.match.features import PairMatcher, StripView, look
 from fewer.stitch.mosaic.exposure import brightness_profile
 from fewer.stitch.mosaic.journal import Journal, Line
-from fewer.stitch.mosaic.track import TrackedFrame
+from fewer.stitch.mosaic.segment import TrackedFrame
+from fewer.stitch.mosaic.workers import Workers
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.lens import make_lens
 from fewer.stitch.unfold.lumen import DepthProvider, Lumen, LumenTrack, find_lumen
 from fewer.stitch.unfold.strip import StripShape, picture_coordinates, strip_shape, unwrap, unwrap_mask
 
-_AHEAD = 4
 _FIELD_FRAMES = 30
 
 
@@ -65,33 +65,36 @@ class Survey:
 
     def __init__(
         self, source: FrameSource, options: StitchOptions, depth: DepthProvider | None = None,
-        journal: Journal | None = None,
+        journal: Journal | None = None, learned: Mapping[str, PairMatcher] | None = None,
+        workers: Workers | None = None,
     ) -> None:  # fmt: skip
-        """With a `journal`, frames that it knows are not looked at again."""
+        """With a `journal`, frames that it knows are not looked at again. `learned` matchers look at each
+        strip once, here.
+        """
         self._source, self._options, self._depth, self._journal = source, options, depth, journal
+        self._learned, self._workers = learned or {}, workers or Workers(1)
         self.views: dict[tuple[int, int], View] = {}
 
     def __iter__(self) -> Iterator[tuple[FrameRecord, TrackedFrame | None]]:
         judges: dict[tuple[int, int], FrameJudge] = {}
         lumens: dict[tuple[int, int], LumenTrack] = {}
-        with ThreadPoolExecutor(max_workers=2) as workers:
-            looked: deque[tuple[FrameRecord, Future[TrackedFrame | None] | None]] = deque()
-            for measured in self._measured(workers):
-                size = measured.frame.picture.shape[:2]
-                judge = judges.setdefault(size, FrameJudge(self._options.select))
-                reason = judge.verdict(measured.quality, measured.frame.picture)
-                lumen = None
-                if not reason:
-                    lumen = lumens.setdefault(size, LumenTrack()).update(measured.lumen)
-                    reason = "" if lumen is not None else "no lumen"
-                frame = measured.frame
-                record = FrameRecord(frame.index, frame.seconds, reason, measured.quality, measured.lumen)
-                task = None if lumen is None else workers.submit(self._tracked, measured, lumen)
-                looked.append((record, task))
-                while len(looked) > _AHEAD:
-                    yield _result(*looked.popleft())
-            while looked:
+        looked: deque[tuple[FrameRecord, Future[TrackedFrame | None] | None]] = deque()
+        for measured in self._measured():
+            size = measured.frame.picture.shape[:2]
+            judge = judges.setdefault(size, FrameJudge(self._options.select))
+            reason = judge.verdict(measured.quality, measured.frame.picture)
+            lumen = None
+            if not reason:
+                lumen = lumens.setdefault(size, LumenTrack()).update(measured.lumen)
+                reason = "" if lumen is not None else "no lumen"
+            frame = measured.frame
+            record = FrameRecord(frame.index, frame.seconds, reason, measured.quality, measured.lumen)
+            task = None if lumen is None else self._workers.submit(self._tracked, measured, lumen)
+            looked.append((record, task))
+            while len(looked) > self._workers.ahead(frame.picture.nbytes):
                 yield _result(*looked.popleft())
+        while looked:
+            yield _result(*looked.popleft())
 
     def view_of(self, picture: UInt8[np.ndarray, "height width 3"]) -> View:
         """The view for frames of this size, found when the first of them comes."""
@@ -112,18 +115,18 @@ class Survey:
             if count >= select.max_frames:
                 return
 
-    def _measured(self, workers: ThreadPoolExecutor) -> Iterator[_Measured]:
+    def _measured(self) -> Iterator[_Measured]:
         waiting: deque[Future[_Measured]] = deque()
         for frame in self.picked():
             view = self.view_of(frame.picture)
             line = None if self._journal is None else self._journal.known(frame.index)
             if line is None:
-                waiting.append(workers.submit(_measure, frame, view, self._depth))
+                waiting.append(self._workers.submit(_measure, frame, view, self._depth))
             else:
                 done: Future[_Measured] = Future()
                 done.set_result(_Measured(frame, view, line.quality, None, line.lumen, line))
                 waiting.append(done)
-            if len(waiting) > _AHEAD:
+            while len(waiting) > self._workers.ahead(frame.picture.nbytes):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -132,7 +135,12 @@ class Survey:
         frame = measured.frame
         if measured.line is not None and self._journal is not None:
             return self._journal.frame(measured.line, frame.index, frame.seconds, frame.picture.shape[:2])
-        return tracked_frame(measured, lumen, self._options)
+        tracked = tracked_frame(measured, lumen, self._options)
+        if tracked.view is not None:
+            for matcher in self._learned.values():
+                if matcher.together == 1:  # groups are looked at by `foresight`
+                    matcher.look([tracked.view])
+        return tracked
 
     def _find_view(self, size: tuple[int, int]) -> View:
         options = self._options.unfold

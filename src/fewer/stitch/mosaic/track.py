@@ -5,87 +5,38 @@ Matches and the points of keyframes go to a file as soon as they are found, so t
 the length of the video.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
-from fewer.stitch.homography.project import symmetric_error
-from fewer.stitch.homography.sample import weighted_msac
-from fewer.stitch.match.features import Features, Guide, StripView, match_features
-from fewer.stitch.match.pool import Matches, Pool, displacement, fill_pool, motion_reach, winning_shift
-from fewer.stitch.mosaic.store import Kept, Store
+from fewer.stitch.match.features import Features, PairMatcher, StripView
+from fewer.stitch.mosaic.find import Found, Side, find_pair
+from fewer.stitch.mosaic.segment import Pair, Segment, TrackedFrame
+from fewer.stitch.mosaic.store import Store
+from fewer.stitch.mosaic.workers import Workers
 from fewer.stitch.options import MATCHERS, StitchOptions
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.strip import StripShape
 
-PairMatcher = Callable[[StripView, StripView], Matches]
 _KEYFRAME_POINTS = 500
-_GUIDES = 12
 _RETRIES = (2, 4, 5, 6)
 _LOOP_REACH, _ANCHOR_STEP = 0.5, 0.1  # tube radii
-_VERIFY_PIXELS = 10.0  # before the pose is known a homography leaves several pixels
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two used frames and where their matches are kept; `first` is the newer one. Indices are places in the
-    segment.
-    """
-
-    first: int
-    second: int
-    matches: Kept
-    count: int
-    shift: Float[np.ndarray, "2"]
-    counts: dict[str, int]
-    loop: bool = False
-
-
-@dataclass(slots=True)
-class TrackedFrame:
-    """A used frame: its number, time and (height, width), its first pose, its view while it is still needed,
-    and where that of a keyframe is kept.
-    """
-
-    index: int
-    seconds: float
-    size: tuple[int, int]
-    pose: Float[np.ndarray, "4"]
-    profile: Float[np.ndarray, "samples 3"]
-    view: StripView | None
-    keyframe: bool = False
-    kept_view: Kept | None = None
-
-
-@dataclass(slots=True)
-class Segment:
-    """Frames that hang together, with one geometry and the chain's roll and axial place of each."""
-
-    geometry: Geometry
-    shape: StripShape
-    frames: list[TrackedFrame] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
-    chain: list[np.ndarray] = field(default_factory=list)
-
-    def first_poses(self) -> Float[np.ndarray, "frames 6"]:
-        """Where the chain of pair displacements puts each frame: (a, b, pan, tilt, roll, axial)."""
-        return np.array(
-            [
-                np.concatenate([frame.pose, place])
-                for frame, place in zip(self.frames, self.chain, strict=True)
-            ]
-        )
 
 
 class Tracker:
     """Feeds on frames in order; `segments` is the result. `store` holds what is too much for memory."""
 
     def __init__(
-        self, options: StitchOptions, pair_matchers: dict[str, PairMatcher], store: Store | None = None
-    ) -> None:
+        self, options: StitchOptions, pair_matchers: Mapping[str, PairMatcher], store: Store | None = None,
+        workers: Workers | None = None,
+    ) -> None:  # fmt: skip
         self._options, self._pair_matchers = options, pair_matchers
+        self._workers = workers or Workers(1)
+        self.foreseen: dict[tuple[int, int], Future[Found | None]] = {}
+        """Pairs of frame numbers (new, old) that somebody matches already; see `foresight`."""
         self.store = Store() if store is None else store
         self.segments: list[Segment] = []
         self._failed = 0
@@ -135,19 +86,17 @@ class Tracker:
         Later keyframes are tied to anchors alone, the first keyframe at each tenth of a radius: however often
         a tube is gone through, the adjustment's equations stay sparse.
         """
-        found: list[Pair] = []
+        wanted: list[tuple[int, int]] = []
         anchors: list[int] = []
         for later in [place for place, frame in enumerate(segment.frames) if frame.keyframe]:
             off = np.abs(poses[anchors, 5] - poses[later, 5])
             apart = [place for place in np.argsort(off, kind="stable") if later - anchors[place] >= 10]
-            for place in [place for place in apart[:2] if off[place] <= _LOOP_REACH]:
-                earlier = anchors[place]
-                pair = self._match(segment, segment.frames[later], segment.frames[earlier], (later, earlier))
-                if pair is not None and pair.count >= self._options.track.loop_inliers:
-                    found.append(replace(pair, loop=True))
+            wanted += [(later, anchors[place]) for place in apart[:2] if off[place] <= _LOOP_REACH]
             if not len(off) or off.min() > _ANCHOR_STEP:
                 anchors.append(later)
-        return found
+        found = self._match_all(segment, [(segment.frames[i], segment.frames[j]) for i, j in wanted], wanted)
+        enough = self._options.track.loop_inliers
+        return [replace(pair, loop=True) for pair in found if pair.count >= enough]
 
     def attach(self, old: Segment, new: Segment) -> Segment | None:
         """Both segments as one, when keyframes of the new one see the wall of the old one; None otherwise."""
@@ -155,12 +104,10 @@ class Tracker:
             return None
         late = [place for place, frame in enumerate(old.frames) if frame.keyframe][-20:]
         early = [place for place, frame in enumerate(new.frames) if frame.keyframe][:3]
-        best: Pair | None = None
-        for second in late:
-            for first in early:
-                pair = self._match(old, new.frames[first], old.frames[second], (first, second))
-                if pair is not None and (best is None or pair.count > best.count):
-                    best = pair
+        places = [(first, second) for second in late for first in early]
+        frames = [(new.frames[first], old.frames[second]) for first, second in places]
+        found = self._match_all(old, frames, places)
+        best = max(found, key=lambda pair: pair.count, default=None)
         if best is None or best.count < self._options.track.loop_inliers:
             return None
         offset = len(old.frames)
@@ -205,21 +152,33 @@ class Tracker:
         self, segment: Segment, new: TrackedFrame, old: TrackedFrame, places: tuple[int, int]
     ) -> Pair | None:
         """Match, filter and verify one pair; None when too little is left."""
+        foreseen = self.foreseen.pop((new.index, old.index), None)
+        found = self._find(segment, new, old) if foreseen is None else foreseen.result()
+        return self._kept(found, places)
+
+    def _match_all(
+        self, segment: Segment, frames: Sequence[tuple[TrackedFrame, TrackedFrame]],
+        places: Sequence[tuple[int, int]],
+    ) -> list[Pair]:  # fmt: skip
+        """Many pairs that do not wait for one another."""
+        found = self._workers.in_order(lambda both: self._find(segment, *both), frames)
+        pairs = [self._kept(each, place) for each, place in zip(found, places, strict=True)]
+        return [pair for pair in pairs if pair is not None]
+
+    def _find(self, segment: Segment, new: TrackedFrame, old: TrackedFrame) -> Found | None:
         views = [self._recall(frame) for frame in (new, old)]
         if views[0] is None or views[1] is None:
             return None
-        options, shape = self._options, segment.shape
-        pool = pool_of(views[0], views[1], shape, options, self._pair_matchers)
-        matches = pool.matches
-        if not verified(pool, shape, options, (options.seed, new.index, old.index)):
+        sides = (Side(new.index, new.pose, views[0]), Side(old.index, old.pose, views[1]))
+        return find_pair(*sides, segment.geometry, segment.shape, self._options, self._pair_matchers)
+
+    def _kept(self, found: Found | None, places: tuple[int, int]) -> Pair | None:
+        if found is None:
             return None
-        xy_new = segment.geometry.to_picture(shape.to_wall(matches.p), new.pose)
-        xy_old = segment.geometry.to_picture(shape.to_wall(matches.q), old.pose)
-        table = np.column_stack([xy_new, xy_old, matches.confidence]).astype(np.float32)
-        return Pair(*places, self.store.keep(table), len(table), pool.shift, pool.counts)
+        return Pair(*places, self.store.keep(found.table), len(found.table), found.shift, found.counts)
 
     def _mark_keyframe(self, segment: Segment) -> None:
-        last = max(place for place, frame in enumerate(segment.frames) if frame.keyframe)
+        last = next(place for place in reversed(range(len(segment.frames))) if segment.frames[place].keyframe)
         turn, move = np.abs(segment.chain[-1] - segment.chain[last])
         height = segment.shape.height / segment.shape.scale
         track = self._options.track
@@ -261,44 +220,3 @@ class Tracker:
 def views_needed(options: StitchOptions) -> int:
     """How many used frames back a frame may be matched."""
     return max(*_RETRIES, *options.match.offsets)
-
-
-def pool_of(
-    new: StripView, old: StripView, shape: StripShape, options: StitchOptions, learned: dict[str, PairMatcher]
-) -> Pool:
-    """All matchers' matches of two strips, filtered. SIFT votes first and shows ORB where to look."""
-    groups: list[Matches] = []
-    guide: Guide | None = None
-    for name in [name for name in ("sift", "orb") if name in new.features and name in old.features]:
-        groups.append(
-            match_features(name, new.features[name], old.features[name], options.match.ratio, guide)
-        )
-        guide = guide_of(groups[-1], shape)
-    groups += [matcher(new, old) for matcher in learned.values()]
-    return fill_pool(groups, (shape.height, shape.width), options.match)
-
-
-def guide_of(matches: Matches, shape: StripShape) -> Guide | None:
-    """The displacement most matches agree on, if a dozen do."""
-    if len(matches) < _GUIDES:
-        return None
-    shift, reach = winning_shift(matches, shape.width), motion_reach(shape.height)
-    off = np.abs(displacement(matches.p + shift, matches.q, shape.width))
-    if int((off <= reach).all(axis=1).sum()) < _GUIDES:
-        return None
-    return Guide(shift, 1.5 * reach, shape.width)
-
-
-def verified(pool: Pool, shape: StripShape, options: StitchOptions, seed: tuple[int, ...]) -> bool:
-    """Enough matches agree, loosely, on one homography, all round the tube."""
-    matches, wanted = pool.matches, options.homography
-    if len(matches) < max(wanted.min_matches, wanted.min_inliers):
-        return False
-    q = matches.p + pool.shift + displacement(matches.p + pool.shift, matches.q, shape.width)
-    start = weighted_msac(matches.p, q, matches.confidence, wanted, np.random.default_rng(list(seed)))
-    if start is None:
-        return False
-    inlier = symmetric_error(start, matches.p, q) < _VERIFY_PIXELS
-    sectors = np.unique((matches.p[inlier, 0] * 16 / shape.width).astype(int))
-    enough = inlier.sum() >= max(wanted.min_inliers, wanted.min_inlier_share * len(matches))
-    return bool(enough and len(sectors) >= wanted.min_sectors)

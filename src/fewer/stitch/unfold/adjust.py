@@ -7,7 +7,7 @@ view. Robust (Geman-McClure, graduated), Levenberg-Marquardt, sparse: memory gro
 alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -21,7 +21,8 @@ from fewer.stitch.unfold.slope import wall_and_slope
 
 PRIOR = np.array([0.2, 0.2, np.radians(8), np.radians(8), np.inf, np.inf])
 LUMEN_SIGMA = 0.01  # of the field's radius; see docs/stitch.md
-_CHUNK = 64
+_CHUNK = 32
+Spread = Callable[[Callable, Iterable], Iterable]
 _STEP = 1e-5
 
 
@@ -70,8 +71,11 @@ def adjust(
     lumen: Float[np.ndarray, "frames 2"] | None = None,
     iterations: int = 12,
     scale: float = 2.0,
+    spread: Spread = map,
 ) -> Adjustment:
     """`fixed` entries stay as they are; frame 0's roll and axial place always do (they are the map's origin).
+
+    `spread` is `map` or a form of it that has several pieces of work done at once.
 
     `lumen` (pixels) is where each frame shows the middle of the tube. Matches of a short piece hardly tell
     a steady tilt from a steady offset, and folds bend them; the lumen does not care.
@@ -84,10 +88,10 @@ def adjust(
     for done in range(iterations):
         # from four times the scale down to it, so that far-off first guesses still pull
         current = scale * max(1.0, 4.0 * 0.5**done)
-        normal, right, cost, _ = _normal_equations(geometry, poses, edges, target, current)
+        normal, right, cost, _ = _normal_equations(geometry, poses, edges, target, current, True, spread)
         for _ in range(6):
             trial = poses + _solve(normal, right, held, damping)
-            _, _, new_cost, _ = _normal_equations(geometry, trial, edges, target, current, False)
+            _, _, new_cost, _ = _normal_equations(geometry, trial, edges, target, current, False, spread)
             if new_cost <= cost:
                 break
             damping *= 10
@@ -96,7 +100,7 @@ def adjust(
         poses, damping = trial, max(damping / 10, 1e-7)
         if current == scale and cost - new_cost < 1e-5 * cost:
             break
-    _, _, _, rms = _normal_equations(geometry, poses, edges, target, scale, False)
+    _, _, _, rms = _normal_equations(geometry, poses, edges, target, scale, False, spread)
     return Adjustment(poses, rms, done + 1)
 
 
@@ -142,37 +146,26 @@ def _normal_equations(
     edges: Sequence[Edge],
     lumen: np.ndarray | None,
     scale: float,
-    jacobian: bool = True,
+    jacobian: bool,
+    spread: Spread,
 ) -> tuple[dict[tuple[int, int], np.ndarray], np.ndarray, float, float]:
     """Blocks of J^T W J, the right side -J^T W r, the robust cost and the weighted RMS."""
     blocks: dict[tuple[int, int], np.ndarray] = {}
     right = np.zeros(poses.shape)
     cost, squares, total = 0.0, 0.0, 0.0
-    for start in range(0, len(edges), _CHUNK):
-        chunk = edges[start : start + _CHUNK]
-        difference, slope = _differences(geometry, poses, chunk, jacobian)
-        base = np.concatenate([edge.weight for edge in chunk])
-        square = (difference**2).sum(axis=1)
-        robust = base / (1 + square / scale**2) ** 2
-        cost += float((base * square / (1 + square / scale**2)).sum())
-        squares, total = squares + float((robust * square).sum()), total + float(robust.sum())
-        if slope is None:
-            continue
-        place = 0
-        for edge in chunk:
-            part = slice(place, place + len(edge.weight))
-            place = part.stop
-            both = slope[part].reshape(-1, 12)
-            weighted = both.T * np.repeat(robust[part], 2)
-            square_block, pull = weighted @ both, weighted @ difference[part].reshape(-1)
+    chunks = [edges[start : start + _CHUNK] for start in range(0, len(edges), _CHUNK)]
+    parts = spread(lambda chunk: _part(geometry, poses, chunk, scale, jacobian), chunks)
+    for chunk, part in zip(chunks, parts, strict=True):
+        cost, squares, total = cost + part.cost, squares + part.squares, total + part.total
+        for edge, block, pull in zip(chunk, part.blocks, part.pulls, strict=False):
             i, j = edge.first, edge.second
             right[i] -= pull[:6]
             right[j] -= pull[6:]
-            for row, column, block in (
-                (i, i, square_block[:6, :6]), (i, j, square_block[:6, 6:]),
-                (j, i, square_block[6:, :6]), (j, j, square_block[6:, 6:]),
+            for key, piece in (
+                ((i, i), block[:6, :6]), ((i, j), block[:6, 6:]),
+                ((j, i), block[6:, :6]), ((j, j), block[6:, 6:]),
             ):  # fmt: skip
-                blocks[row, column] = blocks.get((row, column), 0) + block
+                blocks[key] = blocks[key] + piece if key in blocks else piece
     prior = 1 / PRIOR**2
     cost += float((poses**2 * prior).sum())
     off, slope = _lumen_residual(geometry, poses, lumen)
@@ -184,6 +177,40 @@ def _normal_equations(
             blocks[index, index][:4, :4] += slope[index].T @ slope[index]
         right[:, :4] -= np.einsum("fxp,fx->fp", slope, off)
     return blocks, right, cost, float(np.sqrt(squares / max(total, 1e-12)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What some edges add: blocks (12, 12) and pulls (12) of each, if asked, and sums over their matches."""
+
+    blocks: np.ndarray
+    pulls: np.ndarray
+    cost: float
+    squares: float
+    total: float
+
+
+def _part(
+    geometry: Geometry, poses: np.ndarray, edges: Sequence[Edge], scale: float, jacobian: bool
+) -> _Part:
+    difference, slope = _differences(geometry, poses, edges, jacobian)
+    base = np.concatenate([edge.weight for edge in edges])
+    square = (difference**2).sum(axis=1)
+    shrink = 1 / (1 + square / scale**2)
+    robust = base * shrink**2
+    sums = (float((base * square * shrink).sum()), float((robust * square).sum()), float(robust.sum()))
+    if slope is None:
+        return _Part(np.zeros((0, 12, 12)), np.zeros((0, 12)), *sums)
+    # edges side by side, the shorter ones filled up with rows of zero
+    counts = np.array([len(edge.weight) for edge in edges])
+    edge_of = np.repeat(np.arange(len(edges)), counts)
+    row = np.arange(len(base)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.zeros((len(edges), counts.max(initial=1), 2, 13))
+    root = np.sqrt(robust)[:, None]
+    table[edge_of, row, :, :12], table[edge_of, row, :, 12] = slope * root[..., None], difference * root
+    flat = table.reshape(len(edges), -1, 13)
+    products = np.swapaxes(flat, 1, 2) @ flat
+    return _Part(products[:, :12, :12], products[:, :12, 12], *sums)
 
 
 def _lumen_residual(

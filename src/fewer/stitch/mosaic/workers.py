@@ -1,0 +1,101 @@
+"""Who does the work: a crew of threads whose results come back in the order they were asked for, or the
+caller alone.
+
+Frames are the unit of work, so libraries run one thread each meanwhile: OpenCV, BLAS and torch would
+otherwise start a team of their own in every worker, and waiting teams eat the cores that others need.
+"""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import TypeVar
+
+import cv2
+from threadpoolctl import threadpool_limits
+
+from fewer.core.errors import ConfigError
+
+MOST = 16
+_BUDGET = 256 * 2**20  # bytes of frames that wait in one queue
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def sensible_count() -> int:
+    """The processors this process may use, at most sixteen."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return max(1, min(MOST, len(allowed(0)) if allowed else os.cpu_count() or 1))
+
+
+class Workers:
+    """Use as a context. With a `count` of one everything happens in the caller, at the moment of asking; with
+    more the results are the same bit for bit.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = sensible_count() if count is None else count
+        if self.count < 1:
+            raise ConfigError(f"{count} workers can do nothing; give 1 or more, or None for one a processor")
+        self._pool = ThreadPoolExecutor(self.count, "stitch") if self.count > 1 else None
+        self._limits = ExitStack()
+
+    def __enter__(self) -> "Workers":
+        self._limits.enter_context(one_thread_each())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # what has begun ends, what has not is forgotten: an error or Ctrl-C leaves no thread behind
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._limits.close()
+
+    def submit(self, work: Callable[..., Result], *arguments: object) -> "Future[Result]":
+        """An error of the work comes when its result is asked for."""
+        if self._pool is not None:
+            return self._pool.submit(work, *arguments)
+        done: Future[Result] = Future()
+        try:
+            done.set_result(work(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def ahead(self, bytes_each: int) -> int:
+        """How many results may wait: enough to keep everybody busy, few enough for memory."""
+        if self.count == 1:
+            return 0
+        return max(2, min(self.count + 2, _BUDGET // max(bytes_each, 1)))
+
+    def in_order(
+        self, work: Callable[[Item], Result], items: Iterable[Item], ahead: int | None = None
+    ) -> Iterator[Result]:
+        """`map`, of which only a few results are ever waiting."""
+        most = self.ahead(1) if ahead is None else ahead
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(self.submit(work, item))
+            while len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Libraries keep to the thread that calls them; what was set before comes back at the end."""
+    with ExitStack() as stack:
+        stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(1)
+        stack.enter_context(threadpool_limits(1, "blas"))
+        torch = sys.modules.get("torch")  # not imported here: that takes seconds
+        if torch is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+        yield
