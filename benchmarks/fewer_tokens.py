@@ -13,7 +13,8 @@ on their latents of 128-px crops of data/photos: 16 tokens of 32 numbers each fo
 patch 4, and for comparison f8 with 64 tokens; equal steps. The Fréchet distance is that between 4,096
 drawn and 4,096 fresh crops of the training photographs, in the features of a classifier trained here to
 tell those photographs apart ("crop judge, seed 0"), and of the fixed random network of the
-reconstruction report.
+reconstruction report. `--fresh` trains the autoencoders on crops cut anew at every step; `--refine-steps`
+adds the paper's phase 3 (the decoder's head against a critic) to both.
 """
 # bench: gpu, 5 min:
 
@@ -25,18 +26,23 @@ from pathlib import Path
 
 import torch
 from can_judge import Judge
-from crop_pool import crop_pool
+from crop_pool import PHOTOS, crop_pool
+from fresh_crops import FreshCrops
 from graphed import Trainee, train_side_by_side
 from record import record
 from residual_autoencoding import build as build_autoencoder
 from residual_autoencoding import small_config
-from residual_curve import QUARTER, WIDTHS, autoencoder_trainee, quality
+from residual_curve import QUARTER, WIDTHS, Draw, autoencoder_trainee, cut_fresh, from_pool, quality
 from stopwatch import captured, measure
 from torch import Tensor, nn
 
 from fewer.core.device import isolated_randomness
 from fewer.core.tensors import read_tensors, write_tensors
+from fewer.generate.autoencoder import DCAutoencoder
+from fewer.generate.autoencoder.discriminator import PatchDiscriminator
+from fewer.generate.autoencoder.phases import prepare
 from fewer.generate.autoencoder.report import RandomFeatures, frechet_distance
+from fewer.generate.autoencoder.training import TrainingOptions, training_losses
 from fewer.generate.conditional import ClassConditionalParams
 from fewer.generate.conditional.build import build
 from fewer.generate.conditional.params import PUBLISHED
@@ -177,16 +183,14 @@ def pictures_quality(options: argparse.Namespace) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     crops = Crops(options)
     autoencoders = {ratio: fresh_autoencoder(ratio, options) for ratio in (8, 32)}
+    cut = crops_to_train_on(crops.train, options)
+    fresh = {ratio: model for ratio, model in autoencoders.items() if not load_kept(model, ratio, options)}
     trainees = [
-        autoencoder_trainee(
-            f"f{ratio}", model.to(options.device), crops.train, options.autoencoder_batch, 1e-3,
-            options.autoencoder_steps, 0,
-        )
-        for ratio, model in autoencoders.items()
-        if not load_kept(model, ratio, options)
-    ]  # fmt: skip
-    trainees.append(crops.judge_trainee())
-    train_side_by_side(trainees)
+        autoencoder_trainee(f"f{ratio}", model, cut, 1e-3, options.autoencoder_steps, 0)
+        for ratio, model in fresh.items()
+    ]
+    train_side_by_side([*trainees, crops.judge_trainee()])
+    refine(fresh, cut, options)
     print(f"autoencoders and judge after {time.monotonic() - began:.0f} s", flush=True)
     with torch.no_grad():
         right = [
@@ -226,9 +230,45 @@ def pictures_quality(options: argparse.Namespace) -> None:
         record("fewer_tokens_quality", {"rows": rows, "settings": settings})
 
 
-def fresh_autoencoder(ratio: int, options: argparse.Namespace) -> nn.Module:
+def fresh_autoencoder(ratio: int, options: argparse.Namespace) -> DCAutoencoder:
     widths = QUARTER if options.published_widths else WIDTHS
     return build_autoencoder(small_config(ratio, widths, True), True, False, 0).to(options.device)
+
+
+def crops_to_train_on(pool: Tensor, options: argparse.Namespace) -> Draw:
+    """For the autoencoders: from the pool, or cut anew at every step."""
+    if not options.fresh:
+        return from_pool(pool, options.autoencoder_batch)
+    whole = FreshCrops(PHOTOS, options.device, largest=options.largest)
+    return cut_fresh(whole, options.autoencoder_batch, 128, options.leaves)
+
+
+def refine(models: dict[int, DCAutoencoder], draw: Draw, options: argparse.Namespace) -> None:
+    """Phase 3 of the paper for each: the decoder's head against a critic of its own. No latent changes."""
+    if not options.refine_steps:
+        return
+    device = options.device
+    settings = TrainingOptions(device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    trainees = []
+    for ratio, model in models.items():
+        head = prepare(model, 3, options.refine_depth)
+        with isolated_randomness(0):
+            critic = PatchDiscriminator(3).to(device)
+
+        def loss(
+            generator: torch.Generator, model: DCAutoencoder = model, critic: PatchDiscriminator = critic
+        ) -> Tensor:
+            return training_losses(model, critic, draw(generator), settings, generator)["loss"]
+
+        groups = [{"params": [*head, *critic.parameters()], "weight_decay": 0.01}]
+        trainees.append(
+            Trainee(
+                name=f"f{ratio} refined", model=model, loss=loss, groups=groups, rate=2e-4,
+                steps=options.refine_steps, warmup=min(50, options.refine_steps // 2), final_rate=0.1, seed=1,
+                betas=(0.5, 0.9), clip=None, captured=False,
+            )
+        )  # fmt: skip
+    train_side_by_side(trainees)
 
 
 def load_kept(model: nn.Module, ratio: int, options: argparse.Namespace) -> bool:
@@ -246,10 +286,10 @@ def autoencoder_alone(ratio: int, options: argparse.Namespace) -> None:
     began = time.monotonic()
     pool = crop_pool(128, options.each, 0, folder=options.pool)[0][: -options.drawn].to(options.device)
     model = fresh_autoencoder(ratio, options)
-    trainee = autoencoder_trainee(
-        f"f{ratio}", model, pool, options.autoencoder_batch, 1e-3, options.autoencoder_steps, 0
-    )
+    cut = crops_to_train_on(pool, options)
+    trainee = autoencoder_trainee(f"f{ratio}", model, cut, 1e-3, options.autoencoder_steps, 0)
     train_side_by_side([trainee])
+    refine({ratio: model}, cut, options)
     write_tensors(options.kept / f"f{ratio}.safetensors", model.state_dict())
     print(f"f{ratio} after {time.monotonic() - began:.0f} s, loss {float(trainee.history[-50:].mean()):.4f}")
 
@@ -335,6 +375,11 @@ def main() -> None:
     parser.add_argument(
         "--published-widths", action="store_true", help="of the autoencoders, a quarter of them"
     )
+    parser.add_argument("--fresh", action="store_true", help="autoencoders: cut crops anew at every step")
+    parser.add_argument("--leaves", type=float, default=0.0, help="with --fresh: this share is dead leaves")
+    parser.add_argument("--largest", type=int, default=2048, help="with --fresh: shrink photographs to this")
+    parser.add_argument("--refine-steps", type=int, default=0, help="autoencoders: of phase 3, with a critic")
+    parser.add_argument("--refine-depth", type=int, default=2, help="stages of the decoder that it trains")
     parser.add_argument("--without-cudnn", action="store_true")
     parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
     options = parser.parse_args()

@@ -6,18 +6,21 @@ writes benchmarks/results/residual_curve.json after every wave. Widths 32 to 256
 published ones (then f64 has 512 in its deepest stage), one block a stage, 64-px crops of data/photos, batch
 64, AdamW, cosine. Every compression, with and without shortcuts, takes the best of its learning rates on
 crops of three photographs that are not trained on; PSNR is that on crops of the held-out photographs. The
-plain net may also start with its variance kept.
+plain net may also start with its variance kept. `--fresh --leaves 0.25 --squared --final-rate 0.02` trains on
+crops cut anew at every step, a quarter of them dead leaves, for what PSNR counts.
 """
 # bench: gpu, 5 min:
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import torch
-from crop_pool import crop_pool
+from crop_pool import PHOTOS, crop_pool
+from fresh_crops import FreshCrops, dead_leaves
 from graphed import Trainee, train_side_by_side
 from record import RESULTS, record
 from residual_autoencoding import LATENTS, build, small_config
@@ -47,21 +50,15 @@ VALIDATION = 3
 LOSS = ReconstructionWeights(gradients=0.5, pyramid=0.0)
 
 
-def autoencoder_trainee(
-    name: str,
-    model: torch.nn.Module,
-    pool: torch.Tensor,
-    batch: int,
-    rate: float,
-    steps: int,
-    seed: int,
-    turned: bool = False,
-) -> Trainee:
-    """Trains on crops drawn from the pool (`turned`: also on their sides, with colours exchanged); bf16
-    products on a GPU."""
-    device = pool.device.type
+Draw = Callable[[torch.Generator], torch.Tensor]
+"""A batch of crops in [-1, 1]."""
 
-    def loss(generator: torch.Generator) -> torch.Tensor:
+
+def from_pool(pool: torch.Tensor, batch: int, turned: bool = False) -> Draw:
+    """Crops drawn from the pool; `turned`: also on their sides, with colours exchanged."""
+    device = pool.device
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(pool), (batch,), generator=generator, device=device)
         images = pool[rows].float() / 127.5 - 1
         if turned:
@@ -69,14 +66,50 @@ def autoencoder_trainee(
             images = torch.where(coins[0], images.transpose(2, 3), images)
             colours = torch.rand(3, generator=generator, device=device).argsort()
             images = torch.where(coins[1], images[:, colours], images)
+        return images
+
+    return draw
+
+
+def cut_fresh(crops: FreshCrops, batch: int, side: int, leaves: float = 0.0) -> Draw:
+    """Crops that nobody has seen before; the share `leaves` of them shows dead leaves."""
+    painted = round(leaves * batch)
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        images = crops.draw(batch - painted, side, generator)
+        if painted:
+            device = str(images.device)
+            images = torch.cat([images, dead_leaves(painted, side, generator, device)])
+        return images
+
+    return draw
+
+
+def autoencoder_trainee(
+    name: str,
+    model: torch.nn.Module,
+    draw: Draw,
+    rate: float,
+    steps: int,
+    seed: int,
+    squared: bool = False,
+    final_rate: float = 0.1,
+) -> Trainee:
+    """Trains on what `draw` gives, for L1 and gradients or the squared error; bf16 products on a GPU."""
+    device = next(model.parameters()).device.type
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        images = draw(generator)
         with torch.autocast(device, torch.bfloat16, cache_enabled=False, enabled=device == "cuda"):
             back = model(images)
+        if squared:
+            return (back.float() - images).square().mean()
         return reconstruction_loss(back, images, LOSS)
 
     groups = [{"params": list(model.parameters()), "weight_decay": 0.01}]
     return Trainee(
-        name=name, model=model, loss=loss, groups=groups, rate=rate, steps=steps, warmup=50, final_rate=0.1,
-        seed=seed, betas=(0.9, 0.999),
+        name=name, model=model, loss=loss, groups=groups, rate=rate, steps=steps, warmup=50,
+        final_rate=final_rate, seed=seed, betas=(0.9, 0.999),
     )  # fmt: skip
 
 
@@ -102,7 +135,13 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=0, help="train so many at once; 0: all ratios")
     parser.add_argument("--halvings", type=int, default=1, help="scales of the crops to train on")
     parser.add_argument("--turned", action="store_true", help="also on their sides, with colours exchanged")
+    parser.add_argument("--fresh", action="store_true", help="cut crops anew at every step (fresh_crops.py)")
+    parser.add_argument("--leaves", type=float, default=0.0, help="with --fresh: this share is dead leaves")
+    parser.add_argument("--squared", action="store_true", help="train for the squared error, as PSNR counts")
+    parser.add_argument("--crop", type=int, default=64, help="side of all crops")
+    parser.add_argument("--final-rate", type=float, default=0.1, help="share of the rate left at the end")
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--largest", type=int, default=2048, help="with --fresh: shrink photographs to this")
     parser.add_argument("--name", default="residual_curve", help="of the result's file")
     parser.add_argument("--merge", nargs="+", default=[], help="only put the results of these names together")
     parser.add_argument("--without-cudnn", action="store_true")
@@ -121,12 +160,16 @@ def main() -> None:
         "turned": options.turned,
         "widths": WIDTHS,
         "published_widths": QUARTER,
-        "crop": 64,
+        **{key: getattr(options, key) for key in ("crop", "fresh", "leaves", "squared", "final_rate")},
     }
     if options.merge:
         record(options.name, {"runs": found, **facts})
         return table(found)
     pool, validation, test = pools(options)
+    draw = from_pool(pool, options.batch, options.turned)
+    if options.fresh:
+        whole = FreshCrops(PHOTOS, options.device, VALIDATION, options.largest)
+        draw = cut_fresh(whole, options.batch, options.crop, options.leaves)
     keys = ("run", "ratio", "seed", "steps")
     beside = options.beside or len(options.ratios)
     groups = [options.ratios[first : first + beside] for first in range(0, len(options.ratios), beside)]
@@ -140,7 +183,7 @@ def main() -> None:
                 autoencoder_trainee(
                     f"{run} f{ratio}",
                     build(small_config(ratio, widths, residual), residual, kept, seed).to(options.device),
-                    pool, options.batch, rate, options.steps, seed, options.turned,
+                    draw, rate, options.steps, seed, options.squared, options.final_rate,
                 )
                 for _, ratio, _, _ in wave
             ]  # fmt: skip
@@ -157,6 +200,10 @@ def main() -> None:
                     "rate": rate,
                     "halvings": options.halvings,
                     "turned": options.turned,
+                    "fresh": options.fresh,
+                    "leaves": options.leaves,
+                    "squared": options.squared,
+                    "crop": options.crop,
                     "wave_seconds": round(trainee.seconds, 1),
                 }
                 found.append(figures)
@@ -167,10 +214,11 @@ def main() -> None:
 
 def pools(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Crops to train on, to choose with, and of held-out photographs."""
-    crops, numbers = crop_pool(64, options.each, 0, folder=options.pool, halvings=options.halvings)
+    side = options.crop
+    crops, numbers = crop_pool(side, options.each, 0, folder=options.pool, halvings=options.halvings)
     chosen = numbers > int(numbers.max()) - VALIDATION
-    test = crop_pool(64, min(options.each, 80), 99, held_out=True, folder=options.pool)[0]
-    others, of = crop_pool(64, 160, 7, folder=options.pool)
+    test = crop_pool(side, min(options.each, 80), 99, held_out=True, folder=options.pool)[0]
+    others, of = crop_pool(side, min(options.each, 160), 7, folder=options.pool)
     parts = (crops[~chosen], others[of > int(of.max()) - VALIDATION], test)
     return tuple(part.to(options.device) for part in parts)  # type: ignore[return-value]
 

@@ -12,10 +12,11 @@ from fewer.core.checkpoint import (
     copy_into,
     flatten_state,
     latest_checkpoint,
+    refuse_earlier_run,
     save_checkpoint,
     unflatten_state,
 )
-from fewer.core.errors import FileError
+from fewer.core.errors import ConfigError, FileError
 
 
 def test_the_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
@@ -84,3 +85,17 @@ def test_optimizer_state_survives_flattening() -> None:
 def test_a_checkpoint_of_another_model_is_refused_by_name() -> None:
     with pytest.raises(FileError, match="missing"):
         copy_into(torch.nn.Linear(2, 2), {"model/weight": torch.ones(2, 2)}, "model")
+    layer = torch.nn.Linear(2, 2)
+    before = layer.bias.detach().clone()
+    saved = {"model/weight": torch.ones(3, 2), "model/bias": torch.ones(2)}
+    with pytest.raises(FileError, match=r"of another shape \['weight'\]; resume with the settings"):
+        copy_into(layer, saved, "model")
+    assert torch.equal(layer.bias, before)
+
+
+def test_a_run_beside_an_earlier_one_needs_resume(tmp_path: Path) -> None:
+    refuse_earlier_run(tmp_path / "run" / "checkpoints", resume=False)
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "phase-1", 7, {"x": torch.ones(1)}, {})
+    with pytest.raises(ConfigError, match=r"'run' holds checkpoints .* step 7\); go on with it by --resume"):
+        refuse_earlier_run(tmp_path / "run" / "checkpoints", resume=False)
+    refuse_earlier_run(tmp_path / "run" / "checkpoints", resume=True)

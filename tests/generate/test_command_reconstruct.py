@@ -67,6 +67,7 @@ def test_exact_tiles_change_nothing(folder: Path, options: tuple[str, ...], same
         (("--channels", "3"), "model", 2, "3 channels"),
         ((), "nowhere", 4, "nowhere"),
         (("--tile", "-1"), "model", 2, "tile"),
+        (("--output", "out.jpg"), "model", 2, "'out.jpg' must be a .png file"),
     ],
 )
 def test_refusals(
@@ -75,6 +76,12 @@ def test_refusals(
     assert reconstruct(folder, *options, model=model)[0] == code
     assert words in capsys.readouterr().err
     assert not (folder / "out.png").exists()
+
+
+def test_channels_that_no_file_has_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    DCAutoencoder(tiny_config("no_latent_shortcuts", in_channels=4)).save(folder / "rgba")
+    assert reconstruct(folder, model="rgba")[0] == 2
+    assert "takes 4 channels; files are read as grey (1) or RGB (3)" in capsys.readouterr().err
 
 
 def test_folders_of_models_and_of_autoencoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,26 @@ def test_trains_saves_and_reports(
     assert main(command(data, start, tmp_path / "out", "--resume")) == 0  # nothing left to do
     again = json.loads(capsys.readouterr().out)
     assert again["psnr"] == pytest.approx(result["psnr"])
+    assert main(command(data, start, tmp_path / "out")) == 2
+    assert "'out' holds checkpoints of an earlier run" in capsys.readouterr().err
+    DCAutoencoder(tiny_config("no_latent_shortcuts", latent_channels=2)).save(tmp_path / "other")
+    assert main(command(data, tmp_path / "other", tmp_path / "out", "--resume")) == 2
+    assert "of another shape" in capsys.readouterr().err
+
+
+def test_refining_alone_moves_no_latent(
+    data: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a diffusion model was trained on stays what it was: encoder, and the scale that was measured."""
+    config = tiny_config("no_latent_shortcuts", latents_mean=(0.5,) * 4, latents_std=(2.0,) * 4)
+    DCAutoencoder(config).save(start)
+    options = ("--steps", "0", "--adapt-steps", "0")
+    assert main(command(data, start, tmp_path / "out", *options)) == 0
+    image = torch.rand(1, 3, 24, 24) * 2 - 1
+    before, after = (DCAutoencoder.load(folder) for folder in (start, tmp_path / "out"))
+    assert torch.equal(before.encode(image), after.encode(image))
+    latents = before.encode(image)
+    assert not torch.equal(before.decode(latents), after.decode(latents))
 
 
 def test_two_processes_end_where_one_does(data: Path, start: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fewer.generate.image_metrics import band_energy, psnr, sharpness, ssim
+from fewer.generate.image_metrics import FAINTEST, band_energy, energy_kept, psnr, sharpness, ssim
 
 
 def pair(size: tuple[int, int], channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,3 +48,12 @@ def test_sharpness() -> None:
     assert sharpness(image, image) == 1
     assert sharpness(functional.avg_pool2d(image, 3, 1, 1), image) < 0.3
     assert sharpness(2 * image, image) == pytest.approx(4)
+
+
+def test_what_has_no_energy_keeps_none() -> None:
+    image, _ = pair((32, 32))
+    assert energy_kept(image, torch.full_like(image, 0.3)) == [None] * 4
+    assert energy_kept(0 * image, image) == [0.0] * 4
+    faint = torch.full((1, 1, 1024, 1024), 0.5)
+    faint[..., 500, 500] += 2 / 255  # one pixel, one level
+    assert band_energy(faint).min() > FAINTEST

@@ -6,9 +6,9 @@ from torch import nn
 
 from fewer.core.errors import ConfigError
 from fewer.generate.conditional.build import build
-from fewer.generate.conditional.condition import ConditionPlan
 from fewer.generate.conditional.for_sana import ConditionedSana, condition_sana
 from fewer.generate.conditional.params import ClassConditionalParams
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.transformer.sana import SanaTransformer
 from fewer.parallel.attach import parallelize
 from fewer.parallel.group import Group

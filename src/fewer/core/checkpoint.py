@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewer.core.errors import FileError
+from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,25 @@ def save_checkpoint(
     for old in _newest_first(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def refuse_earlier_run(folder: Path, resume: bool) -> None:
+    """Raises `ConfigError` where `folder`, or a folder in it, holds checkpoints and nobody asked to resume.
+
+    A run that starts anew beside them would be resumed from them later: theirs are the larger steps.
+    """
+    folder = Path(folder)
+    found = [*_newest_first(folder), *(path for part in _folders(folder) for path in _newest_first(part))]
+    if found and not resume:
+        raise ConfigError(
+            f"{folder.parent.name!r} holds checkpoints of an earlier run ({len(found)}, one of step "
+            f"{int(found[0].stem.removeprefix('step-'))}); "
+            "go on with it by --resume, or choose another --output"
+        )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -114,6 +133,13 @@ def _restore(node: object) -> object:
 def copy_into(target: torch.nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Loads the tensors under `prefix/` strictly into a module. Raises `FileError` naming what differs."""
     own = {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
+    wanted = target.state_dict()
+    misshapen = [name for name in wanted.keys() & own.keys() if wanted[name].shape != own[name].shape]
+    if misshapen:
+        raise FileError(
+            f"the checkpoint does not fit the model {prefix!r}: of another shape {sorted(misshapen)[:5]}; "
+            "resume with the settings it was started with"
+        )
     result = target.load_state_dict(own, strict=False)
     if result.missing_keys or result.unexpected_keys:
         raise FileError(

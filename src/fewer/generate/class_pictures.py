@@ -1,6 +1,7 @@
 """`fewer generate --class-name NAME`: pictures from a model of `fewer train class-conditional`."""
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 CLASS_NAME = "FewerClassConditional"
 """What config.json of such a folder calls itself."""
+_OPTIONS = (
+    "class_name", "model", "count", "seed", "steps", "guidance", "shift", "output", "device", "dtype",
+    "metadata",
+)  # fmt: skip
+"""Of `fewer generate`: those that mean something here (there is no metadata to leave out)."""
 
 
 def is_class_conditional(folder: Path) -> bool:
@@ -82,13 +88,14 @@ def _refuse(request: "GenerateCommand") -> None:
         )
     if not is_class_conditional(folder):
         raise ConfigError(f"{folder.name!r} draws prompts, not classes; leave --class-name out")
-    from fewer.core.train import world_size
+    from fewer.core.ranks import world_size
 
-    others = (
-        "prompt", "negative", "width", "height", "size", "lora", "style", "from_picture", "precision",
-    )  # fmt: skip
-    unused = [name for name in others if getattr(request, name)]
-    if unused or request.devices > 1 or world_size() > 1:
+    unused = [
+        {"from_picture": "from"}.get(field.name, field.name)
+        for field in fields(request)
+        if field.name not in _OPTIONS and getattr(request, field.name) != field.default
+    ]
+    if unused or world_size() > 1:
         raise ConfigError(f"--class-name does not go with {', '.join(unused) or 'devices'}; leave that out")
 
 

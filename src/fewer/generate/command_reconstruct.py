@@ -10,6 +10,7 @@ import tyro
 from pydantic import ConfigDict, Field
 
 from fewer.core.device import DeviceName, DtypeName
+from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -58,10 +59,12 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
 
     from fewer.core.device import pick_device, pick_dtype
     from fewer.core.files import read_image, write_bytes
-    from fewer.generate.autoencoder.crops import to_picture, to_tensor
+    from fewer.generate.autoencoder.crops import picture_mode, to_picture, to_tensor
     from fewer.generate.autoencoder.dc_ae import DCAutoencoder
-    from fewer.generate.image_metrics import psnr, ssim
+    from fewer.generate.image_metrics import BEST_PSNR, psnr, ssim
 
+    if not request.image.is_dir() and request.output.suffix.lower() != ".png":
+        raise ConfigError(f"output {request.output.name!r} must be a .png file")
     device = pick_device(request.device)
     autoencoder = DCAutoencoder.load(
         autoencoder_folder(request.model), dtype=pick_dtype(request.dtype, device), device=device
@@ -69,8 +72,7 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
     if request.image.is_dir():
         return _report(autoencoder, request)
     picture = read_image(request.image)
-    grey = autoencoder.config.in_channels == 1
-    original = to_tensor(picture.convert("L") if grey else picture)[None]
+    original = to_tensor(picture.convert(picture_mode(autoencoder.config.in_channels)))[None]
     progress.say(f"{picture.width} x {picture.height} pixels, {autoencoder.config.spatial_compression_ratio} "
                  "pixels a latent each way")  # fmt: skip
     began = time.monotonic()
@@ -83,7 +85,7 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
     written = to_tensor(back)[None]
     return {
         "output": str(request.output),
-        "psnr": float(psnr(written, original)[0]),
+        "psnr": float(psnr(written, original).clamp(max=BEST_PSNR)[0]),
         "ssim": float(ssim(written, original)[0]),
         "latents": list(latents.shape[1:]),
         "numbers_kept": latents[0].numel() / original[0].numel(),
@@ -94,7 +96,6 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
 def _report(autoencoder: "DCAutoencoder", request: ReconstructRequest) -> dict[str, object]:
     import torch
 
-    from fewer.core.errors import ConfigError
     from fewer.core.files import write_json
     from fewer.generate.autoencoder.crops import PictureFolder
     from fewer.generate.autoencoder.report import reconstruction_report

@@ -86,6 +86,7 @@ def train_autoencoder_command(request: TrainAutoencoderRequest, progress: Progre
     """Trains, measures the latents' scale, saves, and reports on held-out pictures."""
     import torch
 
+    from fewer.core.checkpoint import refuse_earlier_run
     from fewer.core.device import pick_device
     from fewer.core.ranks import rank, ranks_of_launcher
     from fewer.generate.autoencoder.crops import PictureFolder
@@ -96,6 +97,7 @@ def train_autoencoder_command(request: TrainAutoencoderRequest, progress: Progre
     if request.dtype == "fp16":
         raise ConfigError("dtype fp16 overflows in this autoencoder; allowed: fp32, bf16")
     device = pick_device(request.device)
+    refuse_earlier_run(request.output / "checkpoints", request.resume)
     began = time.monotonic()
     with ranks_of_launcher(device.type):
         model = _start(request)
@@ -115,7 +117,9 @@ def train_autoencoder_command(request: TrainAutoencoderRequest, progress: Progre
             resume=request.resume,
         )
         results = train_autoencoder(model, pictures.crops, plans, options, progress)
-        measure_latents(model, pictures.crops, plans[0].crop, request.latent_samples)
+        # The refinement alone moves no latent; measured on other pictures their scale would move them all.
+        if request.model is None or results.keys() != {3}:
+            measure_latents(model, pictures.crops, plans[0].crop, request.latent_samples)
         if rank() == 0:
             model.save(request.output)
     held_out = bool(pictures.held_out)

@@ -14,6 +14,7 @@ from fewer.core.progress import Progress
 if TYPE_CHECKING:
     from torch import nn
 
+    from fewer.core.train import FitResult
     from fewer.generate.conditional.pictures import LabelledPictures
 
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
@@ -83,10 +84,42 @@ def train_class_conditional_command(
     """Trains, saves, and reports the flow error on held-out pictures and what the network costs."""
     import torch
 
+    from fewer.core.checkpoint import refuse_earlier_run
     from fewer.core.device import pick_device
-    from fewer.core.train import rank
-    from fewer.generate.autoencoder import DCAutoencoder
+    from fewer.core.ranks import ranks_of_launcher
     from fewer.generate.conditional.accounting import profile
+    from fewer.generate.conditional.training import validation_error
+
+    if request.dtype == "fp16":
+        raise ConfigError("dtype fp16 is not offered for training; allowed: fp32, bf16")
+    refuse_earlier_run(request.output / "checkpoints", request.resume)
+    began = time.monotonic()
+    with ranks_of_launcher(pick_device(request.device).type):
+        model, train, held_out, result = _train(request, progress)
+    first = next(model.parameters()).device
+    inputs = (train.images[:1].to(first), torch.tensor([500.0], device=first), train.labels[:1].to(first))
+    return {
+        "output": str(request.output),
+        "classes": len(train.class_names),
+        "pictures": len(train.labels),
+        "held_out_pictures": len(held_out.labels),
+        "steps": result.step,
+        "loss": result.losses[-1] if result.losses else None,
+        "held_out_flow_error": validation_error(model, held_out),
+        **asdict(profile(model, *inputs)),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _train(
+    request: TrainClassConditionalRequest, progress: Progress
+) -> "tuple[nn.Module, LabelledPictures, LabelledPictures, FitResult]":
+    """Reads, encodes, trains and saves; the pictures come back as what was trained on."""
+    import torch
+
+    from fewer.core.device import pick_device
+    from fewer.core.ranks import rank
+    from fewer.generate.autoencoder import DCAutoencoder
     from fewer.generate.conditional.formats import save_folder
     from fewer.generate.conditional.latents import encode_pictures
     from fewer.generate.conditional.pictures import read_labelled
@@ -94,13 +127,9 @@ def train_class_conditional_command(
         TrainingOptions,
         train_class_conditional,
         use_average,
-        validation_error,
     )
 
-    if request.dtype == "fp16":
-        raise ConfigError("dtype fp16 is not offered for training; allowed: fp32, bf16")
     device = pick_device(request.device)
-    began = time.monotonic()
     train, held_out = read_labelled(request.data, request.size, request.grey)
     autoencoder = None
     if request.autoencoder is not None:
@@ -127,25 +156,14 @@ def train_class_conditional_command(
         save_folder(model, request.output, train.class_names)
         if autoencoder is not None:
             autoencoder.save(request.output / "autoencoder")
-    inputs = (train.images[:1].to(device), torch.tensor([500.0], device=device), train.labels[:1].to(device))
-    return {
-        "output": str(request.output),
-        "classes": len(train.class_names),
-        "pictures": len(train.labels),
-        "held_out_pictures": len(held_out.labels),
-        "steps": result.step,
-        "loss": result.losses[-1] if result.losses else None,
-        "held_out_flow_error": validation_error(model, held_out),
-        **asdict(profile(model, *inputs)),
-        "seconds": round(time.monotonic() - began, 3),
-    }
+    return model, train, held_out, result
 
 
 def _start(request: TrainClassConditionalRequest, train: "LabelledPictures") -> "nn.Module":
     from fewer.core.device import pick_device
     from fewer.generate.conditional.build import build
-    from fewer.generate.conditional.condition import ConditionPlan
     from fewer.generate.conditional.params import named, with_conditioning
+    from fewer.generate.conditional.targets import ConditionPlan
 
     preset = named(request.preset)
     channels, side = train.images.shape[1], train.images.shape[-1]

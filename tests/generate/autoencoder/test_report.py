@@ -1,5 +1,7 @@
 """The report: Fréchet distance against its closed form and scipy, a perfect model's figures."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -35,3 +37,13 @@ def test_report_of_a_random_model() -> None:
     assert report["psnr"] < 15 and report["ssim"] < 0.9 and report["frechet"] > 0
     assert len(report["spectrum"]) == 4
     assert report["sharpness"] == pytest.approx(report["spectrum"][-1])
+    assert all(kept > 0 for kept in report["spectrum"])
+
+
+def test_a_flat_picture_has_figures_too() -> None:
+    model = DCAutoencoder(tiny_config("no_latent_shortcuts")).eval()
+    torch.nn.init.zeros_(model.decoder.conv_out.conv.weight)
+    torch.nn.init.constant_(model.decoder.conv_out.conv.bias, 3.0)  # beyond white, so clamped to it
+    report = reconstruction_report(model, torch.ones(4, 3, 16, 16))
+    assert (report["psnr"], report["spectrum"], report["sharpness"]) == (100.0, [None] * 4, None)
+    json.dumps(report, allow_nan=False)

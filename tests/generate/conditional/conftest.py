@@ -8,11 +8,11 @@ from fewer.core.device import isolated_randomness
 from fewer.generate.conditional.build import build_static
 from fewer.generate.conditional.condition import (
     ConditionAware,
-    ConditionPlan,
     ModelCondition,
     condition_aware,
 )
 from fewer.generate.conditional.params import ClassConditionalParams
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.transformer import SanaParams, SanaTransformer
 
 TINY = ClassConditionalParams(

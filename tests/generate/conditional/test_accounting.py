@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewer.generate.conditional.accounting import profile
 from fewer.generate.conditional.build import build_static
-from fewer.generate.conditional.condition import ConditionPlan, ModelCondition, condition_aware
-from tests.generate.conditional.conftest import SHAPES, tiny, upgraded
+from fewer.generate.conditional.condition import ModelCondition, condition_aware
+from fewer.generate.conditional.for_sana import condition_sana
+from fewer.generate.conditional.targets import ConditionPlan
+from tests.generate.conditional.conftest import SHAPES, tiny, tiny_sana, upgraded
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -56,3 +59,15 @@ def test_merged_costs_what_the_static_twin_costs(shape: str) -> None:
         attention = 3 * 2 * tokens**2 * 16
     total = ours.token_macs + ours.condition_macs
     assert theirs.get_total_flops() / 2 in (total, total - attention)
+
+
+def test_sana_is_counted_whole_too() -> None:
+    """Attention to the text, and the fused attention that torch's counter does not see on a CPU."""
+    inputs = (torch.randn(1, 3, 4, 4), torch.tensor([10.0]), torch.randn(1, 5, 6))
+    model = condition_sana(tiny_sana(), ConditionPlan(rank=2))
+    counted = profile(model, *inputs)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as theirs, torch.no_grad():
+        model.static_twin()(*inputs)
+    total = counted.token_macs + counted.condition_macs
+    across = 2 * 2 * 16 * 5 * 16  # two blocks: queries with keys, weights with values
+    assert theirs.get_total_flops() / 2 in (total, total - across)

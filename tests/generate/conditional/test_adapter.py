@@ -15,7 +15,7 @@ from fewer.generate.conditional.adapter import (
     load_adapter,
     save_adapter,
 )
-from fewer.generate.conditional.condition import ConditionPlan
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.transformer import SanaTransformer
 from tests.generate.conditional.conftest import randomise, tiny_sana
 
@@ -78,8 +78,15 @@ def test_refusals(tmp_path: Path) -> None:
         load_adapter(tiny_sana(), tmp_path / "other.safetensors")
     facts = tensor_header(tmp_path / "style.safetensors")[1]
     write_tensors(tmp_path / "cut.safetensors", {"can.condition.table": torch.zeros(2, 6)}, facts)
+    base = tiny_sana()
     with pytest.raises(FileError, match="does not fit its own plan"):
-        load_adapter(tiny_sana(), tmp_path / "cut.safetensors")
+        load_adapter(base, tmp_path / "cut.safetensors")
+    assert base.state_dict().keys() == tiny_sana().state_dict().keys()  # no layer was wrapped
+    write_tensors(
+        tmp_path / "vast.safetensors", {"can.condition.table": torch.zeros(2, 6)}, facts | {"rank": "4096"}
+    )
+    with pytest.raises(FileError, match="does not fit its own plan"):
+        load_adapter(base, tmp_path / "vast.safetensors")
     write_tensors(tmp_path / "odd.safetensors", {"x": torch.zeros(1)}, facts | {"rank": "-3"})
     with pytest.raises((FileError, ConfigError), match="rank"):
         load_adapter(tiny_sana(), tmp_path / "odd.safetensors")

@@ -1,7 +1,7 @@
 import torch
 
 from fewer.generate.conditional.build import build, params_of, plan_of
-from fewer.generate.conditional.condition import ConditionPlan
+from fewer.generate.conditional.targets import ConditionPlan
 from tests.generate.conditional.conftest import SHAPES
 
 

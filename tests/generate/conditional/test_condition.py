@@ -6,13 +6,12 @@ from torch import nn
 
 from fewer.core.errors import ConfigError
 from fewer.generate.conditional.condition import (
-    ConditionPlan,
     MergedSchedule,
     ModelCondition,
     condition_aware,
-    target_layers,
 )
 from fewer.generate.conditional.for_sana import condition_sana
+from fewer.generate.conditional.targets import ConditionPlan
 from tests.generate.conditional.conftest import SHAPES, randomise, tiny, tiny_sana, upgraded
 
 ALL = ("patch_embed", "dwconv", "attn_out", "head", "qkv")
@@ -161,8 +160,6 @@ def test_wrong_input_is_told(batch: tuple) -> None:
     model = upgraded("dit tokens")
     with pytest.raises(ConfigError, match="one condition a sample"), model.bound(torch.randn(3, 16)):
         model.base(latents, times, labels)
-    with pytest.raises(ConfigError, match="'nose' is not known"):
-        target_layers(tiny("dit tokens"), "nose")
     with pytest.raises(ConfigError, match="rank was 0"):
         upgraded("dit tokens", rank=0)
     with pytest.raises(ConfigError, match="class 6 is out of range"):

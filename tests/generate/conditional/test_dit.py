@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fewer.core.tensors import write_tensors
-from fewer.generate.conditional.condition import ConditionPlan, ModelCondition, condition_aware
+from fewer.generate.conditional.condition import ModelCondition, condition_aware
 from fewer.generate.conditional.formats import load_public
+from fewer.generate.conditional.targets import ConditionPlan
 from tests.generate.conditional.conftest import SHAPES, tiny
 
 

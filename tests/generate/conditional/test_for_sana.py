@@ -5,7 +5,6 @@ import torch
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import write_tensors
-from fewer.generate.conditional.condition import ConditionPlan
 from fewer.generate.conditional.for_sana import (
     GENERATORS,
     ConditionedSana,
@@ -13,6 +12,7 @@ from fewer.generate.conditional.for_sana import (
     load_conditioned,
     save_conditioned,
 )
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.transformer.sana import SanaTransformer
 from tests.generate.conditional.conftest import randomise, tiny_sana
 

@@ -38,6 +38,11 @@ def test_authors_names_load(tmp_path: Path, batch: tuple) -> None:
         FileError, match=r"missing \['label_emb.weight'\], unknown or of another shape \['nose'\]"
     ):
         load_public(SHAPES["u-vit"], tmp_path / "odd.safetensors")
+    published["label_emb.weight"] = table
+    del published["pos_embed"]  # learned: it must not stay as it was drawn
+    write_tensors(tmp_path / "lost.safetensors", published)
+    with pytest.raises(FileError, match=r"missing \['pos_embed'\]"):
+        load_public(SHAPES["u-vit"], tmp_path / "lost.safetensors")
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
@@ -49,6 +54,16 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
 
     changed(params=config["params"] | {"width": 32})
     with pytest.raises(FileError, match="does not fit"):
+        load_folder(tmp_path)
+    for huge in ({"width": 65536}, {"depth": 512}, {"ffn_ratio": 64.0}):  # terabytes, were they built
+        changed(params=config["params"] | huge)
+        with pytest.raises(FileError, match=r"does not fit|too few for 512 blocks"):
+            load_folder(tmp_path)
+    changed(params=config["params"] | {"depth": 60_000})
+    with pytest.raises(ConfigError, match="depth"):
+        load_folder(tmp_path)
+    changed(plan=config["plan"] | {"targets": 5})
+    with pytest.raises(ConfigError, match="targets"):
         load_folder(tmp_path)
     changed(params=config["params"] | {"width": -1})
     with pytest.raises(ConfigError, match="width"):

@@ -32,6 +32,8 @@ def test_presets_can_be_conditioned_in_every_way(name: str) -> None:
         ({"heads": 5}, "5 heads"),
         ({"architecture": "u-vit", "depth": 4}, "odd depth"),
         ({"tokens": False}, "nothing tells"),
+        ({"size": 65536}, "1,073,741,824 tokens"),
+        ({"ffn_ratio": 0.001}, "no hidden channel"),
     ],
 )
 def test_contradictions(change: dict, words: str) -> None:

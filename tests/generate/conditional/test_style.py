@@ -7,8 +7,8 @@ import torch
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.generate.conditional.adapter import adapter, save_adapter
-from fewer.generate.conditional.condition import ConditionPlan
 from fewer.generate.conditional.style import wear_style
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.transformer import SanaTransformer
 from tests.generate.conditional.conftest import randomise, tiny_sana
 

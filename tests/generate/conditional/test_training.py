@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import pytest
 import torch
 
+from fewer.core.errors import ConfigError
+from fewer.generate.conditional import training
 from fewer.generate.conditional.build import build
-from fewer.generate.conditional.condition import ConditionPlan
 from fewer.generate.conditional.pictures import LabelledPictures
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.conditional.training import (
     TrainingOptions,
     drawn_prefix,
@@ -81,6 +84,25 @@ def test_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     use_average(model, result)
     assert not torch.equal(model.base.blocks[0].attn.to_q.weight, again.base.blocks[0].attn.to_q.weight)
+
+
+def test_ranks_see_the_noise_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(SHAPES["cat tokens"], None, 0)
+    images, labels = stripes(8).images, stripes(8).labels
+
+    def loss(rank: int, ranks: int) -> float:
+        monkeypatch.setattr(training, "rank", lambda: rank)
+        monkeypatch.setattr(training, "world_size", lambda: ranks)
+        step = training.flow_matching_step(model, TrainingOptions(label_dropout=0.5))
+        batch = (images[rank::ranks], labels[rank::ranks])
+        return float(step(batch, torch.Generator().manual_seed(3)).detach())
+
+    halves = [loss(rank, 2) for rank in (0, 1)]
+    assert halves[0] != halves[1]
+    assert sum(halves) / 2 == pytest.approx(loss(0, 1))
+    monkeypatch.setattr(training, "world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="the batch is 64; 3 processes must share it"):
+        train_class_conditional(model, stripes(), TrainingOptions(steps=1))
 
 
 def test_generated_weights_do_not_decay() -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from fewer.core.errors import DataError
+from fewer.core.errors import ConfigError, DataError
 from fewer.core.files import read_bytes, read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,7 +37,8 @@ class PictureFolder:
             raise DataError(
                 f"{folder.name!r} is no folder; --data takes a folder of PNG, JPEG or WebP pictures"
             )
-        self.channels = channels
+        self._mode = picture_mode(channels)
+        self._channels = channels
         self.train, self.held_out = split_pictures(folder)
         if not self.train:
             raise DataError(f"{folder.name!r} holds no PNG, JPEG or WebP pictures to train on")
@@ -70,8 +71,8 @@ class PictureFolder:
     def _picture(self, path: Path) -> Image.Image:
         if path not in self._cache:
             picture = read_image(path, max_pixels=MAX_PIXELS)
-            picture = picture.convert("L") if self.channels == 1 else picture
-            size = picture.width * picture.height * self.channels
+            picture = picture.convert(self._mode)
+            size = picture.width * picture.height * self._channels
             if self._cached_bytes + size > CACHE_BYTES:
                 return picture
             self._cached_bytes += size
@@ -93,6 +94,16 @@ def split_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
         held = paths[-1:]
     train = [path for path in paths if path not in set(held)]
     return (train, held) if train else (paths, [])
+
+
+def picture_mode(channels: int) -> str:
+    """Pillow's mode of pictures of so many channels. Raises `ConfigError` but for grey and RGB."""
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"this autoencoder takes {channels} channels; files are read as grey (1) or RGB (3); "
+            "from Python it takes tensors of any number"
+        )
+    return "L" if channels == 1 else "RGB"
 
 
 def to_tensor(picture: Image.Image) -> Float[Tensor, "channels height width"]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fewer.core.device import isolated_randomness
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
-from fewer.generate.image_metrics import band_energy, psnr, sharpness, ssim
+from fewer.generate.image_metrics import BEST_PSNR, energy_kept, psnr, ssim
 
 FEATURES = "random-conv-64, seed 0"
 
@@ -25,8 +25,9 @@ Vectors = Float[Tensor, "samples features"]
 def reconstruction_report(model: DCAutoencoder, images: Images, batch: int = 16) -> dict[str, object]:
     """Figures over `images` in [-1, 1], whose sides are multiples of the ratio.
 
-    `spectrum` is the energy of the reconstruction over that of the picture, per octave, low to high;
-    `sharpness` its last entry; `latent_std` the smallest and largest spread of a scaled channel.
+    `spectrum` is the energy of the reconstruction over that of the picture, per octave, low to high (None
+    where the pictures have none); `sharpness` its last entry; `latent_std` the smallest and largest spread of
+    a scaled channel. A crop without any error counts as 100 dB.
     """
     device = next(model.parameters()).device
     latents, reconstructions = [], []
@@ -37,12 +38,13 @@ def reconstruction_report(model: DCAutoencoder, images: Images, batch: int = 16)
     reconstruction, latent = torch.cat(reconstructions), torch.cat(latents)
     spread = latent.std((0, 2, 3), correction=0)
     features = RandomFeatures(images.shape[1])
+    spectrum = energy_kept(reconstruction, images)
     return {
         "images": len(images),
-        "psnr": float(psnr(reconstruction, images).mean()),
+        "psnr": float(psnr(reconstruction, images).clamp(max=BEST_PSNR).mean()),
         "ssim": float(ssim(reconstruction, images).mean()),
-        "sharpness": sharpness(reconstruction, images),
-        "spectrum": (band_energy(reconstruction) / band_energy(images)).tolist(),
+        "sharpness": spectrum[-1],
+        "spectrum": spectrum,
         "frechet": frechet_distance(features(reconstruction), features(images)),
         "frechet_features": FEATURES,
         "latent_rms": float(latent.square().mean().sqrt()),

@@ -3,12 +3,12 @@
 from fewer.generate.conditional.adapter import adapter, load_adapter, save_adapter
 from fewer.generate.conditional.condition import (
     ConditionAware,
-    ConditionPlan,
     MergedSchedule,
     ModelCondition,
     condition_aware,
 )
 from fewer.generate.conditional.params import ClassConditionalParams
+from fewer.generate.conditional.targets import ConditionPlan
 
 __all__ = [
     "ClassConditionalParams",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from fewer.core.modules import parameter_count
 from fewer.generate.conditional.bricks import SoftmaxAttention
 from fewer.generate.conditional.condition import ConditionAware
-from fewer.generate.transformer.attention import LinearAttention
+from fewer.generate.transformer.attention import CrossAttention, LinearAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def profile(model: nn.Module, *inputs: Tensor) -> Profile:
     hooks = [
         module.register_forward_hook(_counting(counted))
         for module in static.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | SoftmaxAttention | LinearAttention)
+        if isinstance(module, nn.Linear | nn.Conv2d | SoftmaxAttention | LinearAttention | CrossAttention)
     ]
     try:
         static(*inputs)
@@ -52,16 +53,17 @@ def profile(model: nn.Module, *inputs: Tensor) -> Profile:
     )
 
 
-def _counting(counted: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _counting(counted: dict[str, int]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         first = inputs[0]
         kind = "condition" if first.ndim == 2 else "token"
-        counted[kind] += _macs(module, first, output)
+        counted[kind] += _macs(module, inputs, output)
 
     return count
 
 
-def _macs(module: nn.Module, features: Tensor, output: Tensor) -> int:
+def _macs(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
+    features = inputs[0]
     if isinstance(module, nn.Linear):
         return features.numel() // features.shape[-1] * module.in_features * module.out_features
     if isinstance(module, nn.Conv2d):
@@ -69,6 +71,8 @@ def _macs(module: nn.Module, features: Tensor, output: Tensor) -> int:
     tokens, width = features.shape[-2:]
     if isinstance(module, SoftmaxAttention):
         return 2 * tokens * tokens * width
+    if isinstance(module, CrossAttention):  # its second input is the text's keys and values
+        return 2 * tokens * inputs[1].keys.shape[2] * module.to_q.out_features
     assert isinstance(module, LinearAttention)
     inner = module.to_q.out_features
     return 2 * tokens * inner * (inner // module.heads + 1)  # the state of [v; 1] kᵀ, written and read

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
-from fewer.generate.conditional.condition import ConditionAware, ConditionPlan, condition_aware
+from fewer.generate.conditional.condition import ConditionAware, condition_aware
 from fewer.generate.conditional.generator_files import (
+    check_generators,
     fill_generators,
     generator_tensors,
     plan_facts,
     read_plan,
 )
+from fewer.generate.conditional.targets import ConditionPlan
 
 FORMAT = "fewer-can"
 
@@ -108,7 +110,7 @@ def save_adapter(model: ConditionAware, path: Path) -> None:
 def load_adapter(base: nn.Module, path: Path) -> ConditionAware:
     """Puts a saved adapter on its base. Raises `FileError` for another base or a file that is no adapter."""
     path = Path(path)
-    _, facts = tensor_header(path)
+    header, facts = tensor_header(path)
     if facts.get("format") != FORMAT:
         raise FileError(
             f"{path.name!r} is no adapter of ours (format {facts.get('format')!r}, not {FORMAT!r})"
@@ -121,16 +123,17 @@ def load_adapter(base: nn.Module, path: Path) -> ConditionAware:
     plan = read_plan(facts, path.name)
     try:
         names = json.loads(facts["names"])
-        tensors = read_tensors(path)
-        table = tensors.pop("can.condition.table")
-        if not isinstance(names, list) or table.ndim != 2 or len(names) != len(table):
+        table = header.pop("can.condition.table").shape
+        if not isinstance(names, list) or len(table) != 2 or len(names) != table[0] or not names:
             raise ValueError("names and table differ")
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise FileError(f"{path.name!r} has damaged facts: {error}") from error
-    model = adapter(base, [str(name) for name in names], plan, table.shape[1])
-    fill_generators(model, tensors, path.name)
+    check_generators(base, plan, table[1], header, path.name)
+    tensors = read_tensors(path)
+    model = adapter(base, [str(name) for name in names], plan, table[1])
     with torch.no_grad():
-        model.source.table.weight.copy_(table)  # pyright: ignore
+        model.source.table.weight.copy_(tensors.pop("can.condition.table"))  # pyright: ignore
+    fill_generators(model, tensors)
     return model
 
 

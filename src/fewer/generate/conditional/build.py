@@ -9,12 +9,12 @@ from fewer.core.device import isolated_randomness
 from fewer.generate.conditional.cat import CaT
 from fewer.generate.conditional.condition import (
     ConditionAware,
-    ConditionPlan,
     ModelCondition,
     condition_aware,
 )
 from fewer.generate.conditional.dit import DiT
 from fewer.generate.conditional.params import ClassConditionalParams
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.conditional.u_vit import UViT
 
 CLASS_SPREAD = 0.5

@@ -9,55 +9,17 @@ Zero-initialised generators leave the output bit for bit what it was, so any tra
 """
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError
-from fewer.core.modules import find_modules, set_module
-from fewer.generate.conditional.generators import KernelBank, WeightGenerator
-from fewer.generate.conditional.layers import (
-    ConditionAwareLayer,
-    Form,
-    is_depthwise_3x3,
-    weight_shape,
-)
-
-Target = Literal["patch_embed", "dwconv", "attn_out", "head", "qkv"]
-TARGETS: dict[str, str] = {
-    "patch_embed": r"(x_embedder|patch_embed|pos_embed)\.proj",
-    "dwconv": r".+",  # told by what it is
-    "attn_out": r".+\.(attn|attn1)\.(proj|to_out\.0)",
-    "head": r"final_layer\.linear|decoder_pred|proj_out|proj_out_2",
-    "qkv": r".+\.(attn|attn1)\.(qkv|to_q|to_k|to_v)",
-}
-"""Names of the layers in DiT, U-ViT, CaT, Sana and diffusers' DiT. Head and qkv are for the ablation."""
-SHARED = ("attn_out", "qkv")
-"""One generated matrix serves all blocks (each keeps its own static one): it is large."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConditionPlan:
-    """Which layers follow the condition, and how."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    kind: Literal["can", "aks"] = "can"
-    """Generated weights, or a mixture of `kernels` base kernels."""
-    targets: tuple[Target, ...] = ("patch_embed", "dwconv", "attn_out")
-    rank: Annotated[int, Field(ge=1, le=4096)] | None = 64
-    """Width of the generators' bottleneck; none generates straight from the condition."""
-    kernels: Annotated[int, Field(ge=2, le=64)] = 4
-    zero_init: bool = True
-    form: Form = "split"
-    """How layers compute; see `ConditionAwareLayer`. Layers that cannot be fused take split."""
+from fewer.core.modules import set_module
+from fewer.generate.conditional.layers import ConditionAwareLayer, Form, is_depthwise_3x3
+from fewer.generate.conditional.targets import ConditionPlan, build_generator, planned_layers
 
 
 class ModelCondition(nn.Module):
@@ -102,11 +64,11 @@ class ConditionAware(nn.Module):
     @contextmanager
     def bound(self, condition: Float[Tensor, "batch condition_dim"]) -> Iterator[None]:
         """Inside, the layers use weights generated from `condition`, one row a sample."""
-        for key, generator in self.can.items():
-            addition = generator(condition)
-            for name in self.layers[key]:
-                self.layer(name).addition = addition
         try:
+            for key, generator in self.can.items():
+                addition = generator(condition)
+                for name in self.layers[key]:
+                    self.layer(name).addition = addition
             yield
         finally:
             for names in self.layers.values():
@@ -180,59 +142,14 @@ def condition_aware(
     `source(base, condition, *inputs)` gives the condition embedding of width `condition_dim`. Raises
     `ConfigError` for an unknown target, or one that the network does not have.
     """
-    generators: dict[str, nn.Module] = {}
-    layers: dict[str, list[str]] = {}
-    if not plan.targets:
-        raise ConfigError(f"no targets were given; allowed: {', '.join(TARGETS)}")
-    for target in plan.targets:
-        names = target_layers(base, target)
-        shapes = {name: weight_shape(base.get_submodule(name)) for name in names}
-        groups = _shared(shapes) if target in SHARED else [[name] for name in names]
-        for number, group in enumerate(groups):
-            key = target if len(groups) == 1 else f"{target}_{number}"
-            shape = shapes[group[0]]
-            assert shape is not None
-            generators[key] = (
-                WeightGenerator(condition_dim, shape, plan.rank, plan.zero_init)
-                if plan.kind == "can"
-                else KernelBank(condition_dim, shape, plan.kernels, plan.zero_init)
-            )
-            layers[key] = group
+    layers = planned_layers(base, plan)
+    generators = {
+        key: build_generator(plan, base.get_submodule(names[0]), condition_dim)
+        for key, names in layers.items()
+    }
     for names in layers.values():
         for name in names:
             static = base.get_submodule(name)
             form: Form = "split" if plan.form == "fused" and not is_depthwise_3x3(static) else plan.form
             set_module(base, name, ConditionAwareLayer(static, form))
     return ConditionAware(base, plan, source, generators, layers)
-
-
-def target_layers(base: nn.Module, target: str) -> list[str]:
-    """Names of the layers a target means. Raises `ConfigError` for one that is unknown or not there."""
-    if target not in TARGETS:
-        raise ConfigError(f"target {target!r} is not known; allowed: {', '.join(TARGETS)}")
-    if target == "dwconv":
-        names = [
-            name
-            for name, module in find_modules(base, lambda _, module: isinstance(module, nn.Conv2d))
-            if module.groups == module.in_channels > 1  # pyright: ignore
-        ]
-    else:
-        names = [
-            name
-            for name, module in find_modules(base, lambda name, _: bool(re.fullmatch(TARGETS[target], name)))
-            if weight_shape(module) is not None
-        ]
-    if not names:
-        raise ConfigError(
-            f"{type(base).__name__} has no layer for target {target!r}"
-            + ("; build it with depthwise=True" if target == "dwconv" else "")
-        )
-    return names
-
-
-def _shared(shapes: dict[str, tuple[int, ...] | None]) -> list[list[str]]:
-    """Layers of one role (the last two parts of the name) and shape, which one generator serves."""
-    groups: dict[object, list[str]] = {}
-    for name, shape in shapes.items():
-        groups.setdefault((tuple(name.split(".")[-2:]), shape), []).append(name)
-    return list(groups.values())

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
-from fewer.generate.conditional.condition import ConditionAware, ConditionPlan, condition_aware
+from fewer.generate.conditional.condition import ConditionAware, condition_aware
 from fewer.generate.conditional.generator_files import (
+    check_generators,
     fill_generators,
     generator_tensors,
     plan_facts,
     read_plan,
 )
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.prepared_text import PreparedText, whole_if_empty
 from fewer.generate.transformer.sana import SanaTransformer
@@ -176,13 +178,14 @@ def load_conditioned(
     """What `save_conditioned` wrote. Raises `FileError` for generators that are damaged or of other kind."""
     folder = Path(folder)
     file = folder / GENERATORS
-    _, facts = tensor_header(file)
+    header, facts = tensor_header(file)
     if facts.get("format") != FORMAT:
         raise FileError(f"{GENERATORS!r} has format {facts.get('format')!r}, not {FORMAT!r}")
-    network = condition_sana(
-        SanaTransformer.load(folder, dtype, device), read_plan(facts, GENERATORS)
-    ).requires_grad_(False)
-    fill_generators(network, read_tensors(file), GENERATORS)
+    plan = read_plan(facts, GENERATORS)
+    base = SanaTransformer.load(folder, dtype, device)
+    check_generators(base, plan, base.params.width, header, GENERATORS)
+    network = condition_sana(base, plan).requires_grad_(False)
+    fill_generators(network, read_tensors(file))
     return ConditionedSana(network.to(device, dtype)).eval()
 
 

@@ -11,19 +11,24 @@ from torch import Tensor, nn
 from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json, write_json
-from fewer.core.tensors import read_tensors, write_tensors
+from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.generate.class_pictures import CLASS_NAME
 from fewer.generate.conditional.bricks import make_identity
 from fewer.generate.conditional.build import build, build_static, params_of, plan_of
 from fewer.generate.conditional.cat import CaT
-from fewer.generate.conditional.condition import ConditionAware, ConditionPlan
+from fewer.generate.conditional.condition import (
+    ConditionAware,
+    ModelCondition,
+    condition_aware,
+)
 from fewer.generate.conditional.dit import DiT
 from fewer.generate.conditional.naming import file_tensors
 from fewer.generate.conditional.params import ClassConditionalParams
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.conditional.u_vit import UViT
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_OPTIONAL = re.compile(r".*\.dwconv\.(weight|bias)|pos_embed")
+_ADDED = re.compile(r".*\.dwconv\.(weight|bias)")
 
 
 def save_folder(model: nn.Module, folder: Path, class_names: tuple[str, ...]) -> None:
@@ -53,35 +58,49 @@ def load_folder(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
             f"or draw with the 16-bit folder"
         )
     names = config.get("class_names")
-    model = build_from_config(config)
-    classes = params_of(model).classes
-    if not isinstance(names, list) or len(names) != classes:
-        raise FileError(f"config.json names {len(names or [])} classes, the network has {classes}")
+    params, plan = _described(config)
+    if not isinstance(names, list) or len(names) != params.classes:
+        raise FileError(f"config.json names {len(names or [])} classes, the network has {params.classes}")
+    _compare(params, plan, Path(folder) / WEIGHTS)
+    model = build(params, plan, seed=0)
     tensors = read_tensors(Path(folder) / WEIGHTS)
-    _fill(model, tensors, WEIGHTS)
+    with torch.no_grad():
+        for name, tensor in _own_tensors(model).items():  # state dicts share memory with the module
+            tensor.copy_(tensors[name])
     return model.eval(), tuple(str(name) for name in names)
 
 
 def build_from_config(config: Mapping[str, object]) -> nn.Module:
     """The network that a folder's config.json describes, with new weights. Raises `ConfigError`."""
+    return build(*_described(config), seed=0)
+
+
+def _described(config: Mapping[str, object]) -> tuple[ClassConditionalParams, ConditionPlan | None]:
     params = validate(ClassConditionalParams, config.get("params")).check()
-    plan = None if config.get("plan") is None else validate(ConditionPlan, _tupled(config["plan"]))
-    return build(params, plan, seed=0)
+    plan = config.get("plan")
+    if isinstance(plan, dict) and isinstance(plan.get("targets"), list):  # JSON has no tuples
+        plan = {**plan, "targets": tuple(plan["targets"])}
+    return params, None if plan is None else validate(ConditionPlan, plan)
 
 
-def _tupled(plan: object) -> object:
-    return {**plan, "targets": tuple(plan.get("targets", ()))} if isinstance(plan, dict) else plan
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return file_tensors(model) if isinstance(model, ConditionAware) else model.state_dict()
 
 
-@torch.no_grad()
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], file: str) -> None:
-    own = file_tensors(model) if isinstance(model, ConditionAware) else model.state_dict()
-    wrong = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
-    wrong += own.keys() ^ tensors.keys()
+def _compare(params: ClassConditionalParams, plan: ConditionPlan | None, file: Path) -> None:
+    """Raises `FileError` for weights of another network, before memory is taken for the one described."""
+    found, _ = tensor_header(file)
+    if params.depth > len(found):  # no need to build so many blocks to see that it cannot be
+        raise FileError(f"{file.name!r} holds {len(found)} tensors, too few for {params.depth} blocks")
+    with torch.device("meta"):
+        model: nn.Module = build_static(params)
+        if plan is not None:
+            model = condition_aware(model, plan, ModelCondition(), params.width)
+    own = {name: tuple(tensor.shape) for name, tensor in _own_tensors(model).items()}
+    wrong = [name for name in own.keys() & found.keys() if own[name] != found[name].shape]
+    wrong += own.keys() ^ found.keys()
     if wrong:
-        raise FileError(f"{file!r} does not fit config.json: {', '.join(sorted(wrong)[:5])}")
-    for name, tensor in own.items():  # state dicts share memory with the module
-        tensor.copy_(tensors[name])
+        raise FileError(f"{file.name!r} does not fit config.json: {', '.join(sorted(wrong)[:5])}")
 
 
 def load_public(params: ClassConditionalParams, file: Path) -> DiT | UViT | CaT:
@@ -97,7 +116,9 @@ def load_public(params: ClassConditionalParams, file: Path) -> DiT | UViT | CaT:
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             make_identity(module)
     own = model.state_dict()
-    missing = [name for name in own if name not in tensors and not _OPTIONAL.fullmatch(name)]
+    # DiT's positions are computed; U-ViT's are learned, and a file without them is not whole.
+    computed = {name for name, _ in model.named_buffers()}
+    missing = [n for n in own if n not in tensors and n not in computed and not _ADDED.fullmatch(n)]
     odd = [n for n, t in tensors.items() if n not in own or own[n].shape != t.shape]
     if missing or odd:
         raise FileError(

@@ -8,6 +8,8 @@ from pydantic import ConfigDict, Field
 from fewer.core.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1, le=65536)]
+MOST_BLOCKS = 512
+MOST_TOKENS = 2**18
 Architecture = Literal["dit", "u-vit", "cat"]
 Conditioning = Literal["tokens", "adaln", "can", "aks", "adaln+can"]
 
@@ -25,7 +27,7 @@ class ClassConditionalParams:
     """Side of the pictures or latents."""
     patch: Annotated[int, Field(ge=1, le=64)] = 2
     width: Count = 192
-    depth: Count = 8
+    depth: Annotated[int, Field(ge=1, le=MOST_BLOCKS)] = 8
     heads: Count = 6
     ffn_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     classes: Count = 10
@@ -43,6 +45,13 @@ class ClassConditionalParams:
         """Returns itself. Raises `ConfigError` where two fields contradict each other."""
         if self.size % self.patch:
             raise ConfigError(f"size {self.size} does not divide into patches of {self.patch}")
+        if (self.size // self.patch) ** 2 > MOST_TOKENS:
+            raise ConfigError(
+                f"size {self.size} in patches of {self.patch} makes {(self.size // self.patch) ** 2:,} tokens; "
+                f"at most {MOST_TOKENS:,} are allowed, so take larger patches"
+            )
+        if int(self.ffn_ratio * self.width) < 1:
+            raise ConfigError(f"ffn_ratio {self.ffn_ratio} of width {self.width} leaves no hidden channel")
         if self.width % self.heads or self.width % 4:
             raise ConfigError(
                 f"width {self.width} must divide by 4 and into {self.heads} heads; try 64 per head"

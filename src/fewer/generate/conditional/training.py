@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewer.core.device import seeded
+from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress
-from fewer.core.train import FitPlan, FitResult, fit, rank, world_size
+from fewer.core.ranks import rank, world_size
+from fewer.core.train import FitPlan, FitResult, fit
 from fewer.generate.conditional.build import params_of
 from fewer.generate.conditional.pictures import LabelledPictures
 from fewer.generate.sampling.schedule import TRAINING_LEVELS
@@ -43,7 +45,13 @@ class TrainingOptions:
 def train_class_conditional(
     model: nn.Module, pictures: LabelledPictures, options: TrainingOptions, progress: Progress | None = None
 ) -> FitResult:
-    """Trains in place. With an EMA the caller decides whether to take it: `use_average`."""
+    """Trains in place. With an EMA the caller decides whether to take it: `use_average`.
+
+    Joined ranks share each batch and end where one process does, up to rounding. Raises `ConfigError` for a
+    batch that they cannot share.
+    """
+    if options.batch % world_size():
+        raise ConfigError(f"the batch is {options.batch}; {world_size()} processes must share it")
     device = torch.device(options.device)
     model.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -73,9 +81,11 @@ def flow_matching_step(
 
     def step(batch: Batch, generator: torch.Generator) -> Tensor:
         images, labels = batch
-        level = torch.sigmoid(torch.randn(len(images), generator=generator)).to(images.device)
-        noise = torch.randn(images.shape, generator=generator).to(images.device)
-        dropped = torch.rand(len(images), generator=generator) < options.label_dropout
+        # Every rank draws for the whole batch and takes its share: no two pictures get the same noise.
+        share, whole = slice(rank(), None, world_size()), len(images) * world_size()
+        level = torch.sigmoid(torch.randn(whole, generator=generator))[share].to(images.device)
+        noise = torch.randn(whole, *images.shape[1:], generator=generator)[share].to(images.device)
+        dropped = (torch.rand(whole, generator=generator) < options.label_dropout)[share]
         labels = labels.masked_fill(dropped.to(labels.device), classes)
         kept = drawn_prefix(options.prefixes, generator)
         with torch.autocast(images.device.type, options.dtype, enabled=options.dtype != torch.float32):

@@ -12,8 +12,8 @@ from fewer.core.errors import ConfigError
 from fewer.core.files import write_json
 from fewer.core.progress import Progress
 from fewer.core.train import FitResult, rank
-from fewer.generate.conditional.condition import ConditionPlan
 from fewer.generate.conditional.for_sana import ConditionedSana, condition_sana, save_conditioned
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.lora import write_lora
 from fewer.generate.model_folder import DEFAULT_MODEL, ModelSettings, Parts, open_parts
 from fewer.generate.training.buckets import bucket_shapes

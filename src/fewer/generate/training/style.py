@@ -8,7 +8,8 @@ from fewer.core.device import isolated_randomness
 from fewer.core.progress import Progress
 from fewer.core.train import FitResult
 from fewer.generate.conditional.adapter import AtCondition, adapter
-from fewer.generate.conditional.condition import ConditionAware, ConditionPlan
+from fewer.generate.conditional.condition import ConditionAware
+from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.training.encoded import EncodedSet
 from fewer.generate.training.transformer import TransformerTraining, train_transformer
 from fewer.generate.transformer.sana import SanaTransformer
