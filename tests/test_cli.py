@@ -1,6 +1,9 @@
 """The contract of every verb: exit codes, one JSON object, flags win over TOML."""
 
+import errno
+import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -24,6 +27,7 @@ def test_json_is_exactly_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "code", "said"),
     [
         (["nonsense"], 2, "allowed: "),
+        (["recommend", "sugest"], 2, "perhaps you meant 'recommend suggest'"),
         (["info", "--nonsense", "3"], 2, "--nonsense"),
         (["info", "--config"], 2, "path of a TOML"),
         (["info", "--config", "/nowhere.toml"], 4, "not there"),
@@ -63,6 +67,59 @@ def test_toml_sets_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture[s
     config.write_text("modelz = 3\n")
     assert cli.main(["info", "--config", str(config)]) == 2
     assert "modelz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/model.bin"), 2, "'model.bin': No space left"),
+        (PermissionError(errno.EACCES, "Permission denied"), 2, "Permission denied"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), 4, "'b': No such file"),
+        (MemoryError(), 5, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_too(
+    raised: BaseException, code: int, said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def refuse(request: object, progress: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("fewer.core.info.info_command", refuse)
+    assert cli.main(["info"]) == code
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    for stream, code in ((os.fdopen(writing, "w"), 0), (open("/dev/full", "w"), 2), (None, 0)):  # noqa: SIM115
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert cli.main([]) == code
+        assert cli._print_result({"a": 1}, True) == 0  # nothing is tried again
+        if stream is not None:
+            stream.close()
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_any_terminal_can_show_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert cli._print_result({"output": "数/ü \udcfc", "loss": float("nan")}, True) == 0
+    assert json.loads(raw.getvalue()) == {"output": "数/ü \udcfc", "loss": None}
+    text = io.StringIO()  # knows no encoding
+    monkeypatch.setattr(sys, "stdout", text)
+    assert cli._print_result({"a": "ü"}, True) == 0 and text.getvalue() == '{"a": "ü"}\n'
+
+
+def test_help_is_shown_by_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert cli._write_out("ü") == 0 and raw.getvalue().endswith(b"\\xfc\n")
 
 
 def test_every_verb_leads_to_a_request_and_a_function() -> None:

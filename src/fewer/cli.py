@@ -1,22 +1,16 @@
 """The command line: one visible dict from verb to room, and the rules that hold for every verb.
 
-`fewer VERB [OPTIONS]` imports the verb's module, reads its request dataclass with tyro, lets flags win over
-`--config FILE.toml`, validates everything once more, runs the verb, and prints its result: a table for
-people, or with `--json` exactly one JSON object on standard output.
+`fewer VERB [OPTIONS]` imports the verb's module, reads its request dataclass (`core/options.py`), runs the
+verb, and prints its result: a table for people, or with `--json` exactly one JSON object on standard output.
 """
 
 import contextlib
-import dataclasses
 import importlib
-import io
-import json
 import os
-import re
 import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +26,13 @@ class Verb:
 # fmt: off
 VERBS: dict[str, Verb] = {
     "generate": Verb("fewer.compose", "GenerateCommand", "generate_anywhere", "pictures from prompts"),
+    "reconstruct": Verb(
+        "fewer.generate.command_reconstruct", "ReconstructRequest", "reconstruct_command",
+        "a picture through the autoencoder and back, with PSNR and SSIM",
+    ),
     "train sana": Verb(
         "fewer.generate.training.command", "TrainSanaRequest", "train_sana_command",
         "a text-to-image transformer, on your pictures or on composed emoji",
-    ),
-    "train large": Verb(
-        "fewer.generate.training.command_large", "TrainLargeRequest", "train_large_command",
-        "an edition of the built-in model that draws twice the side",
-    ),
-    "train few-steps": Verb(
-        "fewer.generate.training.command_few_steps", "TrainFewStepsRequest", "train_few_steps_command",
-        "a model that draws in twenty steps -> one that draws in two",
     ),
     "train lora": Verb(
         "fewer.generate.training.command", "TrainLoraRequest", "train_lora_command",
@@ -52,40 +42,46 @@ VERBS: dict[str, Verb] = {
         "fewer.generate.training.command_style", "TrainStyleRequest", "train_style_command",
         "generated weights (CAN) that teach a model a drawing style from some fifty pictures",
     ),
-    "bench": Verb(
-        "fewer.bench", "BenchRequest", "bench_command", "the published figures, each with its peer"
+    "train few-steps": Verb(
+        "fewer.generate.training.command_few_steps", "TrainFewStepsRequest", "train_few_steps_command",
+        "a model that draws in twenty steps -> one that draws in two",
     ),
-    "convert": Verb(
-        "fewer.quantize.command_convert", "ConvertRequest", "convert_command", "checkpoints from form to form"
+    "train large": Verb(
+        "fewer.generate.training.command_large", "TrainLargeRequest", "train_large_command",
+        "an edition of the built-in model that draws twice the side",
+    ),
+    "train autoencoder": Verb(
+        "fewer.generate.command_train_autoencoder", "TrainAutoencoderRequest", "train_autoencoder_command",
+        "a deep compression autoencoder on your own pictures, in three phases",
+    ),
+    "train class-conditional": Verb(
+        "fewer.generate.command_train_class_conditional", "TrainClassConditionalRequest",
+        "train_class_conditional_command",
+        "pictures of classes from labelled pictures, with weights that follow the class (CAN)",
     ),
     "quantize": Verb(
-        "fewer.quantize.command", "QuantizeRequest", "quantize_command", "a 16-bit model to 4 bits"
+        "fewer.quantize.command", "QuantizeRequest", "quantize_command",
+        "a 16-bit model to 4 bits",
     ),
-    "serve": Verb(
-        "fewer.serve.command", "ServeRequest", "serve_command",
-        "a server: page, OpenAI and ComfyUI doors, queue",
+    "convert": Verb(
+        "fewer.quantize.command_convert", "ConvertRequest", "convert_command",
+        "checkpoints from form to form",
     ),
-    "recommend train": Verb(
-        "fewer.recommend.command", "TrainRequest", "train_command", "learn what comes next from interactions"
+    "learn semi-supervised": Verb(
+        "fewer.learn.command_semi_supervised", "SemiSupervisedRequest", "semi_supervised_command",
+        "a classifier from a few labels and many pictures without",
     ),
-    "recommend search": Verb(
-        "fewer.recommend.command", "SearchRequest", "search_command", "find the length of short-term interest"
+    "learn invariant": Verb(
+        "fewer.learn.command_invariant", "InvariantRequest", "invariant_command",
+        "a classifier for domains it has never seen, beside plain training",
     ),
-    "recommend evaluate": Verb(
-        "fewer.recommend.command_serving", "EvaluateRequest", "evaluate_command",
-        "full-ranking figures of a model",
+    "learn predict": Verb(
+        "fewer.learn.command_predict", "PredictRequest", "predict_command",
+        "the classes of pictures",
     ),
-    "recommend suggest": Verb(
-        "fewer.recommend.command_serving", "SuggestRequest", "suggest_command", "next items for histories"
-    ),
-    "recommend export": Verb(
-        "fewer.recommend.command_serving", "ExportRequest", "export_command", "ONNX encoder, vectors, index"
-    ),
-    "recommend update": Verb(
-        "fewer.recommend.command", "UpdateRequest", "update_command", "go on learning from new interactions"
-    ),
-    "info": Verb(
-        "fewer.core.info", "InfoRequest", "info_command", "versions, devices, kernels, models found"
+    "learn evaluate": Verb(
+        "fewer.learn.command_evaluate", "EvaluateRequest", "evaluate_command",
+        "accuracy and calibration of a model, or what a distilled set teaches",
     ),
     "learn distill": Verb(
         "fewer.learn.distillation.command_distill", "DistillRequest", "distill_command",
@@ -100,73 +96,60 @@ VERBS: dict[str, Verb] = {
         "distilled files of several sites -> one",
     ),
     "learn export": Verb(
-        "fewer.learn.distillation.command_merge",
-        "ExportRequest",
-        "export_command",
+        "fewer.learn.distillation.command_merge", "ExportRequest", "export_command",
         "a distilled file -> .npz, PNG folder, page or datasheet",
     ),
     "learn import": Verb(
-        "fewer.learn.distillation.command_import",
-        "ImportRequest",
-        "import_command",
+        "fewer.learn.distillation.command_import", "ImportRequest", "import_command",
         "a set made by the field's published code -> a distilled file",
     ),
     "learn indicator": Verb(
-        "fewer.learn.distillation.command_indicator",
-        "IndicatorRequest",
-        "indicator_command",
+        "fewer.learn.distillation.command_indicator", "IndicatorRequest", "indicator_command",
         "is distilling worth it? asked of random subsets beforehand",
     ),
     "learn variation": Verb(
-        "fewer.learn.distillation.command_variation",
-        "VariationRequest",
-        "variation_command",
+        "fewer.learn.distillation.command_variation", "VariationRequest", "variation_command",
         "several data sets distilled together against one by one",
     ),
+    "recommend train": Verb(
+        "fewer.recommend.command", "TrainRequest", "train_command",
+        "learn what comes next from interactions",
+    ),
+    "recommend search": Verb(
+        "fewer.recommend.command", "SearchRequest", "search_command",
+        "find the length of short-term interest",
+    ),
+    "recommend evaluate": Verb(
+        "fewer.recommend.command_serving", "EvaluateRequest", "evaluate_command",
+        "full-ranking figures of a model",
+    ),
+    "recommend suggest": Verb(
+        "fewer.recommend.command_serving", "SuggestRequest", "suggest_command",
+        "next items for histories",
+    ),
+    "recommend export": Verb(
+        "fewer.recommend.command_serving", "ExportRequest", "export_command",
+        "ONNX encoder, vectors, index",
+    ),
+    "recommend update": Verb(
+        "fewer.recommend.command", "UpdateRequest", "update_command",
+        "go on learning from new interactions",
+    ),
     "stitch": Verb(
-        "fewer.stitch.command",
-        "StitchRequest",
-        "stitch_command",
+        "fewer.stitch.command", "StitchRequest", "stitch_command",
         "an endoscopy video becomes one map of the tube",
     ),
-    "learn semi-supervised": Verb(
-        "fewer.learn.command_semi_supervised",
-        "SemiSupervisedRequest",
-        "semi_supervised_command",
-        "a classifier from a few labels and many pictures without",
+    "serve": Verb(
+        "fewer.serve.command", "ServeRequest", "serve_command",
+        "a server: page, OpenAI and ComfyUI doors, queue",
     ),
-    "learn invariant": Verb(
-        "fewer.learn.command_invariant",
-        "InvariantRequest",
-        "invariant_command",
-        "a classifier for domains it has never seen, beside plain training",
+    "bench": Verb(
+        "fewer.bench", "BenchRequest", "bench_command",
+        "the published figures, each with its peer",
     ),
-    "learn predict": Verb(
-        "fewer.learn.command_predict", "PredictRequest", "predict_command", "the classes of pictures"
-    ),
-    "learn evaluate": Verb(
-        "fewer.learn.command_evaluate",
-        "EvaluateRequest",
-        "evaluate_command",
-        "accuracy and calibration of a model, or what a distilled set teaches",
-    ),
-    "reconstruct": Verb(
-        "fewer.generate.command_reconstruct",
-        "ReconstructRequest",
-        "reconstruct_command",
-        "a picture through the autoencoder and back, with PSNR and SSIM",
-    ),
-    "train autoencoder": Verb(
-        "fewer.generate.command_train_autoencoder",
-        "TrainAutoencoderRequest",
-        "train_autoencoder_command",
-        "a deep compression autoencoder on your own pictures, in three phases",
-    ),
-    "train class-conditional": Verb(
-        "fewer.generate.command_train_class_conditional",
-        "TrainClassConditionalRequest",
-        "train_class_conditional_command",
-        "pictures of classes from labelled pictures, with weights that follow the class (CAN)",
+    "info": Verb(
+        "fewer.core.info", "InfoRequest", "info_command",
+        "versions, devices, kernels, models found",
     ),
 }
 # fmt: on
@@ -178,20 +161,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code: 0, or that of the error (design: 2, 3, 4, 5, 130)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
+        return _write_out(_overview())
     if words[0] in ("-V", "--version"):
-        print(f"fewer {_version()}")
-        return 0
+        return _write_out(f"fewer {_version()}")
     name, rest = _split_verb(words)
     if name is None and len(words) == 2 and words[1] in ("-h", "--help") and _verbs_of(words[0]):
-        print(_overview(_verbs_of(words[0])))
-        return 0
+        return _write_out(_overview(_verbs_of(words[0])))
     if name is None:
-        known = _verbs_of(words[0]) or list(VERBS)
-        given = " ".join(words[:2]) if words[0] in {verb.split()[0] for verb in VERBS} else words[0]
-        print(f"fewer: {given!r} is not a verb; allowed: {', '.join(known)}", file=sys.stderr)
-        return 2
+        return _complain("", _unknown_verb(words), 2)
     return _run(name, rest)
 
 
@@ -224,6 +201,16 @@ def _overview(names: Sequence[str] = tuple(VERBS)) -> str:
     )
 
 
+def _unknown_verb(words: list[str]) -> str:
+    import difflib
+
+    siblings = _verbs_of(words[0])
+    given = " ".join(words[:2]) if siblings else words[0]
+    near = difflib.get_close_matches(given, VERBS, n=1)
+    meant = f"; perhaps you meant {near[0]!r}" if near else ""
+    return f"{given!r} is not a verb; allowed: {', '.join(siblings or VERBS)}{meant}"
+
+
 def _split_verb(words: list[str]) -> tuple[str | None, list[str]]:
     for length in (2, 1):
         name = " ".join(words[:length])
@@ -233,56 +220,42 @@ def _split_verb(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _run(name: str, words: list[str]) -> int:
-    from fewer.core.errors import ConfigError, FewerError
+    from fewer.core.errors import FewerError
+    from fewer.core.options import parse_request, take_common
     from fewer.core.progress import make_progress
 
-    words, as_json, config = _take_common(words)
     try:
-        if config == "":
-            raise ConfigError("--config needs the path of a TOML file")
+        common = take_common(words)
         verb = VERBS[name]
         module = _import_room(verb.module)
-        request = _parse(name, getattr(module, verb.request), words, Path(config) if config else None)
-        if request is None:  # --help was asked for and shown
-            return 0
+        request, page = parse_request(name, getattr(module, verb.request), common.rest, common.config)
+        if request is None:
+            return _write_out(page.rstrip())
         result = getattr(module, verb.function)(request, make_progress("auto"))
     except FewerError as error:
-        print(f"fewer {name}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _complain(name, str(error), error.exit_code)
     except KeyboardInterrupt:
-        print(f"fewer {name}: interrupted; what was finished is saved", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _complain(name, "interrupted; what was finished is saved", EXIT_INTERRUPTED)
     except MemoryError:
-        print(f"fewer {name}: out of memory; try a smaller size, batch or model", file=sys.stderr)
-        return 5
+        return _complain(name, "out of memory; try a smaller size, batch or model", 5)
+    except OSError as error:  # a disk that filled up, a folder that may not be read, a name that is too long
+        return _complain(name, _what_failed(error), 4 if isinstance(error, FileNotFoundError) else 2)
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be imported here
             raise
-        print(f"fewer {name}: the GPU is out of memory; try a smaller size or batch", file=sys.stderr)
-        return 5
-    _print_result(result, as_json)
-    return 0
+        return _complain(name, "the GPU is out of memory; try a smaller size or batch", 5)
+    return _print_result(result, common.as_json)
 
 
-def _take_common(words: list[str]) -> tuple[list[str], bool, str | None]:
-    rest, as_json, config = [], False, None
-    position = 0
-    while position < len(words):
-        word = words[position]
-        if word == "--json":
-            as_json = True
-        elif word == "--config":
-            position += 1
-            config = words[position] if position < len(words) else ""
-        elif word.startswith("--config="):
-            config = word.removeprefix("--config=")
-        elif word == "--":
-            rest.extend(words[position:])
-            break
-        else:
-            rest.append(word)
-        position += 1
-    return rest, as_json, config
+def _complain(name: str, message: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # nobody reads; the exit code still tells
+        print(" ".join(f"fewer {name}".split()) + f": {message}", file=sys.stderr)
+    return code
+
+
+def _what_failed(error: OSError) -> str:
+    given = f" {os.path.basename(os.fsdecode(error.filename))[:80]!r}" if error.filename else ""
+    return f"cannot use the file or folder{given}: {error.strerror or error}; try another path"
 
 
 def _import_room(module: str) -> typing.Any:
@@ -298,72 +271,19 @@ def _import_room(module: str) -> typing.Any:
         raise FileError(message, missing=True) from error
 
 
-def _parse(name: str, cls: type, words: list[str], config: Path | None) -> typing.Any:
-    import tyro
-
-    from fewer.core.config import validate
-    from fewer.core.errors import ConfigError
-
-    defaults = {"default": _defaults_from(cls, config)} if config else {}
-    shown, complaint = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):
-            # A dictionary (`settings`) comes from a file alone: no subcommand may be made of it.
-            options = (tyro.conf.AvoidSubcommands,)
-            request = tyro.cli(cls, prog=f"fewer {name}", args=words, config=options, **defaults)
-    except SystemExit as stop:
-        if not stop.code:
-            print(shown.getvalue(), end="")
-            return None
-        raise ConfigError(_first_sentence(complaint.getvalue(), name)) from None
-    return validate(cls, request)
-
-
-def _defaults_from(cls: type, config: Path) -> object:
-    import tyro
-    from pydantic import TypeAdapter, ValidationError
-
-    from fewer.core.config import describe, read_toml
-    from fewer.core.errors import ConfigError
-
-    given = {key.replace("-", "_"): value for key, value in read_toml(config).items()}
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(given) - set(fields))
-    if unknown:
-        raise ConfigError(f"{config.name!r} sets {', '.join(unknown)}; allowed: {', '.join(sorted(fields))}")
-    values = {}
-    for key, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if key in given:
-            try:
-                values[key] = TypeAdapter(hints[key]).validate_python(given[key])
-            except ValidationError as error:
-                raise ConfigError(f"{config.name!r}, {key}: {describe(error)}") from error
-        elif required:
-            values[key] = tyro.MISSING
-    return cls(**values)
-
-
-def _first_sentence(box: str, name: str) -> str:
-    """tyro draws its complaints in a box; the contract wants one line."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯─-_ \t") for line in box.splitlines()]
-    kept = []
-    for line in lines[1:]:
-        if line.startswith(("For full helptext", "Argument helptext")):
-            break
-        if line:
-            kept.append(line)
-    text = " ".join(kept) or "the options could not be read"
-    return f"{text}; see: fewer {name} --help"
-
-
-def _print_result(result: Mapping[str, object], as_json: bool) -> None:
+def _print_result(result: Mapping[str, object], as_json: bool) -> int:
     if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
-        return  # of torchrun's processes the first speaks
+        return 0  # of torchrun's processes the first speaks
+    from fewer.core.readable import json_line
+
     if as_json:
-        print(json.dumps(result, default=str, ensure_ascii=False, allow_nan=False))
-        return
+        return _write_out(json_line(result, getattr(sys.stdout, "encoding", None) or "utf-8"))
+    with contextlib.suppress(OSError):
+        _print_table(result)
+    return 0
+
+
+def _print_table(result: Mapping[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -377,3 +297,21 @@ def _print_result(result: Mapping[str, object], as_json: bool) -> None:
         for name, part in parts:
             table.add_row(f"  {name}", Text(readable(part), overflow="fold"))
     Console(stderr=True, highlight=False).print(table)
+
+
+def _write_out(text: str) -> int:
+    """Standard output, whatever it is: a reader that has gone is no error, a full disk is one."""
+    out = sys.stdout
+    if out is None:  # the shell closed it (>&-)
+        return 0
+    encoding = out.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
+    except OSError as error:
+        # What could not be written must not be tried again when the interpreter ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0
+        return _complain("", f"standard output cannot be written: {error.strerror}", 2)
+    return 0

@@ -14,6 +14,7 @@ from fewer.core.errors import FileError
 from fewer.core.files import (
     decode_image,
     inside,
+    output_folder,
     read_arrays,
     read_image,
     read_json,
@@ -197,3 +198,11 @@ def test_a_safetensors_header_whose_length_looks_like_a_pickle_is_not_taken_for_
     path.write_bytes(b"\x80\x04\x95" + b"{" * 80)
     with pytest.raises(FileError, match="pickle"):
         refuse_pickle(path)
+
+
+def test_a_folder_for_results_is_made_or_refused_at_once(tmp_path: Path) -> None:
+    assert output_folder(tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").write_text("x")
+    for name in ("file", "file/below", "n" * 300):
+        with pytest.raises(FileError, match="choose another --output"):
+            output_folder(tmp_path / name)

@@ -1,5 +1,8 @@
+import errno
 import io
 import json
+
+import pytest
 
 from fewer.core.progress import BarProgress, LineProgress, SilentProgress, make_progress, track
 
@@ -42,3 +45,16 @@ def test_the_bar_shows_what_was_done_and_stops_when_the_caller_breaks() -> None:
         if item == 4:
             break
     assert "4/10" in stream.getvalue()
+
+
+def test_work_goes_on_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for style in ("lines", "json"):
+        progress = make_progress(style, Full())  # pyright: ignore
+        progress.say("a")
+        assert list(track(range(3), progress, "steps")) == [0, 1, 2]
+    monkeypatch.setattr("sys.stderr", None)
+    assert isinstance(make_progress("auto"), SilentProgress)

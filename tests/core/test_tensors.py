@@ -1,5 +1,7 @@
 import json
 import random
+import resource
+import signal
 import struct
 import time
 from pathlib import Path
@@ -140,3 +142,18 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     assert len({(tmp_path / name).read_bytes() for name in "abcd"}) == 1
     assert tensor_header(tmp_path / "a")[1].items() >= facts.items()
     assert set(read_tensors(tmp_path / "a")) == set(tensors)
+
+
+def test_a_full_disk_is_a_file_error_and_leaves_what_was_there(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"a": torch.ones(3)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(FileError, match="cannot write 'a'"):
+            write_tensors(tmp_path / "a", {"a": torch.ones(5000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_tensors(tmp_path / "a")["a"].tolist() == [1, 1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fewer import cli
+from fewer.recommend.command_serving import _words
 from fewer.recommend.recommender import Recommender
 
 
@@ -96,6 +97,11 @@ def test_suggestions_for_many_go_to_a_file(
     lines = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
     assert len(rows) == 46 and [row["fallback"] for row in rows[:4]] == ["false", "false", "true", "true"]
     assert [row["item"] for row in rows[:2]] == lines[0]["items"] and rows[-1]["history"] == "23"
+
+
+def test_an_id_with_a_comma_stands_in_quotes() -> None:
+    assert _words('3, "fig, dried" ,,7') == ["3", "fig, dried", "7"]
+    assert _words('3 , a"b,') == ["3", 'a"b'] and _words("") == []
 
 
 @pytest.mark.parametrize(

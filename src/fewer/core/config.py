@@ -27,11 +27,11 @@ def validate(cls: type[Request], value: object) -> Request:
         raise ConfigError(describe(error)) from error
 
 
-def describe(error: ValidationError) -> str:
-    """One line a person can act on: every wrong field, its value, and what is allowed."""
+def describe(error: ValidationError, field: str = "") -> str:
+    """One line a person can act on: every wrong field (within `field`), its value, and what is allowed."""
     parts = []
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "the request"
+        where = ".".join(map(str, [field, *problem["loc"]] if field else problem["loc"])) or "the request"
         if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             parts.append(f"{where} is not a known setting")
             continue

@@ -195,6 +195,19 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise FileError(f"cannot write {path.name!r}: {error.strerror}; choose another --output") from error
 
 
+def output_folder(path: Path) -> Path:
+    """The folder, made if it is not there. Raises `FileError`, so that no work is done in vain."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise FileError(
+            f"cannot write into {path.name[:80]!r}: {error.strerror}; choose another --output"
+        ) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -3,6 +3,7 @@
 Everything goes to standard error; standard output belongs to results.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -27,7 +28,7 @@ class Progress(Protocol):
 def make_progress(style: Style = "auto", stream: TextIOBase | None = None) -> Progress:
     """`auto` draws a bar on a terminal and prints a line every ten seconds elsewhere."""
     stream = stream or sys.stderr  # pyright: ignore
-    if style == "silent":
+    if style == "silent" or stream is None:  # the shell closed it (2>&-)
         return SilentProgress()
     if style == "json":
         return JsonProgress(stream)
@@ -134,7 +135,7 @@ class LineProgress:
             self._running = False
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        _write_line(self._stream, text)
 
     def _line(self, figures: dict[str, float]) -> None:
         counter = self._counter
@@ -166,7 +167,7 @@ class JsonProgress:
             self._running = False
 
     def say(self, text: str) -> None:
-        print(json.dumps({"event": "say", "text": text}), file=self._stream, flush=True)
+        _write_line(self._stream, json.dumps({"event": "say", "text": text}))
 
     def _write(self, event: str, figures: dict[str, float]) -> None:
         counter = self._counter
@@ -179,4 +180,10 @@ class JsonProgress:
             "seconds_left": counter.seconds_left(),
             **figures,
         }
-        print(json.dumps(line), file=self._stream, flush=True)
+        _write_line(self._stream, json.dumps(line))
+
+
+def _write_line(stream: TextIOBase, text: str) -> None:
+    """Work goes on where its log cannot be written: the disk is full, or the reader has gone."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream, flush=True)

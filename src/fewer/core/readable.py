@@ -1,6 +1,33 @@
-"""How a result is shown to people: what stands on a line, and what gets lines of its own."""
+"""How a result is shown: as lines, and lines within lines, to people; as JSON to machines."""
 
+import json
+import math
 from collections.abc import Mapping
+
+
+def json_line(value: object, encoding: str = "utf-8") -> str:
+    """The value as one line of JSON that `encoding` can write. JSON knows no NaN: those figures are null."""
+    plain = _plain(value)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(plain, allow_nan=False)
+    return text
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, "tolist"):  # NumPy's and torch's numbers and arrays
+        return _plain(value.tolist())  # pyright: ignore[reportAttributeAccessIssue]
+    return str(value)
 
 
 def parts_of(value: object) -> list[tuple[str, object]]:

@@ -135,6 +135,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes all tensors with a checksum, the whole file or nothing. Raises `FileError`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -166,5 +167,6 @@ def write_tensors(
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)
-    except OSError as error:
-        raise FileError(f"cannot write {path.name!r}: {error.strerror}; choose another --output") from error
+    except (OSError, SafetensorError) as error:  # a full disk comes as either
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FileError(f"cannot write {path.name!r}: {reason}; choose another --output") from error

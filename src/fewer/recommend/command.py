@@ -11,6 +11,7 @@ from fewer.core.checkpoint import latest_checkpoint
 from fewer.core.config import validate
 from fewer.core.device import pick_device
 from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import output_folder
 from fewer.core.progress import Progress
 from fewer.recommend.data.features import read_features
 from fewer.recommend.data.reading import Columns, column_names, read_interactions
@@ -73,6 +74,7 @@ def train_command(request: TrainRequest, progress: Progress) -> dict[str, object
             f"{request.output} holds a started training; add --resume to go on, or give another --output"
         )
     interactions = request.read()
+    output_folder(request.output)
     settings = FitSettings(
         method=request.method,
         sizes=request.sizes(),
@@ -141,6 +143,8 @@ class SearchRequest(LearningOptions):
 def search_command(request: SearchRequest, progress: Progress) -> dict[str, object]:
     """The most likely length, all probabilities, and with --verify-search its rank in the grid."""
     interactions = request.read()
+    if request.output is not None:
+        output_folder(request.output)
     sizes, notes = fitting_candidates(request.sizes())
     for note in (*interactions.notes, *notes):
         progress.say(note)

@@ -198,7 +198,9 @@ def load_index(path: Path, recommender: Recommender) -> ItemIndex:
 
 
 def _words(line: str) -> list[str]:
-    return [word for word in (part.strip() for part in line.split(",")) if word]
+    """Ids between commas; one that holds a comma itself stands in quotes, as in CSV."""
+    parts = next(csv.reader([line], skipinitialspace=True), []) if '"' in line else line.split(",")
+    return [word for word in (part.strip() for part in parts) if word]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

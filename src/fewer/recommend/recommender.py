@@ -204,7 +204,7 @@ class Recommender:
         """Raises `FileError` when files are missing, damaged, or do not belong together."""
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise FileError(f"no recommender in {folder.name!r}: config.json is missing", missing=True)
+            raise FileError(f"no recommender in {str(folder)!r}: config.json is missing", missing=True)
         config = read_json(inside(folder, "config.json"), MAX_CONFIG_BYTES)
         names = read_json(inside(folder, "items.json"), MAX_CONFIG_BYTES)
         if config.get("format") != FORMAT or not isinstance(names.get("items"), list):

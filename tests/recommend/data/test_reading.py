@@ -1,4 +1,5 @@
 import gzip
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,6 +69,10 @@ def test_dates_are_times_and_columns_can_be_named(tmp_path: Path) -> None:
         ("user,item,time\na,b,1\na,c,nan\n", r"log.csv, line 3, column 'time'"),
         ("user,item,time\na,b,1\na,c,\n", r"log.csv, line 3, column 'time'"),
         ("user,item\na,b\n,c\n", r"log.csv, line 3, column 'user': empty"),
+        ("user,item\na,b\nc,  \n", r"log.csv, line 3, column 'item': empty"),
+        ('user,item\na,"b\nc,d\n', r"log.csv, line 2, column 'item': an id of several lines"),
+        ("user,item,item\na,b,c\n", r"log.csv, line 1: column 'item' occurs 2 times"),
+        ("user,item,time\na,b,2024-05-01T00:00:00Z\na,c,2024-05-01T00:00:00\n", r"line 2, column 'time'"),
         ("person,item\na,b\n", r"log.csv, line 1: no user column"),
         ("user,thing\na,b\n", r"log.csv, line 1: no item column"),
         ("user,item\na,b,c\n", r"cannot be read as csv"),
@@ -115,3 +120,77 @@ def test_item_tables_keep_their_item_column(tmp_path: Path) -> None:
     path.write_text("item_id:token\tclass:token_seq\n1\tdrama war\n")
     columns, item = table_columns(path)
     assert item == "item_id:token" and columns["class:token_seq"] == ["drama war"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2024-05-01T00:00:01Z\n2024-05-01T00:00:00Z", 1.0),
+        ("2024-05-01 02:00:00+02:00\n2024-04-30 23:59:00+00:00", 60.0),
+        ("2024-05-01T00:00:00.25\n2024-05-01", 0.25),
+        (" 7 \n5", 2.0),
+        ("9999-01-02\n9999-01-01", 86400.0),
+    ],
+)
+def test_times_of_every_usual_spelling_are_understood(tmp_path: Path, text: str, seconds: float) -> None:
+    late, early = text.split("\n")
+    (tmp_path / "log.csv").write_text(f"user,item,time\na,late,{late}\na,early,{early}\n")
+    made = read_interactions(tmp_path / "log.csv")
+    assert histories(made) == {"a": ["early", "late"]}
+    assert made.times is not None and made.times[1] - made.times[0] == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_other_separators_are_told_by_the_header(tmp_path: Path, sign: str) -> None:
+    (tmp_path / "log.csv").write_text(f"user{sign}item\nu1{sign} pear \nu1{sign}fig, dried\n")
+    assert histories(read_interactions(tmp_path / "log.csv")) == {"u1": ["pear", "fig, dried"]}
+
+
+@pytest.mark.parametrize(
+    ("column", "wanted"),
+    [
+        (pa.array([1577934245123456789, 2], pa.timestamp("ns")), 1577934245.123456),
+        (pa.array([1, 2], pa.timestamp("s", tz="Europe/Berlin")), 2.0),
+        (pa.array([1, 2], pa.date32()), 172800.0),
+    ],
+)
+def test_times_of_a_table_may_be_of_any_precision(tmp_path: Path, column: pa.Array, wanted: float) -> None:
+    parquet.write_table(pa.table({"user": [1, 1], "item": [1, 2], "time": column}), tmp_path / "log.parquet")
+    times = read_interactions(tmp_path / "log.parquet").times
+    assert times is not None and times[-1] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_whole_numbers_that_became_floats_are_whole_again(tmp_path: Path) -> None:
+    table = pa.table({"user": [1e9, 2.0], "item": [123456789.0, 1.0]})
+    parquet.write_table(table, tmp_path / "log.parquet")
+    assert histories(read_interactions(tmp_path / "log.parquet")) == {"1000000000": ["123456789"], "2": ["1"]}
+    assert table_columns(tmp_path / "log.parquet")[0]["item"] == ["123456789", "1"]
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array([[1]]), pa.array([{"a": 1}]), pa.array([b"\xff"]), pa.array([1], pa.time32("s"))]
+)
+def test_a_column_that_holds_no_ids_or_times_is_named(tmp_path: Path, column: pa.Array) -> None:
+    path = tmp_path / "log.parquet"
+    if not pa.types.is_time(column.type):
+        parquet.write_table(pa.table({"user": [1], "item": column}), path)
+        with pytest.raises(FileError, match=r"log.parquet, column 'item'.*is no id"):
+            read_interactions(path)
+    parquet.write_table(pa.table({"user": [1], "item": [1], "time": column}), path)
+    with pytest.raises(FileError, match=r"log.parquet, column 'time'.*is no time"):
+        read_interactions(path)
+
+
+def test_half_an_archive_and_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(b"user,item\n" + b"a,b\n" * 1000)[:-9])
+    with pytest.raises(FileError, match=r"log.csv.gz: cannot be read"):
+        read_interactions(tmp_path / "log.csv.gz")
+    with pytest.raises(FileError, match="a folder") as caught:
+        read_interactions(tmp_path)
+    assert caught.value.exit_code == 2
+
+
+def test_a_name_of_any_encoding_is_read(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/l\xfcg.csv"))
+    path.write_text("user,item\na,b\n")
+    assert histories(read_interactions(path)) == {"a": ["b"]}

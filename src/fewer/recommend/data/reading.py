@@ -4,7 +4,9 @@ Tables are streamed batch by batch through pyarrow; only integer codes and one c
 stay in memory, so that a file larger than memory can be read. An error names file, line and column.
 """
 
+import contextlib
 import gzip
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +47,7 @@ def read_interactions(
     file, an unknown ending, a missing column or a bad value (with its line), `DataError` for no rows.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileError(f"interactions {str(path)!r}: no such file", missing=True)
+    _require_file(path, "interactions")
     collector = _Collector()
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     if kind == "txt":
@@ -60,6 +61,13 @@ def read_interactions(
             f"{path.name}: unknown kind of file; allowed: .csv .tsv .inter .parquet .jsonl .txt, .gz"
         )
     return collector.finish(deduplicate)
+
+
+def _require_file(path: Path, what: str) -> None:
+    if path.is_dir():
+        raise FileError(f"{what} {str(path)!r}: a folder; one file is needed")
+    if not path.is_file():
+        raise FileError(f"{what} {str(path)!r}: no such file", missing=True)
 
 
 class _Collector:
@@ -110,7 +118,9 @@ def _table_batches(path: Path, kind: str) -> "Iterator[tuple[int, pyarrow.Record
         for batch in _open_batches(path, kind):
             yield line, batch
             line += batch.num_rows
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # a broken .gz is an OSError
+        if isinstance(error, FileError):
+            raise
         reason = str(error).splitlines()[0][:200]
         raise FileError(f"{path.name}: cannot be read as {kind}: {reason}") from error
     except UnicodeDecodeError as error:
@@ -123,10 +133,10 @@ def _open_batches(path: Path, kind: str) -> "Iterator[pyarrow.RecordBatch]":
     if kind == "parquet":
         import pyarrow.parquet as parquet
 
-        with parquet.ParquetFile(path) as file:
+        with pa.OSFile(os.fsencode(path)) as source, parquet.ParquetFile(source) as file:
             yield from file.iter_batches(batch_size=1 << 17)
         return
-    with pa.input_stream(str(path), compression="detect") as stream:
+    with _stream(path) as stream:
         if kind == "jsonl":
             from pyarrow import json
 
@@ -134,9 +144,9 @@ def _open_batches(path: Path, kind: str) -> "Iterator[pyarrow.RecordBatch]":
             return
         from pyarrow import csv
 
-        separator = "," if kind == "csv" else "\t"
-        with pa.input_stream(str(path), compression="detect") as head:
+        with _stream(path) as head:
             first = head.read(1 << 16).split(b"\n", 1)[0].decode().strip("\r\ufeff")
+        separator = _separator(first) if kind == "csv" else "\t"
         names = [name.strip().strip('"') for name in first.split(separator)]
         if kind == "inter":
             _check_atomic_header(path, names)
@@ -147,6 +157,19 @@ def _open_batches(path: Path, kind: str) -> "Iterator[pyarrow.RecordBatch]":
                 column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
             ),
         )
+
+
+def _stream(path: Path) -> "pyarrow.NativeFile":
+    """The file's text; as bytes a name may be of any encoding."""
+    import pyarrow as pa
+
+    packing = "gzip" if path.name.endswith(".gz") else None
+    return pa.input_stream(pa.OSFile(os.fsencode(path)), compression=packing)
+
+
+def _separator(header: str) -> str:
+    """Some programs write `.csv` with another sign than the comma; then the header has no comma."""
+    return next((sign for sign in ",;\t|" if sign in header), ",")
 
 
 def _check_atomic_header(path: Path, names: list[str]) -> None:
@@ -164,18 +187,21 @@ def _add_table(
     collector: _Collector, path: Path, line: int, batch: "pyarrow.RecordBatch", columns: Columns
 ) -> None:
     """One batch of a table into the collector; RecBole's `name:type` headers are understood."""
-    names = batch.schema.names
+    names = _distinct(path, batch.schema.names)
     user = _find(path, names, columns.user, USER_NAMES, "user")
     item = _find(path, names, columns.item, ITEM_NAMES, "item")
     time = _find(path, names, columns.time, TIME_NAMES, "time", required=columns.time is not None)
     assert user is not None and item is not None
-    cells = {name: batch.column(name) for name in (user, item)}
-    for name, column in cells.items():
-        if column.null_count:
-            row = int(np.flatnonzero(np.asarray(column.is_null()))[0])
-            raise FileError(f"{path.name}, line {line + row}, column {name!r}: empty; an id is needed")
+    ids = [_as_ids(path, line, name, batch.column(name)) for name in (user, item)]
     times = None if time is None else _as_times(path, line, time, batch.column(time))
-    collector.add(_as_text(cells[user]), _as_text(cells[item]), times)
+    collector.add(*ids, times)
+
+
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise FileError(f"{path.name}, line 1: column {double!r} occurs {names.count(double)} times")
+    return names
 
 
 def _find(
@@ -195,23 +221,48 @@ def _find(
     )
 
 
-def _as_text(column: "pyarrow.Array") -> list[str]:
+def _as_ids(path: Path, line: int, name: str, column: "pyarrow.Array") -> list[str]:
+    """Ids as text without blanks around them. A cell that is no id is named by its line."""
     import pyarrow as pa
+    import pyarrow.compute as compute
 
-    return column.cast(pa.string()).to_pylist()
+    if pa.types.is_floating(
+        column.type
+    ):  # a table that had gaps holds whole numbers as floats: 1e9 is 1000000000
+        with contextlib.suppress(pa.ArrowInvalid):
+            column = column.cast(pa.int64())
+    try:
+        texts = compute.utf8_trim_whitespace(column.cast(pa.string()))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise FileError(
+            f"{path.name}, column {name!r}: {column.type} is no id; text or numbers are"
+        ) from error
+    empty = compute.or_kleene(texts.is_null(), compute.equal(texts, "")).fill_null(True)
+    for bad, why in (
+        (empty, "empty; an id is needed"),
+        (compute.match_substring(texts, "\n"), "an id of several lines; is a quote not closed?"),
+    ):
+        if bad.true_count:
+            row = int(np.flatnonzero(bad.to_numpy(zero_copy_only=False))[0])
+            raise FileError(f"{path.name}, line {line + row}, column {name!r}: {why}")
+    return texts.to_pylist()
 
 
 def _as_times(path: Path, line: int, name: str, column: "pyarrow.Array") -> np.ndarray:
     """Numbers, dates, or text holding either, as float seconds. A bad cell is named by its line."""
     import pyarrow as pa
 
-    if pa.types.is_temporal(column.type):
-        column = column.cast(pa.timestamp("us")).cast(pa.int64())
-        times = column.to_numpy(zero_copy_only=False).astype(np.float64) / 1e6
-    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        times = _parse_times(path, line, name, column)
-    else:
-        times = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    try:
+        if pa.types.is_temporal(column.type):
+            times = _seconds(column)
+        elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            times = _parse_times(path, line, name, column)
+        else:
+            times = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise FileError(
+            f"{path.name}, column {name!r}: {column.type} is no time; numbers, dates, or text of either are"
+        ) from error
     bad = np.flatnonzero(~np.isfinite(times))
     if len(bad):
         shown = column[int(bad[0])].as_py()
@@ -221,17 +272,26 @@ def _as_times(path: Path, line: int, name: str, column: "pyarrow.Array") -> np.n
     return times
 
 
-def _parse_times(path: Path, line: int, name: str, column: "pyarrow.Array") -> np.ndarray:
+def _seconds(dates: "pyarrow.Array") -> np.ndarray:
+    """Since 1970, to the microsecond (what is finer is cut off)."""
     import pyarrow as pa
 
-    for target in (pa.float64(), pa.timestamp("us")):
+    whole = dates.cast(pa.timestamp("us", tz=getattr(dates.type, "tz", None)), safe=False).cast(pa.int64())
+    return whole.to_numpy(zero_copy_only=False).astype(np.float64) / 1e6
+
+
+def _parse_times(path: Path, line: int, name: str, column: "pyarrow.Array") -> np.ndarray:
+    """Text: numbers, or ISO dates, all of them with a zone (`Z`, `+02:00`) or all without."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    column = compute.utf8_trim_whitespace(column)
+    for target in (pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", tz="UTC"), pa.timestamp("us")):
         try:
             times = column.cast(target)
         except pa.ArrowInvalid:
             continue
-        if target == pa.float64():
-            return times.to_numpy(zero_copy_only=False)
-        return times.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.float64) / 1e6
+        return times.to_numpy(zero_copy_only=False) if target == pa.float64() else _seconds(times)
     for row, cell in enumerate(column.to_pylist()):
         try:
             float(cell or "nan")
@@ -268,17 +328,21 @@ def _text_batches(path: Path) -> Iterator[tuple[list[str], list[str]]]:
 
 def table_columns(path: Path) -> tuple[dict[str, list[object]], str]:
     """All columns of a small table (item features) and the name of its item column. Raises `FileError`."""
-    if not path.is_file():
-        raise FileError(f"table {str(path)!r}: no such file", missing=True)
+    _require_file(path, "table")
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     if kind not in ("csv", "tsv", "item", "parquet", "jsonl"):
         raise FileError(f"{path.name}: unknown kind of file; allowed: .csv .tsv .item .parquet .jsonl")
     columns: dict[str, list[object]] = {}
-    for _, batch in _table_batches(path, "tsv" if kind == "item" else kind):
-        for name in batch.schema.names:
-            columns.setdefault(name, []).extend(batch.column(name).to_pylist())
-    item = _find(path, list(columns), None, ITEM_NAMES, "item")
-    assert item is not None
+    item = ""
+    for line, batch in _table_batches(path, "tsv" if kind == "item" else kind):
+        names = _distinct(path, batch.schema.names)
+        item = _find(path, names, None, ITEM_NAMES, "item") or ""
+        for name in names:
+            cells = batch.column(name)
+            read = _as_ids(path, line, name, cells) if name == item else cells.to_pylist()
+            columns.setdefault(name, []).extend(read)
+    if not item:
+        raise FileError(f"{path.name}: no rows; a header and one row an item are needed")
     return columns, item
 
 

@@ -1,0 +1,117 @@
+"""From the words behind a verb to its validated request: flags win over `--config FILE.toml`.
+
+tyro reads the options from the request's dataclass; its complaints, which it draws in a box, become one line.
+"""
+
+import contextlib
+import dataclasses
+import io
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from fewer.core.errors import ConfigError
+
+Request = TypeVar("Request")
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What every verb takes, and the words that are left for the verb itself."""
+
+    rest: list[str]
+    as_json: bool
+    config: Path | None
+
+
+def take_common(words: Sequence[str]) -> Common:
+    """`--json` and `--config FILE` from anywhere before a lone `--`. Raises `ConfigError`."""
+    rest: list[str] = []
+    as_json, config = False, None
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--json":
+            as_json = True
+        elif word == "--config" or word.startswith("--config="):
+            config = word.removeprefix("--config=") if "=" in word else next(remaining, "")
+            if not config:
+                raise ConfigError("--config needs the path of a TOML file")
+        elif word == "--":
+            rest += [word, *remaining]
+        else:
+            rest.append(word)
+    return Common(rest, as_json, None if config is None else Path(config))
+
+
+def parse_request(
+    name: str, cls: type[Request], words: Sequence[str], config: Path | None
+) -> tuple[Request | None, str]:
+    """(request, ""), or (None, help page) when `--help` is among the words.
+
+    Raises `ConfigError` for options that are not known or have wrong values, `FileError` for a config file
+    that is missing or no TOML.
+    """
+    import tyro
+
+    from fewer.core.config import validate
+
+    defaults = {"default": _defaults_from(cls, config)} if config else {}
+    shown, complaint = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):
+            # A dictionary (`settings`) comes from a file alone: no subcommand may be made of it.
+            options = (tyro.conf.AvoidSubcommands,)
+            request = tyro.cli(cls, prog=f"fewer {name}", args=list(words), config=options, **defaults)
+    except SystemExit as stop:
+        if not stop.code:
+            return None, shown.getvalue()
+        raise ConfigError(one_line(complaint.getvalue(), name)) from None
+    return validate(cls, request), ""
+
+
+def _defaults_from(cls: type[Request], config: Path) -> Request:
+    import tyro
+    from pydantic import TypeAdapter, ValidationError
+
+    from fewer.core.config import describe, read_toml
+
+    given = {key.replace("-", "_"): value for key, value in read_toml(config).items()}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    unknown = sorted(set(given) - set(fields))
+    if unknown:
+        raise ConfigError(f"{config.name!r} sets {', '.join(unknown)}; allowed: {', '.join(sorted(fields))}")
+    values = {}
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if key in given:
+            try:
+                values[key] = TypeAdapter(hints[key]).validate_python(given[key])
+            except ValidationError as error:
+                raise ConfigError(f"{config.name!r}: {describe(error, key)}") from error
+        elif required:
+            values[key] = tyro.MISSING
+    return cls(**values)
+
+
+def one_line(box: str, name: str) -> str:
+    """tyro's complaint without its frame and without the pages of help it quotes; what was meant is named."""
+    kept: list[str] = []
+    meant: list[str] = []
+    guessing = False
+    for raw in box.splitlines()[1:]:
+        line = re.sub(r"\x1b\[[0-9;]*m", "", raw).strip("│╭╮╰╯─ \t")
+        line = "" if set(line) <= {"-"} else line
+        if line.startswith(("For full helptext", "Argument helptext")):
+            break
+        guessing = guessing or line.startswith("Perhaps you meant")
+        if guessing:
+            meant += re.findall(r"^--[\w.-]+", line)
+        elif line:
+            kept.append(line)
+    text = " ".join(kept).rstrip(".") or "the options could not be read"
+    hint = f"; perhaps you meant {', '.join(meant[:3])}" if meant else ""
+    return f"{text}{hint}; see: fewer {name} --help"

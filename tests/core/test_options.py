@@ -1,0 +1,82 @@
+"""Words and TOML to a request, and what is said when they make none."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import ConfigDict, Field
+
+from fewer.core.errors import ConfigError, FileError
+from fewer.core.options import one_line, parse_request, take_common
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Draws."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    output: Path
+    """Where to."""
+    steps: Annotated[int, Field(ge=1)] = 20
+    sampler: Literal["euler", "dpm"] = "dpm"
+
+
+def test_common_options_stand_anywhere_but_behind_two_dashes() -> None:
+    common = take_common(["a", "--json", "b", "--config", "x.toml", "--", "--json"])
+    assert common.rest == ["a", "b", "--", "--json"] and common.as_json and common.config == Path("x.toml")
+    assert take_common(["--config=y.toml"]).config == Path("y.toml")
+    assert take_common([]).config is None and not take_common([]).as_json
+    for words in (["--config"], ["--config="]):
+        with pytest.raises(ConfigError, match="path of a TOML"):
+            take_common(words)
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text('output = "here"\nsteps = 7\n')
+    assert parse_request("draw", Request, [], config)[0] == Request(output=Path("here"), steps=7)
+    assert parse_request("draw", Request, ["--steps", "8"], config)[0] == Request(
+        output=Path("here"), steps=8
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps = 'many'", "steps was 'many'"),
+        ("stepz = 3", "sets stepz; allowed: output, sampler, steps"),
+        ("steps = [", "not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises((ConfigError, FileError), match=said) as caught:
+        parse_request("draw", Request, ["--output", "x"], tmp_path / "a.toml")
+    assert "a.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--output", "x", "--stps", "3"], "Unrecognized options: --stps, 3; perhaps you meant --steps; see"),
+        (["--output", "x", "--sampler", "ddim"], "invalid choice 'ddim'"),
+        (["--output", "x", "--steps", "1.5"], "Error parsing --steps"),
+        (["--output", "x", "--steps", "0"], "steps was 0"),
+        ([], "--output PATH"),
+    ],
+)
+def test_a_wrong_word_is_one_line(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_request("draw", Request, words, None)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_help_is_a_page_and_no_request() -> None:
+    request, page = parse_request("draw", Request, ["--help"], None)
+    assert request is None and "usage: fewer draw" in page and "Where to." in page
+
+
+def test_a_box_without_words_still_points_to_help() -> None:
+    assert one_line("", "draw") == "the options could not be read; see: fewer draw --help"
