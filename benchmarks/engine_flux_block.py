@@ -1,15 +1,18 @@
 """A FLUX-shaped joint block and single block: bf16 eager and compiled, NF4, torchao fp8, and our h8.
 
 runs on: gpu. Random weights of the published widths (3072 wide, 24 heads, 4096 image and 512 text tokens).
-The blocks are written here. Attention is the same for every contender; norms, rotary positions, gates and
-sums are compiled for the peers and for us, or part of our kernels. NF4 is bitsandbytes where it is installed,
-and beside it the same arithmetic (block-wise table look-up, compiled, then cuBLAS).
+The blocks are written here. Attention is torch's for every contender. What is elementwise is compiled for
+the peers; for us it is part of our kernels, norm and rotation of queries and keys one of its own ("compiled
+norms" is us without that one, "streamed" with the rows' projections made while they are rounded). NF4 is
+bitsandbytes where it is installed, and beside it the same arithmetic (table look-up compiled, then cuBLAS).
 Run: python benchmarks/engine_flux_block.py [--tiny --device cpu] [--output FILE.json]
 """
 # bench: gpu, 2 min:
 
 import argparse
 import copy
+import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewer.core.modules import replace_modules
+from fewer.kernels.rotary import norm_and_rotate
 from fewer.kernels.scratch import WeightScratch
 from fewer.quantize.fused import FusedH8, fuse
 from fewer.quantize.linear import QuantizedLinear
@@ -106,7 +110,10 @@ class EngineBlock(nn.Module):
     Like a block among others: beside its last product the first weight of the next block is expanded.
     """
 
-    def __init__(self, block: nn.Module, dtype: torch.dtype, compiled: bool, fold: bool) -> None:
+    def __init__(
+        self, block: nn.Module, dtype: torch.dtype, compiled: bool, fold: bool, rotate: bool = True
+    ) -> None:
+        """`rotate` takes our kernel for norm and rotation, if it runs here and gives what torch does."""
         super().__init__()
         self.block, self.fold = copy.deepcopy(block), fold
         # Text and image run side by side, so each has buffers of its own.
@@ -124,6 +131,7 @@ class EngineBlock(nn.Module):
             for name, following in zip(order, (*order[1:], order[0]), strict=True):
                 self.products[name].following = self.products[following]
         attention = self.block.attention
+        self.rotate = rotate and rotates_rightly(attention, dtype, "cuda" if compiled else "cpu")
 
         def prepare(parts: list[Tensor], turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             return attention.prepare(torch.cat(parts)[None], turn)
@@ -143,8 +151,12 @@ class EngineBlock(nn.Module):
         self.products[name] = product
         return layer
 
-    def attend(self, joint: list[Tensor], turn: tuple[Tensor, Tensor]) -> Tensor:
-        query, key, value = self.prepare(joint, turn)
+    def attend(self, joint: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """Of the whole sequence's joint products, (rows, 3 · dim), which are changed in place."""
+        if self.rotate:
+            query, key, value = prepare_in_place(self.block.attention, joint, turn)
+        else:
+            query, key, value = self.prepare([joint], turn)
         return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)[0]
 
     def forward(self, image: Tensor, text: Tensor, six: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
@@ -164,11 +176,16 @@ class EngineBlock(nn.Module):
             else:
                 hidden, _ = p["up"](rows, activation="gelu", shift=six[0], scale=six[1])
                 joint, _ = p["qkv"](rows, shift=six[0], scale=six[1])
-            attended, _ = p["attention_out"](self.attend([joint], turn))
+            attended, _ = p["attention_out"](self.attend(joint, turn))
             return self.add([rows], [(attended, p["down"](hidden)[0])], six[2])
         streams = {"text": text[0], "image": image[0]}
-        joint = self.both(lambda name: p[f"{name}.qkv"](streams[name], shift=six[0], scale=six[1])[0])
-        attended = self.attend(joint, turn).split([text.shape[1], image.shape[1]])
+        lengths = [text.shape[1], image.shape[1]]
+        joint = text.new_empty(sum(lengths), 3 * text.shape[2])
+        places = dict(zip(streams, joint.split(lengths), strict=True))
+        self.both(
+            lambda name: p[f"{name}.qkv"](streams[name], shift=six[0], scale=six[1], out=places[name])[0]
+        )
+        attended = self.attend(joint, turn).split(lengths)
         parts = dict(zip(streams, attended, strict=True))
 
         def finish(name: str) -> tuple[Tensor, tuple[Tensor]]:
@@ -197,6 +214,32 @@ class EngineBlock(nn.Module):
         """Of the layers as they rest: codes, scales, branches, biases."""
         tensors = [b for m in self.block.modules() if isinstance(m, QuantizedLinear) for b in m.buffers()]
         return sum(tensor.nbytes for tensor in tensors) / 2**30
+
+
+def prepare_in_place(
+    attention: Attention, joint: Tensor, turn: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `Attention.prepare` for one sequence, by our kernel: three views of `joint`, which it changes."""
+    norms, heads = (attention.norm_q, attention.norm_k), attention.heads
+    norm_and_rotate(joint, *(norm.weight for norm in norms), *turn, heads, norms[0].eps)
+    query, key, value = joint.view(len(joint), 3, heads, -1).unbind(1)
+    return tuple(part[None].transpose(1, 2) for part in (query, key, value))  # type: ignore[return-value]
+
+
+def rotates_rightly(attention: Attention, dtype: torch.dtype, device: str) -> bool:
+    """Whether the kernel compiles here and agrees with torch on a few rows."""
+    dim = attention.norm_q.weight.shape[0]
+    joint, angles = torch.randn(5, 3 * attention.heads * dim), torch.randn(5, dim // 2)
+    joint, angles = joint.to(device, dtype), angles.to(device, dtype)
+    turn = (angles.cos(), angles.sin())
+    wanted = attention.prepare(joint[None].clone(), turn)
+    try:
+        found = prepare_in_place(attention, joint.clone(), turn)
+        error = max(relative_error(a, b) for a, b in zip(found, wanted, strict=True))
+    except Exception as problem:  # of a compiler, a driver or a launch
+        error = float("nan")
+        print(f"norm and rotation stay torch's: {problem}", file=sys.stderr)
+    return error < 2e-2
 
 
 def in_nf4(block: nn.Module) -> nn.Module:
@@ -244,9 +287,25 @@ def contenders(
         return {**facts, "weights_gib": weights, "relative_error": relative_error(call(), expected)}
 
     gpu = given.device.startswith("cuda")
+
+    def ours(fold: bool, rotate: bool, streamed: bool) -> Figures:
+        os.environ["FEWER_STREAMED"] = str(int(streamed))
+        built: list[EngineBlock] = []
+
+        def build() -> nn.Module:
+            built.append(EngineBlock(block, dtype, gpu, fold, rotate))
+            return built[0]
+
+        return {**row(build), "norm_and_rotation_in_one_kernel": built[0].rotate}
+
+    forms = {
+        "h8 fewer": (False, True, False),
+        "h8 fewer, streamed": (False, True, True),
+        "h8 fewer, branch folded": (True, True, False),
+        "h8 fewer, compiled norms": (False, False, False),
+    }
     ways: dict[str, Callable[[], Figures]] = {
-        name: lambda fold=fold: row(lambda: EngineBlock(block, dtype, gpu, fold))
-        for name, fold in (("h8 fewer", False), ("h8 fewer, branch folded", True))
+        name: lambda form=form: ours(*form) for name, form in forms.items()
     }
     others: dict[str, Callable[[], Figures]] = {
         "bf16 compiled": lambda: row(lambda: torch.compile(block)),

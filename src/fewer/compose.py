@@ -100,7 +100,7 @@ def _draw_on_rank(group: object, request: GenerateCommand) -> dict[str, object]:
 
     def spread(pipe: "TextToImage") -> None:
         _shrink(pipe, request, progress)
-        pipe.accelerate()
+        pipe.accelerate(fold_branch=request.branch == "folded")
         plan, why = _plan(pipe, request, group)
         pipe.transformer = parallelize(pipe.transformer, plan, group)
         pipe.autoencoder = parallelize(pipe.autoencoder, ParallelPlan(devices=group.size, mode="sync"), group)

@@ -42,6 +42,12 @@ def test_a_picture_and_its_facts(generate, tmp_path):
         assert picture.size == (64, 64)
 
 
+def test_a_branch_is_folded_on_a_gpu_alone(generate, tmp_path):
+    code, _, says = generate("a cat", "--branch", "folded", "--output", tmp_path / "a.png")
+    assert code == 2 and "for a GPU" in says
+    assert not (tmp_path / "a.png").exists()
+
+
 def test_several_prompts_and_counts_go_into_a_folder(generate, tmp_path):
     code, result, _ = generate(
         "a cat", "a cat", "../x/Y z", "--steps", 1, "--count", 2, "--output", tmp_path / "out"

@@ -100,3 +100,22 @@ def test_operators_are_registered_properly() -> None:
         torch.float32,
     )
     torch.library.opcheck(torch.ops.fewer.int8_linear, arguments)
+
+
+def test_a_result_goes_into_some_rows_of_a_larger_tensor(device: torch.device) -> None:
+    codes, weight = (torch.randint(-127, 128, (n, 64), dtype=torch.int8).to(device) for n in (4, 5))
+    row_scale, column_scale, gate, residual = (
+        torch.rand(shape).to(device) for shape in ((4,), (5,), (2, 5), (4, 5))
+    )
+    operands = (codes, row_scale, weight, column_scale)
+    for around in ({}, {"gate": gate}, {"gate": gate, "residual": residual, "activation": "gelu"}):
+        whole = torch.full((7, 5), 3.0, device=device)
+        found = int8_linear(*operands, **around, out=whole[2:6])
+        wanted = int8_linear(*operands, **around, dtype=torch.float32)
+        assert torch.allclose(whole[2:6], wanted, rtol=1e-5) and found.data_ptr() == whole[2:].data_ptr()
+        assert (whole[:2] == 3).all() and (whole[6:] == 3).all()
+    with pytest.raises(ValueError, match="contiguous"):
+        int8_linear(*operands, out=torch.empty(5, 4, device=device).T)
+    torch.library.opcheck(
+        torch.ops.fewer.int8_linear_into, (*operands, None, None, None, "none", None, None, whole[2:6])
+    )

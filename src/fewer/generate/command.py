@@ -41,6 +41,8 @@ class GenerateCommand(GenerateRequest):
     """Number format of the networks; `auto` is bf16 on a GPU, fp32 on a CPU."""
     precision: Literal["bf16", "fp16", "fp32", "svdquant"] | None = None
     """The same choice with 4-bit weights and activations (svdquant) beside the formats."""
+    branch: Literal["kept", "folded"] = "kept"
+    """4-bit layers on a GPU: low-rank branches beside the weights, or `folded`: faster and less exact."""
     devices: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs that draw one picture together."""
     parallel: Literal["auto", "sync", "displaced", "naive"] = "auto"
@@ -87,7 +89,11 @@ def generate_command(
     drawn: list[dict[str, object]] = []
     try:
         finished = 0
-        for event in pipe.accelerate().iterate(wanted, together=request.together):
+        folds = request.branch == "folded"
+        if folds and not pipe.transformer.proj_out.weight.is_cuda:
+            raise ConfigError("branch folded is for a GPU; on a CPU leave it out (there is nothing to gain)")
+        pipe.accelerate(fold_branch=folds)
+        for event in pipe.iterate(wanted, together=request.together):
             if isinstance(event, Denoised):
                 if event.index != finished:  # of pictures drawn side by side the first one is shown
                     continue

@@ -76,14 +76,20 @@ def int8_linear(
     gate: Float[Tensor, "batch outputs"] | None = None,
     residual: Float[Tensor, "rows outputs"] | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    out: Float[Tensor, "rows outputs"] | None = None,
 ) -> Float[Tensor, "rows outputs"]:
     """residual + gate · activation(row_scale · column_scale · (codes weightᵀ) + projected upᵀ + bias).
 
-    Everything after the int32 accumulator happens in fp32 and is rounded once (svdquant §2.9, K2).
+    Everything after the int32 accumulator happens in fp32 and is rounded once (svdquant §2.9, K2). `out`,
+    some rows of a contiguous tensor, takes the result instead of a new one, in its own dtype.
     """
-    return torch.ops.fewer.int8_linear(
-        codes, row_scale, weight, column_scale, bias, projected, up, activation, gate, residual, dtype
-    )
+    arguments = (codes, row_scale, weight, column_scale, bias, projected, up, activation, gate, residual)
+    if out is None:
+        return torch.ops.fewer.int8_linear(*arguments, dtype)
+    if not out.is_contiguous():
+        raise ValueError("out must be contiguous: whole rows of a contiguous tensor")
+    torch.ops.fewer.int8_linear_into(*arguments, out)
+    return out
 
 
 def reference_expand_h8(packed: Tensor, group_scale: Tensor, out: Tensor) -> None:
@@ -150,6 +156,27 @@ def reference_int8_linear(
     return y.to(dtype)
 
 
+def reference_int8_linear_into(
+    codes: Tensor,
+    row_scale: Tensor,
+    weight: Tensor,
+    column_scale: Tensor,
+    bias: Tensor | None,
+    projected: Tensor | None,
+    up: Tensor | None,
+    activation: str,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+) -> None:
+    """The same into `out`."""
+    out.copy_(
+        reference_int8_linear(
+            codes, row_scale, weight, column_scale, bias, projected, up, activation, gate, residual, out.dtype
+        )
+    )
+
+
 _ACTIVATIONS = {
     "none": lambda y: y,
     "silu": torch.nn.functional.silu,
@@ -163,6 +190,9 @@ _decode = torch.library.custom_op(
 )
 _product = torch.library.custom_op(
     "fewer::int8_linear", reference_int8_linear, mutates_args=(), device_types="cpu"
+)
+_product_into = torch.library.custom_op(
+    "fewer::int8_linear_into", reference_int8_linear_into, mutates_args=("out",), device_types="cpu"
 )
 
 
@@ -200,3 +230,16 @@ def _(*arguments: Any) -> Tensor:
     from fewer.kernels.triton.h8 import launch_int8_linear
 
     return launch_int8_linear(*arguments)
+
+
+@_product_into.register_fake
+def _(*arguments: Any) -> None:
+    return None
+
+
+@_product_into.register_kernel("cuda")
+def _(*arguments: Any) -> None:
+    from fewer.kernels.triton.h8 import launch_int8_linear
+
+    *others, out = arguments
+    launch_int8_linear(*others, out.dtype, out=out)

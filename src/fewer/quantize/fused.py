@@ -20,7 +20,7 @@ from torch.nn import functional
 from fewer.kernels.dense import activated_linear
 from fewer.kernels.h8 import Activation, decode_h8, expand_h8, int8_linear
 from fewer.kernels.norms import summed_and_modulated
-from fewer.kernels.quantize import QuantizedRows, quantize_rows
+from fewer.kernels.quantize import QuantizedRows, projected_on_the_way, quantize_rows
 from fewer.kernels.scratch import WeightScratch
 from fewer.quantize.formats import pad_to
 from fewer.quantize.linear import QuantizedLinear
@@ -95,17 +95,19 @@ class FusedH8:
         eps: float = 1e-6,
         silu: bool = False,
         activation: Activation = "none",
+        out: Float[Tensor, "rows outputs"] | None = None,
     ) -> tuple[Float[Tensor, "rows outputs"], Float[Tensor, "rows dim"]]:
-        """(silu?(layer(modulate?(total))), total) with total = rows + gate · update."""
+        """(silu?(layer(modulate?(total))), total), total = rows + gate · update; `out` takes the first."""
         activation = "silu" if silu else activation
         weight = self._begun()
         if self.int8:
             quantized, total = self.read(rows, update, gate, shift, scale, eps)
-            return self.multiply(quantized, rows.dtype, activation, weight), total
+            return self.multiply(quantized, rows.dtype, activation, weight, out), total
         total, rows = summed_and_modulated(rows, update, gate, shift, scale, eps)
         self._prepare_following()
         # The columns that were added to the weight are left out here: copying the rows would cost more.
-        return activated_linear(rows, weight[:, : self.inputs], self.bias, activation), total
+        y = activated_linear(rows, weight[:, : self.inputs], self.bias, activation)
+        return (y if out is None else out.copy_(y)), total
 
     def read(
         self,
@@ -118,7 +120,8 @@ class FusedH8:
     ) -> tuple[QuantizedRows, Float[Tensor, "rows dim"]]:
         """What `multiply` multiplies, and the sum. Folded layers of equal smoothing may share it."""
         total, projected = rows, None
-        if rows.is_cuda and self.down is not None and update is None and shift is None:
+        unchanged = update is None and shift is None
+        if rows.is_cuda and self.down is not None and unchanged and not projected_on_the_way(rows):
             # Rows that nothing changes before can be projected while they are quantized.
             with self.scratch.beside(self.codes.device):
                 projected = functional.linear(pad_to(rows, self.group), self.down)
@@ -139,6 +142,7 @@ class FusedH8:
         dtype: torch.dtype,
         activation: Activation = "none",
         weight: Int8[Tensor, "outputs dim"] | None = None,
+        out: Float[Tensor, "rows outputs"] | None = None,
     ) -> Float[Tensor, "rows outputs"]:
         """The product and all that follows it; `weight` where its expansion has begun."""
         weight = self._begun() if weight is None else weight
@@ -153,6 +157,7 @@ class FusedH8:
             up=self.up,
             activation=activation,
             dtype=dtype,
+            out=out,
         )
 
     def _begun(self) -> Shaped[Tensor, "outputs dim"]:

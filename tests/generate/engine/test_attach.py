@@ -26,6 +26,11 @@ def test_svdquant_needs_a_quantized_model(tiny: Callable[..., SanaTransformer]) 
         accelerate(tiny(), "svdquant")
 
 
+def test_without_quantized_layers_there_is_no_branch_to_fold(tiny: Callable[..., SanaTransformer]) -> None:
+    with pytest.raises(ConfigError, match="no branch to fold"):
+        accelerate(tiny(), fold_branch=True)
+
+
 @pytest.mark.parametrize(
     ("keep_expanded", "fold"), [(None, False), (False, False), (True, False), (True, True)]
 )

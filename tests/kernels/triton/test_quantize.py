@@ -48,16 +48,18 @@ def test_without_smoothing_or_projection(draw) -> None:
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize(("dim", "resident"), [(64, False), (520, True), (520, False), (1152, True)])
+@pytest.mark.parametrize(
+    ("dim", "way"), [(64, "rows"), (520, "resident"), (520, "rows"), (1152, "resident"), (520, "streamed")]
+)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-def test_the_sum_before_it(dim: int, resident: bool | None, norm: bool, gated: bool, draw) -> None:
+def test_the_sum_before_it(dim: int, way: str, norm: bool, gated: bool, draw) -> None:
     from fewer.kernels.triton.quantize import launch_quantize_rows
 
     x, update, down = draw(6, dim), draw(6, dim), draw(5, dim, dtype=torch.bfloat16)
     shift, scale = (draw(2, dim), draw(2, dim)) if norm else (None, None)
     arguments = (x, None, down, shift, scale, 1e-6, update, draw(2, dim) if gated else None)
-    found = launch_quantize_rows(*arguments, resident=resident)
+    found = launch_quantize_rows(*arguments, way=way)
     wanted = reference_quantize_rows(*arguments)
     assert torch.allclose(found[3], wanted[3], atol=1e-6)
     assert torch.allclose(found[1], wanted[1], rtol=1e-4)

@@ -41,9 +41,15 @@ def accelerate(
     `fold_branch` makes the low-rank branch part of the 8-bit weights: faster again, about a tenth more error.
     Training still works: with gradients the plain forward runs.
 
-    Raises `ConfigError` for "svdquant" without 4-bit layers.
+    Raises `ConfigError` for "svdquant" or `fold_branch` without 4-bit layers.
     """
-    if precision == "svdquant" and not any(hasattr(layer, "fuse") for layer in module.modules()):
+    quantized = any(hasattr(layer, "fuse") for layer in module.modules())
+    if fold_branch and not quantized:
+        raise ConfigError(
+            "there is no branch to fold: the model has no layers in 4 bits; take one of `fewer quantize`, or "
+            "leave the branch kept"
+        )
+    if precision == "svdquant" and not quantized:
         raise ConfigError(
             "precision svdquant needs a model with layers in 4 bits, and this one has none; quantize it "
             "first (fewer.quantize.quantize, or `fewer quantize`), or take bf16"

@@ -1,5 +1,6 @@
 """Mix-FFN: the part of a block that mixes neighbouring tokens and so knows where they are."""
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -29,9 +30,9 @@ class MixFFN(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]
     ) -> Float[Tensor, "batch tokens dim"]:
         """`tokens` lie row by row on a grid of (rows, columns)."""
-        if self.fused:
+        if self.fused or self._drawing_on_a_cpu(tokens):
             hidden = silu(linear(tokens, self.conv_inverted.weight.flatten(1), self.conv_inverted.bias))
-            if self.own_middle:
+            if self.fused and self.own_middle:
                 image = rearrange(hidden, "batch (h w) dim -> batch h w dim", h=grid[0])
                 mixed = gated_depthwise(image, self.conv_depth.weight, self.conv_depth.bias)  # type: ignore[arg-type]
                 return linear(mixed.flatten(1, 2), self.conv_point.weight.flatten(1))
@@ -45,3 +46,13 @@ class MixFFN(nn.Module):
         value, gate = hidden.chunk(2, dim=1)
         mixed = self.conv_point(value * silu(gate))
         return rearrange(mixed, "batch dim h w -> batch (h w) dim")
+
+    def _drawing_on_a_cpu(self, tokens: Tensor) -> bool:
+        """There torch's 1x1 convolutions take longer than products do, and nothing has to be transposed.
+
+        Only of plain layers to which nothing is hooked, and without gradients: training keeps its bits.
+        """
+        layers = (self.conv_inverted, self.conv_point)
+        plain = all(type(layer) is nn.Conv2d for layer in layers)
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+        return plain and not hooked and tokens.device.type == "cpu" and not torch.is_grad_enabled()

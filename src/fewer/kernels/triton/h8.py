@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewer.kernels.triton.hopper import fits_hopper, hopper_product
 from fewer.kernels.triton.norms import launch_gated_add
-from fewer.kernels.triton.quantize import round_half_even
+from fewer.kernels.triton.rows import round_half_even
 
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2}
 
@@ -198,15 +198,24 @@ def launch_int8_linear(
     residual: Tensor | None,
     dtype: torch.dtype,
     tile: tuple[int, int, int] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """As `reference_int8_linear`. `tile` forces the portable kernel and gives its (rows, outputs, depth)."""
+    """As `reference_int8_linear`. `tile` forces the portable kernel and gives its (rows, outputs, depth).
+
+    `out` is contiguous, in `dtype`, and takes the result.
+    """
     rows, dim = codes.shape
     outputs = weight.shape[0]
     if tile is None and dtype == torch.bfloat16 and fits_hopper(codes, weight, projected, up):
         scales = (row_scale.contiguous(), column_scale.contiguous())
-        y = hopper_product(codes, weight, scales, bias, projected, up, activation)
-        return y if residual is None else launch_gated_add(residual, y, gate)
-    out = torch.empty((rows, outputs), dtype=dtype, device=codes.device)
+        alone = gate is None and residual is None
+        y = hopper_product(codes, weight, scales, bias, projected, up, activation, out if alone else None)
+        if alone:
+            return y
+        y = launch_gated_add(torch.zeros_like(y) if residual is None else residual, y, gate)
+        return y if out is None else out.copy_(y)
+    if out is None:
+        out = torch.empty((rows, outputs), dtype=dtype, device=codes.device)
     if not rows or not outputs:
         return out
     # 128×256 keeps the tensor cores fed on Hopper once there are enough tiles for its 132 processors.

@@ -32,6 +32,8 @@ def fits_hopper(
         return False
     if rows.shape[1] * rows.element_size() % 16 or weight.shape[0] % 8:
         return False
+    if any(tensor.is_contiguous() and tensor.data_ptr() % 16 for tensor in (rows, weight)):
+        return False  # a view from the middle of other memory
     if projected is None or up is None:
         return True
     return projected.dtype == up.dtype == torch.bfloat16 and up.shape[1] in RANKS
@@ -45,11 +47,15 @@ def hopper_product(
     projected: Tensor | None = None,
     up: Tensor | None = None,
     activation: str = "none",
+    out: Tensor | None = None,
 ) -> Tensor:
-    """activation((rows weightᵀ) · scales + projected upᵀ + bias) in bf16, for int8 or bf16 operands."""
+    """activation((rows weightᵀ) · scales + projected upᵀ + bias) in bf16, for int8 or bf16 operands.
+
+    `out`, contiguous bf16, takes the result.
+    """
     from fewer.kernels.triton.hopper_product import launch_product
 
     low_rank = (None, None) if projected is None or up is None else (projected.contiguous(), up.contiguous())
     return launch_product(
-        rows.contiguous(), weight.contiguous(), scales, bias, *low_rank, ACTIVATIONS[activation]
+        rows.contiguous(), weight.contiguous(), scales, bias, *low_rank, ACTIVATIONS[activation], out
     )

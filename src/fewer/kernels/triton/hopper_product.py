@@ -249,10 +249,12 @@ def launch_product(
     low: Tensor | None,
     up: Tensor | None,
     activation: int,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """(rows, dim) int8 or bf16, (outputs, dim) of the same type -> (rows, outputs) in bf16."""
+    """(rows, dim) int8 or bf16, (outputs, dim) of the same type -> (rows, outputs) bf16, `out` if given."""
     (count, dim), outputs = rows.shape, weight.shape[0]
-    out = torch.empty((count, outputs), dtype=torch.bfloat16, device=rows.device)
+    if out is None:
+        out = torch.empty((count, outputs), dtype=torch.bfloat16, device=rows.device)
     chunk = 128 // rows.element_size()
     rank = 0 if up is None else up.shape[1]
     out_desc = _describe(out, ROWS, COLUMNS // 2)

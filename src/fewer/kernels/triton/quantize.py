@@ -1,8 +1,11 @@
 """K1 in Triton: rows that fit are projected by the kernel that quantizes them; longer ones are two kernels.
 
-Short rows: a program owns 16 of them in registers and multiplies them by the projection's factor. Long rows:
-a program owns one, and the projection is a product of its own that reads the rows once more.
+"resident": a program owns 16 short rows in registers and multiplies them by the projection's factor.
+"rows": a program owns one, and the projection is a product of its own that reads the rows once more.
+"streamed": 16 longer rows pass through a program twice (`quantize_streamed`).
 """
+
+from typing import Literal
 
 import torch
 import triton
@@ -10,19 +13,15 @@ import triton.language as tl
 from torch import Tensor
 
 from fewer.kernels.triton.chain import chained, follow
-from fewer.kernels.triton.rows import modulated, normed, pieces, summed
+from fewer.kernels.triton.quantize_streamed import fits_streamed, launch_streamed
+from fewer.kernels.triton.rows import modulated, normed, pieces, round_half_even, summed
 
 # Up to this width 16 rows and the factor of the projection fit into one processor at once.
 LONGEST_RESIDENT = 1536
 MOST_RESIDENT_ROWS = 8192
 # Up to this width a program keeps its whole row, where nothing has to be summed or normalised first.
 LONGEST_IN_REGISTERS = 4096
-
-
-@triton.jit
-def round_half_even(x):
-    """Exact for |x| < 2**22: adding 1.5 · 2**23 leaves no bits for a fraction."""
-    return (x + 12582912.0) - 12582912.0
+Way = Literal["rows", "resident", "streamed"]
 
 
 @triton.jit
@@ -206,12 +205,12 @@ def launch_quantize_rows(
     update: Tensor | None = None,
     gate: Tensor | None = None,
     inverse: Tensor | None = None,
-    resident: bool | None = None,
-    warps: int | None = None,
+    way: Way | None = None,
+    warps: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `reference_quantize_rows`; `down` is used in its own 16-bit dtype on the tensor cores.
 
-    `resident` overrides which of the two ways is taken.
+    `way` is how rows with a projection are read; None lets their width decide.
     """
     rows = rows.contiguous()
     count, dim = rows.shape
@@ -220,9 +219,8 @@ def launch_quantize_rows(
     row_scale = torch.empty((count,), dtype=torch.float32, device=rows.device)
     projected = rows.new_empty((0, 0), dtype=torch.float32)
     total = rows.new_empty((0, 0) if update is None else rows.shape)
-    rank = down.shape[0] if down is not None else 0
     if down is not None:
-        projected = torch.empty((count, rank), dtype=down.dtype, device=rows.device)
+        projected = torch.empty((count, down.shape[0]), dtype=down.dtype, device=rows.device)
     if not count:
         return codes, row_scale, projected, total
     tokens = count // max(vector.shape[0] for vector in (shift, gate, rows[:1]) if vector is not None)
@@ -238,37 +236,62 @@ def launch_quantize_rows(
         "UPDATE": update is not None,
         "GATE": gate is not None,
     }
-    if resident is None:
-        # Measured on one H100: the projection of few normed rows costs least inside, of many outside.
-        resident = norm and 256 < dim <= LONGEST_RESIDENT and count <= MOST_RESIDENT_ROWS
-    if resident and down is not None:
-        each = 16  # the smallest side of a tensor-core product
-        first = triton.next_power_of_2(dim) // 2
-        _resident_kernel[(triton.cdiv(count, each),)](
-            rows, factor, down.contiguous(), vectors[0], vectors[1], other, vectors[2],
-            codes, row_scale, projected, total, count, dim, rank, tokens, eps, *strides,
-            ROWS=each, FIRST=first, SECOND=max(16, triton.next_power_of_2(dim - first)),
-            RANK=max(16, triton.next_power_of_2(rank)), ALIGNED=tokens % each == 0, WIDE=not rows.is_cuda,
-            num_warps=warps or 8, **flags, **chained(rows.device),
-        )  # fmt: skip
+    way = way or _way(rows, norm)
+    read = (rows, factor, vectors[0], vectors[1], other, vectors[2], codes, row_scale)
+    last = (tokens, eps, *strides)
+    if down is None or way == "rows":
+        kept = _launch_rows(read, total, last, flags, down is not None)
+        if down is not None:
+            projected = torch.nn.functional.linear(kept.to(down.dtype), down)
         return codes, row_scale, projected, total
-    keep = norm and down is not None
+    rank = down.shape[0]
+    operands = (*read[:2], down.contiguous(), *read[2:], projected, total, count, dim, rank, *last)
+    ranks = max(16, triton.next_power_of_2(rank))
+    if way == "streamed":
+        launch_streamed(operands, count, ranks, flags, rows.device)
+        return codes, row_scale, projected, total
+    each = 16  # the smallest side of a tensor-core product
+    first = triton.next_power_of_2(dim) // 2
+    _resident_kernel[(triton.cdiv(count, each),)](
+        *operands,
+        ROWS=each, FIRST=first, SECOND=max(16, triton.next_power_of_2(dim - first)),
+        RANK=ranks, ALIGNED=tokens % each == 0, WIDE=not rows.is_cuda,
+        num_warps=warps, **flags, **chained(rows.device),
+    )  # fmt: skip
+    return codes, row_scale, projected, total
+
+
+def _way(rows: Tensor, norm: bool) -> Way:
+    """Measured on one H100: the projection of few normed rows costs least inside, of many outside."""
+    count, dim = rows.shape
+    if norm and 256 < dim <= LONGEST_RESIDENT and count <= MOST_RESIDENT_ROWS:
+        return "resident"
+    return "streamed" if fits_streamed(rows) else "rows"
+
+
+def _launch_rows(
+    read: tuple[Tensor, ...],
+    total: Tensor,
+    last: tuple[object, ...],
+    flags: dict[str, bool],
+    projects: bool,
+) -> Tensor:
+    """Codes and scales, a row at a time. Returns what a projection would read."""
+    rows, factor, *_, codes, row_scale = read
+    count, dim = rows.shape
+    keep = flags["NORM"] and projects
     kept = torch.empty_like(rows) if keep else rows
-    if dim > LONGEST_IN_REGISTERS and not norm and update is None:
+    if dim > LONGEST_IN_REGISTERS and not flags["NORM"] and not flags["UPDATE"]:
         _long_row_kernel[(count,)](
             rows, factor, codes, row_scale, dim,
             BLOCK=LONGEST_IN_REGISTERS, SMOOTH=flags["SMOOTH"], num_warps=8, **chained(rows.device),
         )  # fmt: skip
     else:
         _row_kernel[(count,)](
-            rows, factor, vectors[0], vectors[1], other, vectors[2], codes, row_scale, total, kept,
-            dim, tokens, eps, *strides,
+            *read, total, kept, dim, *last,
             KEEP=keep, **pieces(dim), **flags, **chained(rows.device),
         )  # fmt: skip
-    if down is not None:
-        source = kept if keep else (rows if update is None else total)
-        projected = torch.nn.functional.linear(source.to(down.dtype), down)
-    return codes, row_scale, projected, total
+    return kept if keep or not flags["UPDATE"] else total
 
 
 def _last_contiguous(tensor: Tensor) -> Tensor:

@@ -50,3 +50,9 @@ def modulated(v, scale, shift, columns, dim):
     known = columns < dim
     s = tl.load(scale + columns, mask=known, other=0.0).to(tl.float32)
     return v * (1.0 + s) + tl.load(shift + columns, mask=known, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def round_half_even(x):
+    """Exact for |x| < 2**22: adding 1.5 · 2**23 leaves no bits for a fraction."""
+    return (x + 12582912.0) - 12582912.0
