@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--images-per-class", type=int, default=10)
     parser.add_argument("--networks", nargs="+", default=list(NETWORK_POOL), choices=list(NETWORK_POOL))
     parser.add_argument("--sets", type=int, default=3, help="distilled sets of each method")
+    parser.add_argument("--iterations", nargs="+", default=[], help="METHOD=N, where not those of ITERATIONS")
     parser.add_argument("--seconds", type=float, default=1e9, help="no further set begins after so many")
     parser.add_argument("--only", default="", help="speed: of this method alone, graphs against the peer")
     parser.add_argument("--noise", action="store_true", help="speed: pictures of noise, as many and as large")
@@ -107,12 +108,15 @@ def noise() -> ImageSplits:
 
 
 def merged(known: dict, found: dict) -> dict:
-    """Dictionaries joined to the second level; what the table says as a whole is reckoned anew."""
+    """Dictionaries joined to the second level, rows of the table to the third, so that networks may be
+    added to a row; what the table says as a whole is reckoned anew."""
     result = dict(known)
     for name, value in found.items():
         old = result.get(name)
         if name == "wall_seconds" and old is not None:
             value = max(old, value)
+        if name == "table" and old is not None:
+            value = {method: {**old.get(method, {}), **row} for method, row in value.items()}
         result[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     rows, validation = result.get("table", {}), result.get("validation", {})
     if "random" in rows:
@@ -160,7 +164,7 @@ def table(splits: ImageSplits, device: torch.device, options: argparse.Namespace
             start = time.time()
             sets[name] = make(name, splits, number, options)
             rows[name].setdefault("seconds", []).append(time.time() - start)
-            rows[name]["iterations"] = ITERATIONS[name]
+            rows[name]["iterations"] = iterations_of(name, options)
             judge.validate(name, sets[name])
             print(number, name, rows[name]["seconds"], judge.validation[name], flush=True)
             yield found
@@ -232,6 +236,11 @@ class Judge:
         return {name: score.as_dict() for name, score in both.items()}
 
 
+def iterations_of(name: str, options: argparse.Namespace) -> int:
+    given = dict(one.split("=") for one in options.iterations)
+    return int(given.get(name, ITERATIONS[name]))
+
+
 def make(name: str, splits: ImageSplits, number: int, options: argparse.Namespace) -> DistilledSet:
     method, _, start = name.partition("-")
     trajectory = TrajectoryPlan(experts=20 if method == "mtt" else 5, epochs=15, latest_start=8)
@@ -240,7 +249,7 @@ def make(name: str, splits: ImageSplits, number: int, options: argparse.Namespac
     plan = DistillPlan(
         method=method,
         images_per_class=options.images_per_class,
-        iterations=2 if options.small else ITERATIONS[name],
+        iterations=2 if options.small else iterations_of(name, options),
         network=NetworkPlan(width=16 if options.small else 128),
         trajectory=trajectory,
         outer_steps=2 if options.small else None,

@@ -47,13 +47,15 @@ def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
             network=network,  # pyright: ignore
             steps=10 if arguments.small else arguments.steps,
             evaluate_every=10 if arguments.small else arguments.steps // arguments.looks,
-            batch=24 if arguments.gpu else 12,
+            records="whole" if arguments.gpu else "brief",
+            batch=arguments.batch or (24 if arguments.gpu else 12),
             augment=True,
             average=arguments.average,
             density=0.6,
             device="cuda" if arguments.gpu else "cpu",
         )
         for name, method in METHODS.items()
+        if name in arguments.methods
     }
     targets = domains.names[:1] if arguments.small else domains.names
     jobs = sweep_jobs(domains, plans, targets, arguments.seeds, 1, "training-domain")
@@ -77,9 +79,15 @@ def summarise(runs: list[tuple[Job, dict]], names: tuple[str, ...]) -> dict[str,
     for figure in ("accuracy", "all_accuracy", "last_accuracy", "last_all_accuracy"):
         judge = "last_validation" if figure.startswith("last") else "source_validation"
         faithful, extended = found["evil faithful"], found["evil extended"]
+        pairs = (
+            faithful.keys() & extended.keys() if faithful and extended else faithful.keys() | extended.keys()
+        )
         both = {
-            pair: max(faithful[pair], extended[pair], key=lambda figures: figures[judge])
-            for pair in faithful.keys() & extended.keys()
+            pair: max(
+                (rows[pair] for rows in (faithful, extended) if pair in rows),
+                key=lambda figures: figures[judge],
+            )
+            for pair in pairs
         }
         for name, rows in {**found, "evil": both}.items():
             entry: dict[str, object] = {"runs": len(rows)}
@@ -98,7 +106,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, help="of each source; 24 on a GPU, 12 on a CPU")
     parser.add_argument("--network", choices=["resnet-18", "group-cnn"])
     parser.add_argument("--average", type=float, help="judge averaged weights; the share that stays of them")
     parser.add_argument("--looks", type=int, default=4, help="evaluations of a run, each a checkpoint")
@@ -160,6 +170,8 @@ def report(
             "network": arguments.network or ("resnet-18" if arguments.gpu else "group-cnn"),
             "average": arguments.average,
             "looks": arguments.looks,
+            "methods": arguments.methods,
+            "batch": arguments.batch or (24 if arguments.gpu else 12),
             "seeds": arguments.seeds,
             "workers": arguments.workers,
             "lanes": arguments.lanes,

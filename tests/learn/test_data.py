@@ -98,6 +98,7 @@ def test_mean_and_deviation_are_those_of_numpy() -> None:
         (np.array([["a"] * 4] * 4)[None].repeat(2, 0), [0, 1], "whole numbers or floats"),
         (np.full((2, 4, 4), 2**63, np.uint64), [0, 1], "too large"),
         (np.zeros((2, 4, 4)), [0, np.nan], "whole numbers"),
+        (np.zeros((2, 4, 4)), [0, np.inf], "whole numbers"),
         (np.zeros((2, 4, 4, 2)), [0, 1], "shape"),
         (np.zeros((2, 0, 4)), [0, 1], "shape"),
     ],
@@ -130,7 +131,7 @@ def test_splits_of_other_sizes_or_channels_are_refused_before_any_work(tmp_path:
         with pytest.raises(DataError, match="the test pictures are"):
             load_images(tmp_path / "d.npz")
     np.savez(tmp_path / "d.npz", train_images=images, train_labels=np.array([0, 1, np.nan, 1]))
-    with pytest.raises(DataError, match="NaN or fractions"):
+    with pytest.raises(DataError, match="NaN, infinity or fractions"):
         load_images(tmp_path / "d.npz")
 
 
@@ -164,3 +165,20 @@ def test_picked_labels_are_equal_per_class_seeded_and_sorted() -> None:
         pick_labels(labels, 1, 4, seed=0)
     with pytest.raises(DataError, match="class 'rare' has 0"):
         pick_labels(labels, 1, 4, 0, ("a", "b", "c", "rare"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (np.array([0.0, 1.0, np.inf]), None, "infinity"),
+        (np.zeros(3, dtype=[("a", int)]), None, "whole numbers or names"),
+        (np.array([0, 1, 1]), ["lung", "lung"], "two classes are named 'lung'"),
+    ],
+)
+def test_labels_and_names_that_say_nothing_are_refused(
+    tmp_path: Path, labels: np.ndarray, names: list[str] | None, message: str
+) -> None:
+    given = {} if names is None else {"class_names": np.array(names)}
+    np.savez(tmp_path / "odd.npz", train_images=np.zeros((3, 5, 5), np.uint8), train_labels=labels, **given)
+    with pytest.raises(DataError, match=message):
+        load_images(tmp_path / "odd.npz")

@@ -143,7 +143,7 @@ def make_labelled_images(
             "one class per picture is needed"
         )
     numbers = numbers.reshape(-1)
-    if numbers.is_floating_point() and not torch.equal(numbers, numbers.round()):  # NaN equals nothing
+    if numbers.is_floating_point() and not _whole(numbers.numpy(force=True)):
         raise DataError(f"{what}: labels must be whole numbers")
     numbers = numbers.to(torch.long)
     if len(numbers) != len(pixels):
@@ -160,6 +160,11 @@ def make_labelled_images(
     if classes < 2:
         raise DataError(f"{what}: {classes} class; a classifier needs at least 2")
     names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(classes))
+    twice = (
+        next((name for name in names if names.count(name) > 1), None) if len(set(names)) < classes else None
+    )
+    if twice is not None:
+        raise DataError(f"{what}: two classes are named {twice!r}; every class needs a name of its own")
     return LabelledImages(pixels.contiguous(), numbers, names)
 
 
@@ -263,8 +268,15 @@ def _read_npz(path: Path, size: int | None) -> dict[str, LabelledImages]:
             raise DataError(
                 f"{path.name}: {prefix}_labels is multi-label (as ChestMNIST); one class a picture is needed"
             )
-        if labels[split].dtype.kind == "f" and not np.array_equal(labels[split], labels[split].round()):
-            raise DataError(f"{path.name}: {prefix}_labels holds NaN or fractions; whole numbers are needed")
+        if labels[split].dtype.kind not in "buifSU":
+            kind = str(labels[split].dtype)[:40]
+            raise DataError(
+                f"{path.name}: {prefix}_labels is of type {kind}; whole numbers or names are needed"
+            )
+        if labels[split].dtype.kind == "f" and not _whole(labels[split]):
+            raise DataError(
+                f"{path.name}: {prefix}_labels holds NaN, infinity or fractions; whole numbers are needed"
+            )
     values = np.unique(np.concatenate([array.reshape(-1) for array in labels.values()]))
     values = values[values != UNLABELLED]
     names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else None
@@ -281,6 +293,10 @@ def _read_npz(path: Path, size: int | None) -> dict[str, LabelledImages]:
         )
         for split, (images, prefix) in pairs.items()
     }
+
+
+def _whole(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all()) and np.array_equal(values, values.round())
 
 
 def _resized(data: LabelledImages, size: int | None) -> LabelledImages:

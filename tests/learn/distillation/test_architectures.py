@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from fewer.core.errors import ConfigError
 from fewer.learn.distillation.architectures import NETWORK_POOL, NetworkPlan, build_network
+from fewer.learn.distillation.loop import distill
+from tests.learn.distillation.conftest import make_pictures, tiny_plan
 
 
 @pytest.mark.parametrize("name", NETWORK_POOL)
@@ -32,3 +35,10 @@ def test_depth_follows_the_picture_size(side: int, blocks: int) -> None:
 def test_variants_of_the_convnet(norm: str, pooling: str) -> None:
     network = build_network(NetworkPlan(width=8, depth=1, norm=norm, pooling=pooling), 1, (9, 9), 2)
     assert network(torch.randn(4, 1, 9, 9)).shape == (4, 2)
+
+
+@pytest.mark.parametrize("method", ["dc", "dm", "mtt", "random"])
+def test_batch_norm_is_refused_by_name(method: str) -> None:
+    plan = tiny_plan(method, network=NetworkPlan(width=8, depth=2, norm="batch"))
+    with pytest.raises(ConfigError, match=r"norm was 'batch'.*instance, layer, group, none"):
+        distill(make_pictures(), plan=plan)

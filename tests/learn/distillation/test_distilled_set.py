@@ -80,6 +80,11 @@ def test_the_source_is_fingerprinted(made: DistilledSet) -> None:
         ({"real_patients": torch.zeros(9)}, "does not belong"),
         ({"soft_labels": torch.zeros(5, 3)}, "soft_labels has shape"),
         ({"norm_mean": None}, "missing"),
+        ({"norm_std": torch.ones(1, dtype=torch.int64)}, "norm_std are torch.int64; allowed: float16"),
+        ({"soft_labels": torch.ones(6, 3, dtype=torch.int64)}, "soft_labels are torch.int64"),
+        ({"soft_labels": torch.full((6, 3), 0.5)}, "row 0 of soft_labels is no list of probabilities"),
+        ({"soft_labels": torch.tensor([[2.0, -1.0, 0.0]] * 6)}, "row 0 of soft_labels"),
+        ({"learned_lr": torch.zeros(1)}, "learned_lr must be positive"),
     ],
 )
 def test_an_inconsistent_file_is_refused(
@@ -91,6 +96,25 @@ def test_an_inconsistent_file_is_refused(
     tensors = {name: value for name, value in {**read_tensors(path), **change}.items() if value is not None}
     write_tensors(path, tensors, metadata)
     with pytest.raises(FileError, match=words):
+        DistilledSet.load(path)
+
+
+def test_two_classes_of_one_name_are_refused(made: DistilledSet, tmp_path: Path) -> None:
+    sheet = replace(made.datasheet, class_names=("lung", "lung", "heart"))
+    replace(made, datasheet=sheet).save(tmp_path / "a.distilled.safetensors")
+    with pytest.raises(FileError, match="two classes have the same name"):
+        DistilledSet.load(tmp_path / "a.distilled.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.bool, torch.float8_e4m3fn])
+def test_normalised_pictures_are_floats(made: DistilledSet, tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "a.distilled.safetensors"
+    sheet = replace(made.datasheet, value_range="normalized")
+    replace(made, images=made.images.float(), datasheet=sheet).save(path)
+    _, metadata = tensor_header(path)
+    tensors = read_tensors(path)
+    write_tensors(path, {**tensors, "images": tensors["images"].to(dtype)}, metadata)
+    with pytest.raises(FileError, match="images are torch"):
         DistilledSet.load(path)
 
 

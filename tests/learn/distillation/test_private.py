@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -91,3 +92,23 @@ def test_without_noise_private_dm_is_dm_of_clipped_features() -> None:
 def test_what_would_break_the_guarantee_is_refused(method: str, changes: dict) -> None:
     with pytest.raises(ConfigError, match=r"privacy"):
         distill(make_pictures(), plan=tiny_plan(method, privacy=PrivacyPlan(epsilon=1.0), **changes))
+
+
+def test_the_noise_is_not_that_of_the_seed_in_the_file() -> None:
+    """Whoever has the file knows its seed; noise drawn from it could be taken away again."""
+    plan = tiny_plan("dm", privacy=PrivacyPlan(epsilon=3.0, delta=1e-3))
+    first, second = (distill(make_pictures(count=30), plan=plan) for _ in range(2))
+    assert first.datasheet.seed == second.datasheet.seed
+    assert not torch.equal(first.images, second.images)
+
+
+def test_noise_and_draws_have_the_stated_size() -> None:
+    plan = resolve(tiny_plan("dm", privacy=PrivacyPlan(noise_multiplier=3.0, sample_rate=0.3, clip=2.0)), ())
+    task = Task.of(make_pictures(count=300), plan, torch.device("cpu"))
+    matching = PrivateMatching(3.0, torch.arange(300), np.random.default_rng(0))
+    taken = [len(matching._draw(task)) for _ in range(50)]
+    assert 85 < sum(taken) / 50 < 95
+    nobody = torch.zeros(0, dtype=torch.int64)
+    noise = matching._noised_means(task, torch.zeros(0, 5000), nobody) * 0.3 * 100  # of 100 pictures a class
+    assert noise.shape == (3, 5000)
+    assert float(noise.std()) == pytest.approx(6.0, rel=0.03)

@@ -36,3 +36,11 @@ def test_nothing_to_resume_and_other_settings(tmp_path: Path) -> None:
         resume_run(tmp_path, synthetic, optimizers, DistillPlan(learning_rate=2.0))
     with pytest.raises(ConfigError, match="checkpoints"):
         resume_run(None, synthetic, optimizers, DistillPlan())
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    synthetic, optimizers = started()
+    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 1)
+    larger = Synthetic(torch.zeros(4, 1, 5, 5, requires_grad=True), 2)
+    with pytest.raises(ConfigError, match=r"other data: its images are \(4, 1, 3, 3\), this run's \(4, 1, 5"):
+        resume_run(tmp_path, larger, [torch.optim.SGD([larger.images], lr=0.5)], DistillPlan())

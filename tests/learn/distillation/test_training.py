@@ -60,7 +60,7 @@ def test_descend_lowers_the_loss_and_leaves_its_input(setting) -> None:
     network, images, labels = setting
     start = fresh_parameters(network, torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in start.items()}
-    moved = descend(network, start, images, labels, steps=20, learning_rate=0.05)
+    moved = descend(network, start, images.expand(20, *images.shape), labels.expand(20, -1), 0.05)
     from fewer.learn.distillation.stacked import classification_loss, logits
 
     losses = [classification_loss(logits(network, one, images), labels) for one in (start, moved)]

@@ -1,6 +1,12 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from fewer.learn.distillation.augment import default_augmentations
 from fewer.learn.distillation.plan import TrajectoryPlan, resolve
 from fewer.learn.distillation.start import starting_set
 from fewer.learn.distillation.task import Task
@@ -12,6 +18,7 @@ from fewer.learn.distillation.trajectory import (
     trajectory_distance,
     trajectory_matching,
 )
+from fewer.learn.graphed import Graphs, _layout
 from tests.learn.distillation.conftest import make_pictures, tiny_plan
 
 
@@ -92,3 +99,25 @@ def test_a_random_snapshot_is_one_of_those_recorded() -> None:
     assert any(torch.equal(found, task.trajectories["head.bias"][e, k]) for e in range(3) for k in range(2))
     oldest = random_snapshot(task, torch.Generator().manual_seed(0), oldest=True)["head.bias"]
     assert any(torch.equal(oldest, task.trajectories["head.bias"][-1, k]) for k in range(2))
+
+
+def test_all_steps_have_one_form_whatever_their_augmentation() -> None:
+    """A form is a graph with memory of its own on a GPU; changed colour pictures lie this way or that."""
+    forms = set()
+
+    class Recorder(Graphs):
+        def loss(self, name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:  # type: ignore[override]
+            def call(*inputs: object) -> Tensor:
+                leaves, form = pytree.tree_flatten(inputs)
+                forms.add((str(form), *((leaf.shape, leaf.dtype, _layout(leaf)) for leaf in leaves)))
+                return function(*inputs)
+
+            return call
+
+    plan = resolve(tiny_plan("mtt", trajectory=TrajectoryPlan(experts=2, epochs=2)), default_augmentations(3))
+    task = Task.of(make_pictures(channels=3), plan, torch.device("cpu"))
+    task = replace(task, trajectories=train_experts(task), graphs=Recorder())
+    synthetic = starting_set(task)
+    for step in range(4):  # of 20 student steps each, with an operation of their own
+        next(trajectory_matching(task, synthetic, step))
+    assert len(forms) == 1

@@ -187,8 +187,18 @@ def test_sam_climbs_only_on_kept_weights(toy) -> None:
 
 
 def test_penalties_start_late_without_a_mask_only() -> None:
-    irm = replace(PLAN, base="irm")
+    irm = replace(PLAN, base="irm", steps=5001)
     assert [penalty_at(irm, step) for step in (0, 499, 500)] == [1.0, 1.0, 100.0]
+    assert [penalty_at(replace(irm, steps=20_000), step) for step in (499, 500)] == [1.0, 100.0]
+    fishr = replace(irm, base="fishr")
+    assert [penalty_at(fishr, step) for step in (0, 1499, 1500)] == [0.0, 0.0, 1000.0]
     assert penalty_at(replace(irm, method="evil"), 0) == 1.0
     assert penalty_at(replace(PLAN, base="vrex", method="evil"), 0) == 10.0
     assert penalty_at(replace(irm, penalty=7.0, penalty_from=3), 3) == 7.0
+
+
+def test_penalties_start_in_short_runs_too() -> None:
+    """At a tenth of a run of 300 steps: a run that ends before the penalty sets in is plain ERM."""
+    irm = replace(PLAN, base="irm", steps=300)
+    assert [penalty_at(irm, step) for step in (29, 30, 299)] == [1.0, 100.0, 100.0]
+    assert [penalty_at(replace(irm, base="fishr"), step) for step in (89, 90)] == [0.0, 1000.0]

@@ -103,3 +103,18 @@ def test_what_is_no_folder_of_domains(tmp_path: Path) -> None:
 def test_domains_must_fit_each_other(domains: Domains) -> None:
     with pytest.raises(DataError, match="2 domain names for 3"):
         Domains(("a", "b"), domains.images)
+
+
+def test_what_unpacking_leaves_beside_the_domains_is_no_domain(tmp_path: Path) -> None:
+    for domain in ("a", "b", "c"):
+        for name in ("x", "y"):
+            write(tmp_path, domain, name)
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("a/x/0.png 0\n")
+    (tmp_path / "readme.txt").write_text("three domains")
+    (tmp_path / "a" / "x" / "Thumbs.db").write_bytes(b"\0" * 100)
+    (tmp_path / "a" / "x" / "._0.png").write_bytes(b"\0" * 100)
+    domains = load_domains(tmp_path)
+    assert domains.names == ("a", "b", "c")
+    assert domains.notes == ("'splits' holds no class folder and is no domain",)
+    assert [len(data) for data in domains.images] == [6, 6, 6]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
+from fewer.core.errors import ConfigError
 from fewer.learn.networks import MLP, ConvNet
 
 NetworkName = Literal["convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18"]
@@ -55,6 +56,15 @@ class Classifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.head(self.body(images))
+
+
+def refuse_batch_norm(plan: NetworkPlan) -> None:
+    """Raises `ConfigError`: networks that are functions of their parameters have no running statistics."""
+    if plan.norm == "batch":
+        raise ConfigError(
+            "norm was 'batch', whose running statistics are no parameters; allowed here: instance, layer, "
+            "group, none (sre2l trains a teacher with batch norm by itself)"
+        )
 
 
 def build_network(plan: NetworkPlan, channels: int, size: tuple[int, int], classes: int) -> Classifier:

@@ -40,6 +40,9 @@ from fewer.learn.distillation.training import Recipe
 DATASHEET = "fewer.datasheet"
 SUFFIX = ".distilled.safetensors"
 MAX_PICTURES = 5_000_000
+SUM_WITHIN = 0.02
+"""Probabilities in float16 add up to 1 so nearly."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -250,6 +253,8 @@ def _check_shapes(file: str, shapes: dict[str, tuple[int, ...]], sheet: Datashee
     for name in ("images", "labels", "norm_mean", "norm_std"):
         if name not in shapes:
             raise FileError(f"{file!r}: tensor {name!r} is missing")
+    if len(set(sheet.class_names)) < len(sheet.class_names):
+        raise FileError(f"{file!r}: two classes have the same name")
     count = shapes["labels"][0] if len(shapes["labels"]) == 1 else 0
     if not 1 <= count <= MAX_PICTURES:
         raise FileError(
@@ -274,10 +279,23 @@ def _check_values(file: str, tensors: dict[str, Tensor], sheet: Datasheet) -> No
     labels, images = tensors["labels"], tensors["images"]
     if labels.dtype != torch.int64 or labels.min() < 0 or labels.max() >= len(sheet.class_names):
         raise FileError(f"{file!r}: labels must be int64 in 0 .. {len(sheet.class_names) - 1}")
-    if (images.dtype == torch.uint8) != (sheet.value_range == "pixels"):
+    pixels = sheet.value_range == "pixels"
+    if (images.dtype == torch.uint8) != pixels:
         raise FileError(f"{file!r}: images are {images.dtype}, the datasheet says {sheet.value_range}")
     for name, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if name == "labels" or (name == "images" and pixels):
+            continue
+        if value.dtype not in _FLOATS:
+            raise FileError(
+                f"{file!r}: {name} are {value.dtype}; allowed: float16, bfloat16, float32, float64"
+            )
+        if not torch.isfinite(value).all():
             raise FileError(f"{file!r}: {name} holds NaN or infinity")
-    if (tensors["norm_std"] <= 0).any():
-        raise FileError(f"{file!r}: norm_std must be positive")
+    for name in ("norm_std", "learned_lr"):
+        if name in tensors and (tensors[name] <= 0).any():
+            raise FileError(f"{file!r}: {name} must be positive")
+    soft = tensors.get("soft_labels")
+    if soft is not None:
+        odd = torch.nonzero((soft < 0).any(1) | ((soft.double().sum(1) - 1).abs() > SUM_WITHIN)).flatten()
+        if len(odd):
+            raise FileError(f"{file!r}: row {int(odd[0])} of soft_labels is no list of probabilities")

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fewer.learn.distillation.augment import draw_augmentation
 from fewer.learn.distillation.stacked import Parameters, class_gradients
 from fewer.learn.distillation.task import Synthetic, Task
 from fewer.learn.distillation.training import descend
 
 DistanceName = Literal["units", "cosine", "squares"]
+LESSON = 256
+"""Synthetic pictures in a step of the network, at most."""
 _TINY = 1e-6
 
 
@@ -65,8 +69,7 @@ def gradient_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator[T
         return gradient_distance(ours, theirs, plan.distance, leading=1)
 
     def learn(parameters: Parameters, pictures: Tensor, labels: Tensor) -> Parameters:
-        rate = plan.network_learning_rate
-        return descend(task.network, parameters, pictures, labels, steps=inner_steps, learning_rate=rate)
+        return descend(task.network, parameters, pictures, labels, plan.network_learning_rate)
 
     parameters = task.fresh_network(step)
     for outer in range(outer_steps):
@@ -76,5 +79,25 @@ def gradient_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator[T
         pictures = change.on_classes(synthetic.by_class())
         yield task.graphs.loss("gradients", matching)(pictures, parameters, change.on_classes(real))
         if outer + 1 < outer_steps:
-            now = synthetic.by_class().detach().flatten(0, 1)
-            parameters = task.graphs.function("learn", learn)(parameters, now, synthetic.labels())
+            pictures, labels = lessons(task, synthetic, inner_steps, task.generator(step, outer, 1))
+            parameters = task.graphs.function("learn", learn)(parameters, pictures, labels)
+
+
+def lessons(
+    task: Task, synthetic: Synthetic, rounds: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "steps batch channels height width"], Int64[Tensor, "steps batch"]]:
+    """What a network learns between two matchings: the set as it is now, `rounds` times, in batches of at
+    most 256; with DSA every batch is changed anew, one operation for it and strengths for each picture."""
+    pictures, labels = synthetic.decoded().detach(), synthetic.labels()
+    count, names = len(pictures), task.plan.augmentations or ()
+    parts = -(-count // LESSON)
+    if parts == 1 and not names:
+        return pictures.expand(rounds, *pictures.shape), labels.expand(rounds, count)
+    size = -(-count // parts)
+    chosen: list[Tensor] = []
+    for _ in range(rounds):
+        order = torch.randperm(count, generator=generator)
+        chosen += torch.cat([order, order[: parts * size - count]]).split(size)
+    rows = torch.stack(chosen).to(pictures.device)
+    changed = [draw_augmentation(names, size, generator)(pictures[own]) for own in rows]
+    return torch.stack(changed), labels[rows]

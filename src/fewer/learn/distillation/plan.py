@@ -139,7 +139,8 @@ def resolve(plan: DistillPlan, augmentations: tuple[OperationName, ...]) -> Dist
         "augmentations": augmentations if own.augmented else (),
         "outer_steps": outer,
         "inner_steps": inner,
-        "learning_rate": own.learning_rate,
+        # DM's public setting: large sets take larger steps, because each picture's share of a mean is small.
+        "learning_rate": 10.0 if plan.method == "dm" and plan.images_per_class >= 100 else own.learning_rate,
         "soft_labels": own.soft_labels and plan.privacy is None,
     }
     missing = {

@@ -5,15 +5,17 @@ unit's contribution to all class sums together is scaled to length at most C, an
 sigma·C is added once to the sums: the subsampled Gaussian mechanism of DP-SGD, here on embeddings (DM) or on
 per-picture gradients (DC; "Private Set Generation", Chen et al. 2022). The pictures see real data through
 these sums alone. Taken as public, and said so in the file: class counts, class names, picture size.
-The accounting is opacus'.
+Who is drawn and the noise come from the operating system's randomness: whoever knew the seed, which the file
+names, could take the noise away again. So a private run is not repeatable. The accounting is opacus'.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -121,6 +123,8 @@ class PrivateMatching:
     noise_multiplier: float
     units: Int64[Tensor, " n"]
     """Number of the protected unit of every row of the task's source."""
+    chance: np.random.Generator = field(default_factory=np.random.default_rng)
+    """Whom it draws and the noise; its state must stay unknown to those who get the set."""
 
     def __call__(self, task: Task, synthetic: Synthetic, step: int) -> Iterator[Tensor]:
         """One loss a step: each step is one release of the mechanism."""
@@ -131,11 +135,10 @@ class PrivateMatching:
 
     def _distribution(self, task: Task, synthetic: Synthetic, step: int) -> Tensor:
         parameters = task.fresh_network(step)
-        generator = task.generator(step)
-        rows = self._draw(task, generator)
+        rows = self._draw(task)
         with torch.no_grad():
             vectors = embedding(task.network, parameters, task.source.images[rows])
-        target = self._noised_means(task, vectors, rows, generator)
+        target = self._noised_means(task, vectors, rows)
         pictures = synthetic.by_class()
         features = embedding(task.network, parameters, pictures.flatten(0, 1)).unflatten(
             0, pictures.shape[:2]
@@ -148,8 +151,7 @@ class PrivateMatching:
 
     def _gradient(self, task: Task, synthetic: Synthetic, step: int) -> Tensor:
         parameters = task.fresh_network(step)
-        generator = task.generator(step)
-        rows = self._draw(task, generator)
+        rows = self._draw(task)
 
         def one(image: Tensor, label: Tensor) -> Parameters:
             def loss(values: Parameters) -> Tensor:
@@ -162,7 +164,7 @@ class PrivateMatching:
         else:  # nobody was drawn: the noise alone is released
             each = {name: value.new_zeros(0, *value.shape) for name, value in parameters.items()}
         vectors = torch.cat([value.flatten(1) for value in each.values()], 1).detach()
-        flat = self._noised_means(task, vectors, rows, generator)
+        flat = self._noised_means(task, vectors, rows)
         target, position = {}, 0
         for name, value in each.items():
             size = parameters[name].numel()
@@ -174,21 +176,19 @@ class PrivateMatching:
         )
         return gradient_distance(ours, target, task.plan.distance, leading=1)
 
-    def _draw(self, task: Task, generator: torch.Generator) -> Int64[Tensor, " m"]:
+    def _draw(self, task: Task) -> Int64[Tensor, " m"]:
         """Poisson sampling of units; the rows of those drawn."""
         assert task.plan.privacy is not None
-        chances = torch.rand(int(self.units.max()) + 1, generator=generator)
+        chances = torch.from_numpy(self.chance.random(int(self.units.max()) + 1))
         taken = chances < task.plan.privacy.sample_rate
         return torch.nonzero(taken[self.units]).flatten().to(task.device)
 
-    def _noised_means(
-        self, task: Task, vectors: Tensor, rows: Tensor, generator: torch.Generator
-    ) -> Float[Tensor, "classes dim"]:
+    def _noised_means(self, task: Task, vectors: Tensor, rows: Tensor) -> Float[Tensor, "classes dim"]:
         assert task.plan.privacy is not None
         classes, clip = task.source.classes, _clip(task)
         units = self.units.to(rows.device)[rows]
         sums = private_class_sums(vectors, task.source.labels[rows], units, classes, clip)
-        noise = torch.randn(sums.shape, generator=generator).to(sums.device)
+        noise = torch.from_numpy(self.chance.standard_normal(tuple(sums.shape))).to(sums)
         counts = torch.tensor([task.source.count(label) for label in range(classes)], device=sums.device)
         expected = task.plan.privacy.sample_rate * counts  # public, so that dividing by it costs nothing
         return (sums + self.noise_multiplier * clip * noise) / expected[:, None]

@@ -45,9 +45,16 @@ def resume_run(
         return 0
     if found.facts.get("plan") != _plan_text(plan):
         raise ConfigError("the checkpoint has other settings; use the same ones or leave --resume out")
+    saved = {name: found.tensors[f"learnt/{name}"] for name in synthetic.learnt()}
+    for name, value in synthetic.learnt().items():
+        if saved[name].shape != value.shape:
+            raise ConfigError(
+                f"the checkpoint is of other data: its {name} are {tuple(saved[name].shape)}, this run's "
+                f"{tuple(value.shape)}; give the same data and picture size or leave --resume out"
+            )
     with torch.no_grad():
         for name, value in synthetic.learnt().items():
-            value.copy_(found.tensors[f"learnt/{name}"])
+            value.copy_(saved[name])
     tensors = {name: value for name, value in found.tensors.items() if name.startswith("optimizers/")}
     states = unflatten_state(tensors, found.facts["optimizers"], "optimizers")
     for k, optimizer in enumerate(optimizers):

@@ -16,7 +16,12 @@ from torch import Tensor
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress
 from fewer.learn.data import LabelledImages
-from fewer.learn.distillation.architectures import Classifier, NetworkPlan, build_network
+from fewer.learn.distillation.architectures import (
+    Classifier,
+    NetworkPlan,
+    build_network,
+    refuse_batch_norm,
+)
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.selection import random_rows
 from fewer.learn.distillation.task import Source, normalise
@@ -99,6 +104,7 @@ def score_distilled(
     """A file's score with its own recipe and network, unless others are given. Raises `DataError`."""
     test = fit_to(distilled, test)
     plan = network or stored_network(distilled)
+    refuse_batch_norm(plan)
     sheet = distilled.datasheet
     model = build_network(plan, sheet.channels, sheet.image_size, len(sheet.class_names)).to(device)
     judged = TestPictures.of(test, distilled.mean, distilled.deviation, device)

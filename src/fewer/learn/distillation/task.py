@@ -13,7 +13,7 @@ from torch import Tensor
 from fewer.core.device import seeded
 from fewer.core.errors import DataError
 from fewer.learn.data import LabelledImages
-from fewer.learn.distillation.architectures import Classifier, build_network
+from fewer.learn.distillation.architectures import Classifier, build_network, refuse_batch_norm
 from fewer.learn.distillation.augment import Augmentation, draw_augmentation
 from fewer.learn.distillation.formation import decode
 from fewer.learn.distillation.plan import DistillPlan
@@ -138,6 +138,7 @@ class Task:
     @classmethod
     def of(cls, data: LabelledImages, plan: DistillPlan, device: torch.device) -> Task:
         """`plan` is resolved. Under differential privacy the normalisation does not look at the data."""
+        refuse_batch_norm(plan.network)
         statistics = None
         if plan.privacy:
             statistics = (torch.full((data.channels,), 0.5), torch.full((data.channels,), 0.25))

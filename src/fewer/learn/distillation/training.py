@@ -123,15 +123,14 @@ def momentum_step(
 def descend(
     network: Classifier,
     parameters: Parameters,
-    images: Float[Tensor, "n channels height width"],
-    labels: Int64[Tensor, " n"],
-    steps: int,
+    images: Float[Tensor, "steps batch channels height width"],
+    labels: Int64[Tensor, "steps batch"],
     learning_rate: float,
 ) -> Parameters:
-    """Full-batch gradient steps of one network on a small set: DC's inner loop (SGD without momentum)."""
+    """Gradient steps of one network, each on a batch of its own: DC's inner loop (SGD without momentum)."""
     moved = {name: value.clone() for name, value in parameters.items()}
-    for _ in range(steps):
-        slopes = gradients(network, moved, images, labels)
+    for pictures, targets in zip(images, labels, strict=True):
+        slopes = gradients(network, moved, pictures, targets)
         torch._foreach_add_(list(moved.values()), [slopes[name] for name in moved], alpha=-learning_rate)
     return moved
 

@@ -125,12 +125,12 @@ def trajectory_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator
     plan, trajectories = task.plan.trajectory, recorded(task)
 
     def matching(
-        inputs: list[tuple[Tensor, Tensor]], rate: Tensor, started: Parameters, wanted: Parameters
+        images: Tensor, labels: Tensor, rate: Tensor, started: Parameters, wanted: Parameters
     ) -> Tensor:
         def loss_of(start: Parameters, goal: Parameters) -> Tensor:
             student = start
-            for images, labels in inputs:
-                slopes = gradients(task.network, student, images, labels)
+            for own, targets in zip(images, labels, strict=True):
+                slopes = gradients(task.network, student, own, targets)
                 student = {name: value - rate * slopes[name] for name, value in student.items()}
             return trajectory_distance(student, goal, start)
 
@@ -150,11 +150,14 @@ def trajectory_matching(task: Task, synthetic: Synthetic, step: int) -> Iterator
         draw_augmentation(task.plan.augmentations or (), 1, generator) for _ in range(plan.student_steps)
     ]
     chosen = [(pictures, targets) if rows is None else (pictures[rows], targets[rows]) for rows in batches]
-    inputs = [(change(images), labels) for change, (images, labels) in zip(changes, chosen, strict=True)]
+    # As one tensor each: changed colour pictures lie in memory by rows or by channels, and as N inputs they
+    # would have a graph, with its memory, for each of the 2^N combinations.
+    images = torch.stack([change(one) for change, (one, _) in zip(changes, chosen, strict=True)])
+    labels = torch.stack([one for _, one in chosen])
     rate = synthetic.learning_rate
     if rate is None:
         rate = torch.tensor(plan.learning_rate, device=pictures.device)
-    yield task.graphs.loss("trajectories", matching)(inputs, rate, started, wanted)
+    yield task.graphs.loss("trajectories", matching)(images, labels, rate, started, wanted)
 
 
 def _batches(

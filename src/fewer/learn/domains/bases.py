@@ -21,7 +21,9 @@ from fewer.learn.domains.plan import BaseName, InvariantPlan
 
 PENALTIES: dict[BaseName, float] = {"irm": 100.0, "vrex": 10.0, "coral": 1.0, "mmd": 1.0, "fishr": 1000.0}
 _MASKED_PENALTIES: dict[BaseName, float] = {**PENALTIES, "irm": 1.0}
-_LATE: tuple[BaseName, ...] = ("irm", "vrex", "fishr")
+_LATE: dict[BaseName, int] = {"irm": 500, "vrex": 500, "fishr": 1500}
+_BEFORE: dict[BaseName, float] = {"irm": 1.0, "vrex": 1.0, "fishr": 0.0}
+PUBLISHED_STEPS = 5001
 GROUP_RATE = 0.01  # GroupDRO's eta
 MIXUP_ALPHA = 0.2
 FISH_RATE = 0.05  # of the plain steps from domain to domain
@@ -64,21 +66,26 @@ class BaseState(nn.Module):
 
 
 def penalty_at(plan: InvariantPlan, step: int) -> float:
-    """The weight of the base's penalty at a step; plain IRM, V-REx and Fishr start late, with 1 before."""
+    """The weight of the base's penalty at a step; plain IRM, V-REx and Fishr start late, with 1 or (Fishr) 0
+    before."""
     masked = plan.method != "none"
     weight = plan.penalty
     if weight is None:
         weight = (_MASKED_PENALTIES if masked else PENALTIES).get(plan.base, 1.0)
-    return weight if step >= penalty_start(plan) else 1.0
+    return weight if step >= penalty_start(plan) else _BEFORE[plan.base]
 
 
 def penalty_start(plan: InvariantPlan) -> int:
-    """The step at which the full penalty sets in (and the optimizer is started afresh, if it is not 0)."""
+    """The step at which the full penalty sets in (and the optimizer is started afresh, if it is not 0).
+
+    DomainBed's steps (500, Fishr 1500) are of runs of 5001; in a shorter run the same share of it.
+    """
     if plan.base not in _LATE:
         return 0
     if plan.penalty_from is not None:
         return plan.penalty_from
-    return 500 if plan.method == "none" else 0
+    late = _LATE[plan.base]
+    return min(late, round(late / PUBLISHED_STEPS * plan.steps)) if plan.method == "none" else 0
 
 
 def base_gradients(

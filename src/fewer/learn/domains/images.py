@@ -91,14 +91,17 @@ def load_domains(path: Path | str, *, size: int | None = None, task: str = "grou
 
 
 def _load_folders(root: Path, size: int | None) -> Domains:
-    folders = folders_in(root)
+    found = folders_in(root)
+    # What unpacking leaves beside the domains (lists of splits, __MACOSX) has no class folders.
+    folders = [folder for folder in found if folders_in(folder)]
     if len(folders) < 2:
         raise DataError(
-            f"{root.name}: {len(folders)} domain folder found; invariant learning needs at least 2 source "
+            f"{root.name}: {len(folders)} domain folders found; invariant learning needs at least 2 source "
             "domains and 1 target, as domain/class/*.png"
         )
     classes = {folder.name: tuple(entry.name for entry in folders_in(folder)) for folder in folders}
     names, notes = _shared_classes(classes)
+    notes += [f"{one.name!r} holds no class folder and is no domain" for one in found if one not in folders]
     counts = {folder.name: [len(pictures_in(folder / name, root)) for name in names] for folder in folders}
     for domain, row in counts.items():
         empty = [name for name, count in zip(names, row, strict=True) if count == 0]

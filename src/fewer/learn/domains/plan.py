@@ -59,7 +59,8 @@ class InvariantPlan:
     penalty: Annotated[float, Field(ge=0)] | None = None
     """Weight of the base's penalty; default as the field's code."""
     penalty_from: Annotated[int, Field(ge=0)] | None = None
-    """Step from which `penalty` counts (1 before); default 0 with a mask, 500 without (irm, vrex)."""
+    """Step from which `penalty` counts (irm, vrex: 1 before; fishr: 0); default 0 with a mask, without one
+    500 (fishr 1500) or, in runs shorter than 5001 steps, the same share of them."""
     radius: Annotated[float, Field(gt=0, le=10)] = 0.05
     """sam: length of the ascent step."""
     network: NetworkName = "group-cnn"
@@ -84,6 +85,9 @@ class InvariantPlan:
     """Share of each domain that validates (DomainBed: 0.2)."""
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between evaluations; default a tenth of the run."""
+    records: Literal["whole", "brief"] = "whole"
+    """brief: an evaluation looks at the sources' validation pictures and at the domains held out, not at what
+    the sources train on (on a CPU a whole one takes as long as 60 small steps)."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
     """Decides split, weights, batches and augmentation."""
     device: DeviceName = "auto"
