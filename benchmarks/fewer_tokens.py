@@ -13,8 +13,8 @@ on their latents of 128-px crops of data/photos: 16 tokens of 32 numbers each fo
 patch 4, and for comparison f8 with 64 tokens; equal steps. The Fréchet distance is that between 4,096
 drawn and 4,096 fresh crops of the training photographs, in the features of a classifier trained here to
 tell those photographs apart ("crop judge, seed 0"), and of the fixed random network of the
-reconstruction report. `--fresh` trains the autoencoders on crops cut anew at every step; `--refine-steps`
-adds the paper's phase 3 (the decoder's head against a critic) to both.
+reconstruction report. `--quiet` starts the autoencoders linear, `--fresh` trains them on crops cut anew at
+every step, and `--refine-steps` adds the paper's phase 3 (the decoder's head against a critic) to both.
 """
 # bench: gpu, 5 min:
 
@@ -31,7 +31,7 @@ from fresh_crops import FreshCrops
 from graphed import Trainee, train_side_by_side
 from record import record
 from residual_autoencoding import build as build_autoencoder
-from residual_autoencoding import small_config
+from residual_autoencoding import small_config, start_quietly
 from residual_curve import QUARTER, WIDTHS, Draw, autoencoder_trainee, cut_fresh, from_pool, quality
 from stopwatch import captured, measure
 from torch import Tensor, nn
@@ -183,8 +183,8 @@ def pictures_quality(options: argparse.Namespace) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     crops = Crops(options)
     autoencoders = {ratio: fresh_autoencoder(ratio, options) for ratio in (8, 32)}
-    cut = crops_to_train_on(crops.train, options)
     fresh = {ratio: model for ratio, model in autoencoders.items() if not load_kept(model, ratio, options)}
+    cut = crops_to_train_on(crops.train, options) if fresh else from_pool(crops.train, 1)
     trainees = [
         autoencoder_trainee(f"f{ratio}", model, cut, 1e-3, options.autoencoder_steps, 0)
         for ratio, model in fresh.items()
@@ -232,7 +232,8 @@ def pictures_quality(options: argparse.Namespace) -> None:
 
 def fresh_autoencoder(ratio: int, options: argparse.Namespace) -> DCAutoencoder:
     widths = QUARTER if options.published_widths else WIDTHS
-    return build_autoencoder(small_config(ratio, widths, True), True, False, 0).to(options.device)
+    model = build_autoencoder(small_config(ratio, widths, True), True, False, 0)
+    return (start_quietly(model) if options.quiet else model).to(options.device)
 
 
 def crops_to_train_on(pool: Tensor, options: argparse.Namespace) -> Draw:
@@ -376,6 +377,7 @@ def main() -> None:
         "--published-widths", action="store_true", help="of the autoencoders, a quarter of them"
     )
     parser.add_argument("--fresh", action="store_true", help="autoencoders: cut crops anew at every step")
+    parser.add_argument("--quiet", action="store_true", help="autoencoders: blocks start silent")
     parser.add_argument("--leaves", type=float, default=0.0, help="with --fresh: this share is dead leaves")
     parser.add_argument("--largest", type=int, default=2048, help="with --fresh: shrink photographs to this")
     parser.add_argument("--refine-steps", type=int, default=0, help="autoencoders: of phase 3, with a critic")

@@ -2,8 +2,8 @@
 any turn, mirrored, colours and contrast mixed; and pictures of nothing but discs that cover each other ("dead
 leaves"), whose statistics are those of photographs though nothing in them was ever seen before.
 
-A pool of crops drawn beforehand (`crop_pool.py`) shows a large net the same windows some six times a run; here no
-two crops are alike.
+A pool of crops drawn beforehand (`crop_pool.py`) shows a large net the same windows some six times a run;
+here no two crops are alike.
 """
 # bench: by hand: other scripts draw from it (--fresh, --leaves)
 
@@ -83,7 +83,7 @@ class FreshCrops:
 
 @torch.no_grad()
 def dead_leaves(count: int, side: int, generator: torch.Generator, device: str, leaves: int = 100) -> Tensor:
-    """(count, 3, side, side) in [-1, 1]: discs with radii r at a density of r^-3, each shaded along a line."""
+    """(count, 3, side, side) in [-1, 1]: discs, radii r as dense as r^-3, each shaded along a line."""
     y, x = torch.meshgrid(*(torch.arange(side, device=device) + 0.5,) * 2, indexing="ij")
     ground = torch.rand(count, 3, 1, 1, generator=generator, device=device)
     picture = (2 * ground - 1).expand(-1, -1, side, side)

@@ -7,7 +7,8 @@ published ones (then f64 has 512 in its deepest stage), one block a stage, 64-px
 64, AdamW, cosine. Every compression, with and without shortcuts, takes the best of its learning rates on
 crops of three photographs that are not trained on; PSNR is that on crops of the held-out photographs. The
 plain net may also start with its variance kept. `--fresh --leaves 0.25 --squared --final-rate 0.02` trains on
-crops cut anew at every step, a quarter of them dead leaves, for what PSNR counts.
+crops cut anew at every step, a quarter of them dead leaves, for what PSNR counts; `--quiet` starts every net
+linear, and `--linear` says what the best linear projection of as many numbers would keep.
 """
 # bench: gpu, 5 min:
 
@@ -23,7 +24,7 @@ from crop_pool import PHOTOS, crop_pool
 from fresh_crops import FreshCrops, dead_leaves
 from graphed import Trainee, train_side_by_side
 from record import RESULTS, record
-from residual_autoencoding import LATENTS, build, small_config
+from residual_autoencoding import LATENTS, build, small_config, start_quietly
 
 from fewer.generate.autoencoder import ReconstructionWeights
 from fewer.generate.autoencoder.losses import reconstruction_loss
@@ -138,11 +139,13 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="cut crops anew at every step (fresh_crops.py)")
     parser.add_argument("--leaves", type=float, default=0.0, help="with --fresh: this share is dead leaves")
     parser.add_argument("--squared", action="store_true", help="train for the squared error, as PSNR counts")
+    parser.add_argument("--quiet", action="store_true", help="blocks start silent, so every net linear")
     parser.add_argument("--crop", type=int, default=64, help="side of all crops")
     parser.add_argument("--final-rate", type=float, default=0.1, help="share of the rate left at the end")
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--largest", type=int, default=2048, help="with --fresh: shrink photographs to this")
     parser.add_argument("--name", default="residual_curve", help="of the result's file")
+    parser.add_argument("--linear", action="store_true", help="first say what principal components keep")
     parser.add_argument("--merge", nargs="+", default=[], help="only put the results of these names together")
     parser.add_argument("--without-cudnn", action="store_true")
     parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
@@ -160,12 +163,17 @@ def main() -> None:
         "turned": options.turned,
         "widths": WIDTHS,
         "published_widths": QUARTER,
-        **{key: getattr(options, key) for key in ("crop", "fresh", "leaves", "squared", "final_rate")},
+        **{
+            key: getattr(options, key)
+            for key in ("crop", "fresh", "leaves", "squared", "quiet", "final_rate")
+        },
     }
     if options.merge:
         record(options.name, {"runs": found, **facts})
         return table(found)
     pool, validation, test = pools(options)
+    if options.linear:
+        linear(options, pool, validation, test)
     draw = from_pool(pool, options.batch, options.turned)
     if options.fresh:
         whole = FreshCrops(PHOTOS, options.device, VALIDATION, options.largest)
@@ -179,10 +187,13 @@ def main() -> None:
             wave = [row for row in wave if not any(tuple(r[k] for k in keys) == row for r in found)]
             residual, kept, rate = RUNS[run]
             widths = QUARTER if "published" in run else WIDTHS
+            started = start_quietly if options.quiet else lambda model: model
             trainees = [
                 autoencoder_trainee(
                     f"{run} f{ratio}",
-                    build(small_config(ratio, widths, residual), residual, kept, seed).to(options.device),
+                    started(build(small_config(ratio, widths, residual), residual, kept, seed)).to(
+                        options.device
+                    ),
                     draw, rate, options.steps, seed, options.squared, options.final_rate,
                 )
                 for _, ratio, _, _ in wave
@@ -203,6 +214,7 @@ def main() -> None:
                     "fresh": options.fresh,
                     "leaves": options.leaves,
                     "squared": options.squared,
+                    "quiet": options.quiet,
                     "crop": options.crop,
                     "wave_seconds": round(trainee.seconds, 1),
                 }
@@ -221,6 +233,32 @@ def pools(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torc
     others, of = crop_pool(side, min(options.each, 160), 7, folder=options.pool)
     parts = (crops[~chosen], others[of > int(of.max()) - VALIDATION], test)
     return tuple(part.to(options.device) for part in parts)  # type: ignore[return-value]
+
+
+def linear(options: argparse.Namespace, pool: torch.Tensor, *others: torch.Tensor) -> None:
+    """What the best linear projection of as many numbers keeps (principal components of blocks of ratio x
+    ratio pixels of crops to train on): PSNR on the others. A net that keeps less has not learned yet."""
+    for ratio in options.ratios:
+        vectors = blocks(pool, ratio)
+        vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:4000]]
+        mean = vectors.mean(0)
+        count = LATENTS[ratio]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, _, basis = torch.svd_lowrank(vectors - mean, q=count + 20, niter=3)
+        basis = basis[:, :count]
+        found = []
+        for crops in others:
+            rest = blocks(crops, ratio) - mean
+            error = (rest - rest @ basis @ basis.T).square().mean(1).view(len(crops), -1).mean(1)
+            found.append(round(float((10 * torch.log10(4 / error)).mean()), 2))
+        print(f"f{ratio}, linear: {found[0]} dB on validation crops, {found[1]} on test crops", flush=True)
+
+
+def blocks(crops: torch.Tensor, ratio: int) -> torch.Tensor:
+    """Every block of ratio x ratio pixels as a vector in [-1, 1], crop by crop."""
+    columns = torch.nn.functional.unfold(crops.float() / 127.5 - 1, ratio, stride=ratio)
+    return columns.transpose(1, 2).flatten(0, 1)
 
 
 def table(found: list[dict]) -> None:

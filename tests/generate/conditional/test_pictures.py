@@ -50,7 +50,11 @@ def test_refusals(tmp_path: Path) -> None:
         ("none", {"x": images}, "needs train_images"),
         ("floats", {"train_images": images / 1.0, "train_labels": np.arange(20)}, "uint8"),
         ("short", {"train_images": images, "train_labels": np.arange(19)}, "one label each"),
-    ):
+        ("flat", {"train_images": images[:, :0], "train_labels": np.arange(20) % 2}, "no pixels"),
+        ("nan", {"train_images": images, "train_labels": np.append(np.arange(19) % 2, np.nan)}, "NaN"),
+        ("same", {"train_images": images, "train_labels": np.arange(20) % 2, "class_names": ["a", "a"]},
+         "two classes of one name"),
+    ):  # fmt: skip
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(DataError, match=words):
             read_labelled(tmp_path / f"{name}.npz", 5)

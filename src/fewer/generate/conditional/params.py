@@ -45,9 +45,10 @@ class ClassConditionalParams:
         """Returns itself. Raises `ConfigError` where two fields contradict each other."""
         if self.size % self.patch:
             raise ConfigError(f"size {self.size} does not divide into patches of {self.patch}")
-        if (self.size // self.patch) ** 2 > MOST_TOKENS:
+        tokens = (self.size // self.patch) ** 2
+        if tokens > MOST_TOKENS:
             raise ConfigError(
-                f"size {self.size} in patches of {self.patch} makes {(self.size // self.patch) ** 2:,} tokens; "
+                f"size {self.size} in patches of {self.patch} makes {tokens:,} tokens; "
                 f"at most {MOST_TOKENS:,} are allowed, so take larger patches"
             )
         if int(self.ffn_ratio * self.width) < 1:

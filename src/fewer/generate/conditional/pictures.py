@@ -90,6 +90,12 @@ def _archive(path: Path, size: int, grey: bool) -> tuple[Tensor, Tensor, Tensor,
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
         if pixels.ndim != 4 or pixels.dtype != np.uint8 or len(pixels) != len(numbers):
             raise DataError(f"{path.name!r}: {part}_images must be uint8 (n, h, w[, c]), one label each")
+        if min(pixels.shape[1:]) == 0:
+            raise DataError(f"{path.name!r}: {part}_images of shape {pixels.shape} have no pixels")
+        if numbers.dtype.kind == "f" and not (np.isfinite(numbers) & (numbers % 1 == 0)).all():
+            raise DataError(
+                f"{path.name!r}: {part}_labels hold fractions or NaN; give whole numbers or names"
+            )
         images.append(_fitted(torch.from_numpy(pixels).permute(0, 3, 1, 2), size, grey))
         labels.append(numbers)
         held_out += [part != "train"] * len(numbers)
@@ -97,6 +103,8 @@ def _archive(path: Path, size: int, grey: bool) -> tuple[Tensor, Tensor, Tensor,
     values = np.unique(every)
     given = arrays.get("class_names")
     names = [str(name) for name in given] if given is not None else [str(value) for value in values.tolist()]
+    if len(set(names)) < len(names):
+        raise DataError(f"{path.name!r} has two classes of one name among {', '.join(names)[:200]}")
     if given is not None:
         values = np.arange(len(names))
         if not np.isin(every, values).all():
