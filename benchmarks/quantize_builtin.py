@@ -14,6 +14,7 @@ operations wait for the time slices of others.
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import platform
@@ -25,23 +26,18 @@ from pathlib import Path
 import torch
 from builtin_model import JUDGE
 from quantize_peers import nf4_weights, torchao_fp8, torchao_int4
+from quantize_pictures import Model, Prompts, against, judge_of, pictures
 from torch import nn
 
 from fewer.core.device import pick_device
 from fewer.core.files import write_json
 from fewer.core.modules import set_module
 from fewer.core.tensors import read_tensors, write_tensors
-from fewer.generate.autoencoder.dc_ae import DCAutoencoder
-from fewer.generate.image_metrics import ssim
-from fewer.generate.model_folder import DEFAULT_MODEL, open_parts, read_settings
-from fewer.generate.sampling import sample
 from fewer.generate.scenes.captions import full_caption
 from fewer.generate.scenes.compose import Scene
 from fewer.generate.scenes.judges import SpriteJudge, judge_pictures
-from fewer.generate.scenes.pool import Vocabulary, draw_scenes
-from fewer.generate.scenes.presets import preset
-from fewer.generate.transformer import SanaTransformer
-from fewer.quantize import Recipe, plan_layers, quantize
+from fewer.generate.scenes.pool import draw_scenes
+from fewer.quantize import FAST, Recipe, plan_layers, quantize
 from fewer.quantize.linear import QuantizedLinear, reference_product
 
 WITHOUT = {"smooth": False}
@@ -67,79 +63,6 @@ FACTS = (
     "versions",
 )  # fmt: skip
 JUDGES = ("colour", "count", "left_right", "order", "style", "identity", "identity_top5", "shuffled")
-
-
-class Model:
-    """The parts of a built-in model; its text encoder is opened only where prompts are new."""
-
-    def __init__(self, name: str, device: torch.device) -> None:
-        self.folder, self.device = DEFAULT_MODEL if name == "default" else Path(name), device
-        self.transformer = SanaTransformer.load(self.folder, torch.float32, device)
-        self.autoencoder = DCAutoencoder.load(self.folder / "vae", torch.float32, device)
-        self.settings = read_settings(self.folder)
-
-    def read(self, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """What the text encoder makes of prompts and of the empty one, without the common padding."""
-        encoder = open_parts(self.folder, dtype=torch.float32, device=self.device).encoder
-        texts = [encoder.encode(["", *prompts[start : start + 16]]) for start in range(0, len(prompts), 16)]
-        mask = torch.cat([texts[0].mask[:1], *(text.mask[1:] for text in texts)])
-        tokens = torch.cat([texts[0].tokens[:1], *(text.tokens[1:] for text in texts)])
-        used = int(mask.any(dim=0).nonzero().max()) + 1
-        return {"tokens": tokens[:, :used].bfloat16().cpu(), "mask": mask[:, :used].cpu()}
-
-
-class Prompts:
-    """Prompts read once, in batches, with the noise their pictures start from."""
-
-    def __init__(self, options: argparse.Namespace, model: Model, name: str, prompts: list[str]) -> None:
-        path = options.text and options.text / f"{name}-{len(prompts)}-{options.seed}.safetensors"
-        known = read_tensors(path) if path and path.exists() else model.read(prompts)
-        if path and not path.exists():
-            write_tensors(path, known)
-        tokens, mask = known["tokens"].float().to(model.device), known["mask"].to(model.device)
-        generator = torch.Generator().manual_seed(options.seed + (0 if name == "held-out" else 1_000_000))
-        params, self.batches = model.transformer.params, []
-        for start in range(0, len(prompts), options.batch):
-            own = [0] * len(prompts[start : start + options.batch])
-            own += [1 + start + index for index in range(len(own))]
-            size = (len(own) // 2, params.in_channels, params.sample_size, params.sample_size)
-            self.batches.append(
-                (tokens[own], mask[own], torch.randn(size, generator=generator).to(model.device))
-            )
-
-    def latents(
-        self, transformer: nn.Module, settings: object, steps: int, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """One latent image for each prompt."""
-        drawn = []
-        for tokens, mask, noise in self.batches:
-            prepared = transformer.prepare(tokens.to(dtype), mask)
-
-            def velocity(latents: torch.Tensor, timestep: float, prepared=prepared) -> torch.Tensor:
-                both = latents.repeat(2, 1, 1, 1).to(dtype)
-                found = transformer.denoise(
-                    both, torch.full((len(both),), float(timestep), device=both.device), prepared
-                )
-                without, conditioned = found.float().chunk(2)
-                return without + settings.guidance * (conditioned - without)
-
-            latents = noise
-            for step in sample(velocity, noise, steps=steps, shift=settings.shift, method="flow-dpm"):
-                latents = step.latents
-            drawn.append(latents)
-        return torch.cat(drawn)
-
-
-def pictures(autoencoder: DCAutoencoder, latents: torch.Tensor) -> torch.Tensor:
-    """Decoded in fp32 for every method, so that only the transformer differs."""
-    return torch.cat([autoencoder.decode(part, tile=None).clamp(-1, 1) for part in latents.split(16)])
-
-
-def judge_of(path: Path, device: torch.device) -> tuple[Vocabulary, SpriteJudge]:
-    """The built-in model's vocabulary and the judge of it."""
-    chosen = preset("emoji")
-    vocabulary = Vocabulary(tuple((chosen.concepts or {}).values()), chosen.styles)
-    return vocabulary, SpriteJudge.load(path, vocabulary.words, vocabulary.styles).to(device)
 
 
 class Exact(nn.Module):
@@ -172,7 +95,9 @@ def prepare(
         progress["made_by"] = PEERS[method](transformer, plan_layers(transformer).names("svdquant"))
     elif method in OURS:
         form, rank, choices = OURS[method]
-        recipe = Recipe(branch_dtype="bf16", **(common | choices))  # pyright: ignore
+        start = FAST if common["preset"] == "fast" else Recipe()
+        changes = {name: value for name, value in common.items() if name != "preset"} | choices
+        recipe = dataclasses.replace(start, branch_dtype="bf16", **changes)
         quantize(transformer, form, rank, lambda: calibrate(transformer), recipe=recipe)
         reports = transformer.quantization_reports
         progress["mean_layer_error"] = round(sum(r.error for r in reports) / len(reports), 5)
@@ -184,17 +109,6 @@ def prepare(
     return transformer
 
 
-def against(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
-    """Means over pictures in 8-bit steps (SSIM is the library's own, tested against torchmetrics)."""
-    first, second = (((p + 1) * 127.5).round() for p in (found, expected))
-    squared = (first - second).square().mean(dim=(1, 2, 3)).clamp_min(1e-6)
-    return {
-        "psnr": round((10 * torch.log10(255**2 / squared)).mean().item(), 3),
-        "psnr_of_the_mean_square": round((10 * torch.log10(255**2 / squared.mean())).item(), 3),
-        "ssim": round(ssim(first, second, 255.0).mean().item(), 4),
-    }
-
-
 @torch.no_grad()
 def main() -> None:
     options = arguments()
@@ -204,13 +118,15 @@ def main() -> None:
     device = pick_device(options.device)
     torch.backends.cudnn.allow_tf32 = device.type == "cuda"
     vocabulary, judge = judge_of(options.judge, device)
-    parts = Model(options.model, device)
+    if options.few_steps:
+        options.steps = options.few_steps
+    parts = Model(options.model, device, options.few_steps)
     scenes = draw_scenes(vocabulary, options.prompts, "held-out", seed=9000 + options.seed)
     held_out = Prompts(options, parts, "held-out", [full_caption(scene) for scene in scenes])
     train = draw_scenes(vocabulary, options.calibration_prompts, "train", seed=100)
     calibration = Prompts(options, parts, "calibration", [full_caption(scene) for scene in train])
 
-    result, common = table(options, parts), recipe_for(device)
+    result, common = table(options, parts), recipe_for(device, options.preset)
     work = Work(options, parts, judge, scenes, calibration, held_out, common)
     expected: torch.Tensor | None = None
     for method in [REFERENCE, *(m for m in options.methods if m != REFERENCE)]:
@@ -247,7 +163,7 @@ def examine(method: str, work: Work, expected: torch.Tensor | None) -> tuple[dic
     transformer = prepare(
         method,
         copy.deepcopy(parts.transformer),
-        lambda model: work.calibration.latents(model, parts.settings, steps, torch.float32),
+        lambda model: work.calibration.latents(model, steps, torch.float32),
         row,
         work.common,
     )
@@ -255,8 +171,14 @@ def examine(method: str, work: Work, expected: torch.Tensor | None) -> tuple[dic
     dtype = torch.bfloat16 if method == ARITHMETIC else torch.float32
     began = time.perf_counter()
     torch.backends.cuda.matmul.allow_tf32 = True  # for the pictures alone: quantizing stays in fp32
-    found = pictures(parts.autoencoder, work.held_out.latents(transformer, parts.settings, steps, dtype))
+    kept = work.options.keep and work.options.keep / f"{method}.safetensors"
+    if kept and kept.exists():
+        found = read_tensors(kept, parts.device)["pictures"]
+    else:
+        found = pictures(parts.autoencoder, work.held_out.latents(transformer, steps, dtype))
     torch.backends.cuda.matmul.allow_tf32 = False
+    if kept and not kept.exists() and method == REFERENCE:
+        write_tensors(kept, {"pictures": found})
     found[:1].cpu()  # the clock waits for a GPU
     row["seconds_to_draw"] = round(time.perf_counter() - began, 1)
     if expected is not None:
@@ -283,9 +205,10 @@ def differences(result: dict[str, object]) -> None:
         result["psnr_gain_of_svdquant_int4_over_naive_int4"] = round(gain, 3)
 
 
-def recipe_for(device: torch.device) -> dict[str, object]:
-    """A GPU takes the randomised SVD throughout and has room for all samples in one pass."""
-    return {"svd": "randomized", "sample_mebibytes": 4096} if device.type == "cuda" else {}
+def recipe_for(device: torch.device, preset: str) -> dict[str, object]:
+    """A GPU takes the randomised SVD throughout; one pass over the calibration in any case."""
+    randomized = {"svd": "randomized"} if device.type == "cuda" else {}
+    return {"preset": preset, "sample_mebibytes": 4096} | randomized
 
 
 def join(options: argparse.Namespace) -> None:
@@ -310,8 +233,10 @@ def table(options: argparse.Namespace, parts: Model) -> dict[str, object]:
         "held_out_prompts": options.prompts,
         "calibration_prompts": options.calibration_prompts,
         "steps": options.steps,
-        "guidance": parts.settings.guidance,
-        "recipe": "39 candidates, refinement until it stops, "
+        "guidance": "built in" if options.few_steps else parts.settings.guidance,
+        "recipe": "fast preset, branch in bf16"
+        if options.preset == "fast"
+        else "39 candidates, refinement until it stops, "
         f"{'randomised' if parts.device.type == 'cuda' else 'exact'} SVD, branch in bf16",
         "against": "the picture of the same prompt and noise from the bf16 weights, products in "
         + ("TF32, sums in fp32" if parts.device.type == "cuda" else "fp32"),
@@ -332,6 +257,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--judge", type=Path, default=JUDGE)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--join", type=Path, nargs="*", help="tables of other calls, to be put together")
+    parser.add_argument("--few-steps", type=int, default=0, help="the few-step edition in that many steps")
+    parser.add_argument("--preset", choices=("standard", "fast"), default="standard")
+    parser.add_argument("--keep", type=Path, help="folder where the 16-bit pictures are kept for other calls")
     parser.add_argument("--text", type=Path, help="folder where the prompts' embeddings are kept")
     parser.add_argument("--machine", default="CPU, shared", help="noted beside the figures")
     parser.add_argument("--prompts", type=int, default=200)

@@ -1,6 +1,7 @@
 """Rooms together, through the command line: several devices and 4 bits change how, not what."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,7 +73,11 @@ def test_what_quantize_writes_draws_by_itself(
 ) -> None:
     four = tmp_path / "four"
     words = ["quantize", str(pipeline_folder), "--output", str(four), "--format", form, "--rank", "4"]
-    assert main([*words, "--preset", "fast", "--device", "cpu"]) == 0
+    words += ["--preset", "fast", "--device", "cpu", "--prompts", "2", "--report", "--json"]
+    assert main(words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["calibration_prompts"] == 2 and facts["mean_error"] > 0
+    assert (four / "report.html").read_text().count("data:image/png;base64,") == 4
     size = ("--width", "64", "--height", "64")
     exact, _ = draw(pipeline_folder, tmp_path / "sixteen.png", capsys, *size)
     found, facts = draw(four, tmp_path / "four.png", capsys, *size)
@@ -86,10 +91,47 @@ def test_a_style_on_4_bits_and_a_pipeline_that_is_gone_are_said(
 ) -> None:
     four = tmp_path / "four"
     assert (
-        main(["quantize", str(pipeline_folder), "--output", str(four), "--rank", "4", "--device", "cpu"]) == 0
+        main(["quantize", str(pipeline_folder), "--output", str(four), "--rank", "4", "--no-calibrate"]) == 0
     )
     with pytest.raises(ConfigError, match="style needs 16-bit weights"):
         compose.open_pipeline(str(four), device="cpu", dtype="fp32", style="ink.safetensors")
     (four / "pipeline.json").write_text('{"pipeline": "../nowhere"}')
     assert main(["generate", "a cat", "--model", str(four), "--output", str(tmp_path / "x.png")]) == 4
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["int4", "h8"])
+def test_a_class_conditional_network_in_4_bits_draws_its_classes_through_its_autoencoder(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    from fewer.generate.conditional import ClassConditionalParams, ConditionPlan
+    from fewer.generate.conditional.build import build
+    from fewer.generate.conditional.formats import save_folder
+
+    folder, four = tmp_path / "classes", tmp_path / "four"
+    params = ClassConditionalParams(size=8, channels=4, out_channels=4, width=64, depth=1, heads=2, classes=2)
+    model = build(params, ConditionPlan(rank=8), seed=0)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.05)
+    save_folder(model, folder, ("zero", "one"))
+    shutil.copytree(pipeline_folder / "vae", folder / "autoencoder")
+    words = ["quantize", str(folder), "--output", str(four), "--format", form, "--rank", "4", "--report"]
+    assert main([*words, "--preset", "fast", "--prompts", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["calibrated_on"] == "its 2 classes"
+
+    def picture(source: Path, *more: str) -> np.ndarray:
+        path = tmp_path / "picture.png"
+        told = ["generate", "--model", str(source), "--class-name", "one", "--steps", "2", "--seed", "3"]
+        assert main([*told, "--output", str(path), "--json", *more]) == 0, capsys.readouterr().err
+        with Image.open(path) as found:
+            return np.asarray(found, dtype=np.int16)
+
+    exact, found = picture(folder), picture(four)
+    assert exact.shape == found.shape and exact.shape[0] > 8, "decoded"
+    assert 0 < np.abs(exact - found).mean() < 25
+    assert np.abs(found - picture(four, "--dtype", "bf16")).mean() < 25
+    assert main(["generate", "--model", str(four), "--class-name", "two"]) == 2
+    assert "zero, one" in capsys.readouterr().err
+    (folder / "autoencoder").rename(tmp_path / "gone")
+    assert main(["generate", "--model", str(four), "--class-name", "one"]) == 4
+    assert "classes" in capsys.readouterr().err

@@ -8,16 +8,20 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewer.core.errors import ConfigError
+from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import read_json
 from fewer.core.progress import Progress, SilentProgress, make_progress
 from fewer.generate.command import GenerateCommand, generate_command
 
 if TYPE_CHECKING:
+    import torch
+
+    from fewer.generate.class_pictures import ClassModel
     from fewer.generate.pipeline import TextToImage
     from fewer.parallel.group import Group
     from fewer.parallel.plan import ParallelPlan
 
-__all__ = ["GenerateCommand", "generate_anywhere", "open_pipeline"]
+__all__ = ["GenerateCommand", "generate_anywhere", "open_classes", "open_pipeline"]
 
 
 def generate_anywhere(request: GenerateCommand, progress: Progress) -> dict[str, object]:
@@ -29,8 +33,9 @@ def generate_anywhere(request: GenerateCommand, progress: Progress) -> dict[str,
     devices = max(request.devices, announced_ranks())
     if devices == 1 or request.class_name:
         return generate_command(
-            request, progress, lambda pipe: _shrink(pipe, request, progress), load=open_pipeline
-        )
+            request, progress, lambda pipe: _shrink(pipe, request, progress), load=open_pipeline,
+            load_class=open_classes,
+        )  # fmt: skip
     # What contradicts itself is refused before processes are started.
     ParallelPlan(devices=devices, mode=request.parallel, guidance=request.split_guidance).check()
     result = run_on_devices(_draw_on_rank, devices, request, device_type=request.device)
@@ -59,6 +64,26 @@ def open_pipeline(model: str, *, device: str, dtype: str, **options: object) -> 
     pipe = TextToImage.load(home, device=device, dtype=dtype, transformer=transformer, **options)  # pyright: ignore
     pipe.name = model
     return pipe
+
+
+def open_classes(folder: Path, device: "torch.device", dtype: "torch.dtype") -> "ClassModel":
+    """`open_class_model`, also for a folder that `fewer quantize` made of a class-conditional network."""
+    from fewer.generate.class_pictures import ClassModel, open_class_model
+
+    config = read_json(folder / "config.json")
+    if "quantization_config" not in config:
+        return open_class_model(folder, device, dtype)
+    from fewer.generate.autoencoder import DCAutoencoder
+    from fewer.generate.conditional.build import params_of
+    from fewer.quantize import load_model
+    from fewer.quantize.pipeline_folder import autoencoder_of
+
+    network, names, stage = load_model(folder, device=device, dtype=dtype), config.get("class_names"), None
+    if not isinstance(names, list) or len(names) != params_of(network).classes:
+        raise FileError(f"config.json of {folder.name!r} does not name the network's classes")
+    if (home := autoencoder_of(folder)) is not None:
+        stage = DCAutoencoder.load(home, device=device).float()
+    return ClassModel(network, tuple(map(str, names)), stage)
 
 
 def _shrink(pipe: "TextToImage", request: GenerateCommand, progress: Progress) -> None:

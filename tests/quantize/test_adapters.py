@@ -7,6 +7,8 @@ from torch import nn
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import write_tensors
+from fewer.generate.lora import write_lora
+from fewer.generate.lora_file import LowRank
 from fewer.quantize import Recipe, quantize
 from fewer.quantize.adapters import adapters_of, attach, detach, set_strength
 from fewer.quantize.checkpoint import checkpoint_of
@@ -159,3 +161,28 @@ def test_names_must_be_identifiers_and_a_model_with_adapters_is_not_saved(quanti
         checkpoint_of(model)
     detach(model, "style")
     assert "head.weight" in checkpoint_of(model).plain
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_a_file_of_ours_acts_with_the_alpha_in_its_metadata(
+    quantized: Tiny, tmp_path: Path, small: bool
+) -> None:
+    model, inputs = quantized
+    tensors = lora(model, rank=3, alpha=None)
+    adapter = {
+        name: LowRank(
+            tensors[f"transformer.{name}.lora_A.weight"], tensors[f"transformer.{name}.lora_B.weight"], 12.0
+        )
+        for name in LAYERS
+    }
+    attach(model, write_lora(tmp_path / "style.safetensors", adapter, small=small), "style")
+    expected = explicit(quantized_copy(model), tensors, 12.0 / 3)(inputs)
+    assert (model(inputs) - expected).norm() < (0.02 if small else 1e-5) * expected.norm()
+
+
+def quantized_copy(model: nn.Module) -> nn.Module:
+    """The same without its adapters."""
+    other = copy.deepcopy(model)
+    for name in adapters_of(other):
+        detach(other, name)
+    return other

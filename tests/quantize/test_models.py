@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewer.core.errors import ConfigError, DataError, FileError
+from fewer.core.errors import ConfigError, FileError
 from fewer.generate.transformer import SanaTransformer
-from fewer.quantize.models import OpenModel, calibration, empty_model, open_model
+from fewer.quantize.models import empty_model, open_model
 
 CPU = torch.device("cpu")
 
@@ -50,22 +50,6 @@ def test_folders_that_cannot_be_opened_say_why(
         open_model(str(tmp_path), torch.float32, CPU)
     with pytest.raises(FileError, match="no folder"):
         open_model(str(tmp_path / "nowhere"), torch.float32, CPU)
-
-
-def test_calibration_draws_each_prompt_of_the_file_with_its_own_seed(tmp_path: Path) -> None:
-    drawn = []
-    pipeline = lambda prompt, **options: drawn.append((prompt, options["seed"]))  # noqa: E731
-    opened = OpenModel(torch.nn.Linear(1, 1), {}, None, pipeline)
-    (tmp_path / "prompts.txt").write_text("one\n\n two \nthree\n")
-    assert calibration(opened, None, 5, 0) is None
-    calibration(opened, tmp_path / "prompts.txt", 2, 10)()
-    assert drawn == [("one", 10), ("two", 11)]
-    (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"empty\.txt"):
-        calibration(opened, tmp_path / "empty.txt", 2, 0)
-    opened.pipeline = None
-    with pytest.raises(ConfigError, match="from Python"):
-        calibration(opened, tmp_path / "prompts.txt", 2, 0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewer.core.errors import ConfigError, DataError
+from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.quantize import Recipe, quantize
 from fewer.quantize.linear import QuantizedLinear
 from fewer.quantize.roles import plan_layers
@@ -93,9 +93,10 @@ def test_an_error_names_the_layer_and_leaves_the_model_as_it_was(tiny: Tiny) -> 
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tiny: Tiny, tmp_path: Path) -> None:
-    model, inputs = tiny
+    model, inputs = tiny[0], torch.randn(10, 160, 16)
     whole = copy.deepcopy(model)
-    quantize(whole, "int4", 4, lambda: whole(inputs), recipe=QUICK)
+    recipe = Recipe(grid=2, refine_rounds=2, sample_mebibytes=4)  # no room for all rows of all layers
+    quantize(whole, "int4", 4, lambda: whole(inputs), recipe=recipe)
 
     class Stop:
         left = 4
@@ -110,11 +111,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny: Tiny, tmp_path: Path)
 
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(KeyboardInterrupt):
-        quantize(model, "int4", 4, lambda: model(inputs), recipe=QUICK, store=tmp_path, progress=Stop())
+        quantize(model, "int4", 4, lambda: model(inputs), recipe=recipe, store=tmp_path, progress=Stop())
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     stored = len(list(tmp_path.glob("*.safetensors")))
     assert 0 < stored < 8
-    quantize(model, "int4", 4, lambda: model(inputs), recipe=QUICK, store=tmp_path)
+    with pytest.raises(FileError, match="other settings"):
+        quantize(model, "int4", 4, lambda: 0, recipe=recipe, store=tmp_path, calibrated_on="other prompts")
+    quantize(model, "int4", 4, lambda: model(inputs), recipe=recipe, store=tmp_path)
     assert all(torch.equal(whole.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -165,3 +168,31 @@ def test_a_gpu_finds_layers_as_good_as_a_cpu(tiny: Tiny, form: str, relative: Re
     for own, other in zip(model.quantization_reports, there.quantization_reports, strict=True):
         assert other.error == pytest.approx(own.error, rel=0.1), own.name
     assert relative(there(moved).cpu(), there.cpu()(inputs)) < 1e-2, "the same layers on both"
+
+
+def test_torchs_own_encoder_layers_run_through_the_quantized_ones(relative: Relative) -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2).eval()
+    inputs = torch.randn(2, 7, 64)
+    with torch.no_grad():
+        exact = model(inputs)
+        quantize(model, "int4", 8, lambda: model(inputs), recipe=QUICK)
+        found = model(inputs)
+        model.layers[0].linear1.register_forward_hook(lambda *_: None)  # hooks, too, keep torch off its path
+        assert torch.equal(found, model(inputs)) and relative(found, exact) < 0.15
+
+
+@pytest.mark.parametrize("form", ["int4", "h8"])
+def test_fp64_models_and_inputs_given_by_name(relative: Relative, form: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(100, 77).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=x)
+
+    model, inputs = Named(), torch.randn(300, 100).double()
+    exact = model(inputs)
+    quantize(model, form, 8, lambda: model(inputs), recipe=QUICK)
+    assert model(inputs).dtype == torch.float64 and relative(model(inputs), exact) < 0.15
+    assert model.layer.bias.dtype == torch.float32

@@ -1,7 +1,8 @@
 """`fewer generate --class-name NAME`: pictures from a model of `fewer train class-conditional`."""
 
 import time
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,10 @@ from fewer.core.files import read_json, safe_name, write_bytes
 from fewer.core.progress import Progress
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fewer.generate.autoencoder import DCAutoencoder
     from fewer.generate.command import GenerateCommand
 
 CLASS_NAME = "FewerClassConditional"
@@ -27,24 +32,45 @@ def is_class_conditional(folder: Path) -> bool:
     return config.is_file() and read_json(config).get("_class_name") == CLASS_NAME
 
 
-def draw_classes(request: "GenerateCommand", progress: Progress) -> dict[str, object]:
-    """Draws `count` pictures of one class and saves each as a plain PNG without metadata."""
+@dataclass(frozen=True, slots=True)
+class ClassModel:
+    """A network ready to draw its classes."""
+
+    network: "nn.Module"
+    names: tuple[str, ...]
+    autoencoder: "DCAutoencoder | None" = None
+    """What decodes the latents that it draws; without one they are the picture."""
+
+
+def open_class_model(folder: Path, device: "torch.device", dtype: "torch.dtype") -> ClassModel:
+    """A 16- or 32-bit folder. Raises `FileError` and `ConfigError` as `load_folder` does."""
+    from fewer.generate.autoencoder import DCAutoencoder
+    from fewer.generate.conditional.formats import load_folder
+
+    network, names = load_folder(folder)
+    stage = folder / "autoencoder"
+    decoder = DCAutoencoder.load(stage, device=device).float() if stage.is_dir() else None
+    return ClassModel(network.to(device, dtype), names, decoder)
+
+
+def draw_classes(
+    request: "GenerateCommand", progress: Progress, load: "Callable[..., ClassModel]" = open_class_model
+) -> dict[str, object]:
+    """Draws `count` pictures of one class and saves each as a plain PNG without metadata.
+
+    `load` opens the folder, which may be one that only another room can read.
+    """
     _refuse(request)
     import io
 
     from fewer.core.device import pick_device, pick_dtype
-    from fewer.generate.autoencoder import DCAutoencoder
     from fewer.generate.conditional.draw import draw_class, to_pictures
-    from fewer.generate.conditional.formats import load_folder
 
     began = time.perf_counter()
     device = pick_device(request.device)
-    folder = Path(request.model)
-    model, names = load_folder(folder)
-    model.to(device, pick_dtype(request.dtype if request.dtype != "auto" else "fp32", device))
-    autoencoder = None
-    if (folder / "autoencoder").is_dir():
-        autoencoder = DCAutoencoder.load(folder / "autoencoder", device=device).float()
+    dtype = pick_dtype(request.dtype if request.dtype != "auto" else "fp32", device)
+    opened = load(Path(request.model), device, dtype)
+    names, autoencoder = opened.names, opened.autoencoder
     label = _label(request.class_name, names)
     targets = _targets(request.output, names[label], request.seed, request.count)
     paths: list[str] = []
@@ -54,7 +80,7 @@ def draw_classes(request: "GenerateCommand", progress: Progress) -> dict[str, ob
         seeds = [request.seed + n for n in range(first, min(first + 16, request.count))]
         progress.start(f"{names[label]}, picture {first + 1} to {first + len(seeds)}", steps)
         try:
-            for step in draw_class(model, label, seeds, steps, guidance, request.shift or 1.0):
+            for step in draw_class(opened.network, label, seeds, steps, guidance, request.shift or 1.0):
                 progress.advance(noise=step.sigma)
         finally:
             progress.stop()

@@ -13,7 +13,7 @@ from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError
 from fewer.core.files import safe_name
 from fewer.core.progress import Progress
-from fewer.generate.class_pictures import draw_classes, is_class_conditional
+from fewer.generate.class_pictures import ClassModel, draw_classes, is_class_conditional, open_class_model
 from fewer.generate.picture import Picture, read_request, repeat
 from fewer.generate.request import GenerateRequest
 
@@ -61,14 +61,16 @@ def generate_command(
     adapt: "Callable[[TextToImage], None] | None" = None,
     save: bool = True,
     load: "Callable[..., TextToImage] | None" = None,
+    load_class: Callable[..., ClassModel] = open_class_model,
 ) -> dict[str, object]:
     """Draws and saves each picture as soon as it is done, so that stopping keeps what is finished.
 
-    `load` opens the model (`TextToImage.load` if absent); `adapt` may change the loaded pipeline from outside
-    (spread it over devices, quantize it). A rank that only helps another one to draw does not `save`.
+    `load` opens the model (`TextToImage.load` if absent), `load_class` one that draws classes; `adapt` may
+    change the loaded pipeline from outside (spread it over devices, quantize it). A rank that only helps
+    another one to draw does not `save`.
     """
     if request.class_name or is_class_conditional(Path(request.model)):
-        return draw_classes(request, progress)
+        return draw_classes(request, progress, load_class)
     wanted, dtype = resolve(request)
     targets = _targets(request.output, wanted.singles())
 

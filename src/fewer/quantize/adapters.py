@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError
 from fewer.core.modules import set_module
-from fewer.core.tensors import read_tensors
-from fewer.generate.lora import AdaptedLayer
+from fewer.generate.lora import AdaptedLayer, read_lora
 from fewer.generate.lora_file import PREFIXES, LowRank, finite, read_pairs
 from fewer.quantize.linear import Adapter, QuantizedLinear
 from fewer.quantize.roles import eligible
@@ -28,6 +27,8 @@ def attach(
 ) -> int:
     """Adds a LoRA (PEFT, diffusers or kohya names) under `name`; returns the number of layers it reaches.
 
+    A file's or folder's own alpha counts, wherever it stands (see `fewer.generate.lora.read_lora`).
+
     Raises `ConfigError` (name taken or no identifier, LoKr/LoHa/DoRA, a width that does not fit, no layer of
     that name) or `FileError` (incomplete pairs, other tensors), each naming the layer; the model is then
     unchanged.
@@ -38,8 +39,7 @@ def attach(
         raise ConfigError(
             f"an adapter named {name!r} is attached already; detach it first or choose another name"
         )
-    tensors = source if isinstance(source, Mapping) else read_tensors(source)
-    updates = read_pairs(tensors)
+    updates = read_pairs(source) if isinstance(source, Mapping) else read_lora(source)
     targets = _targets(module)
     chosen = {key: _find(key, targets) for key in updates}
     for key, update in updates.items():

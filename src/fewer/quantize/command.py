@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,14 +16,17 @@ from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress, track
 from fewer.quantize.checkpoint import QuantizedCheckpoint, checkpoint_of, save_quantized
 from fewer.quantize.measure import LayerReport
-from fewer.quantize.models import OpenModel, calibration, name_of, open_model
+from fewer.quantize.models import OpenModel, name_of, open_model
 from fewer.quantize.pipeline_folder import note_pipeline
+from fewer.quantize.prompts import MOST, STEPS, Prompts, choose_prompts
 from fewer.quantize.recipe import FAST, Recipe
 from fewer.quantize.roles import plan_layers
+from fewer.quantize.runs import calibration
 from fewer.quantize.svdquant import describe, quantize
 from fewer.quantize.working import round_weights, stored_in, working_dtype
 
 WORK = ".unfinished"
+PICTURES, MOST_PICTURES = 4, 8  # in a report: by itself, and of those asked for
 SAMPLE_MEBIBYTES = {"cpu": 96, "cuda": 4096}  # a GPU has room for one pass over the calibration
 
 
@@ -43,11 +47,13 @@ class QuantizeRequest:
     rank: Annotated[int, Field(ge=0, le=1024)] = 32
     """Rank of the 16-bit branch that carries the outliers."""
     calibration: Path | None = None
-    """Text file with one prompt a line; without it there is no smoothing (class-conditional models draw their
-    classes instead).
+    """Text file with one prompt a line; without it a text-to-image model of ours takes prompts of its own and
+    a class-conditional one draws its classes. Any other model is then quantized without smoothing.
     """
-    prompts: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """Most prompts that are used."""
+    calibrate: bool = True
+    """Off: nothing is run, so there is no smoothing, and the branch minimises the weights' own error."""
+    prompts: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Most prompts, or pictures of classes, that are used: 64 if not given, of own prompts fewer on a CPU."""
     preset: Literal["standard", "fast"] = "standard"
     """standard: 39 candidates, up to 100 rounds; fast: 19 candidates, 5 rounds."""
     gptq: bool = False
@@ -61,7 +67,7 @@ class QuantizeRequest:
     report: bool = False
     """Write report.html: error, size and time layer by layer, and pictures where the model draws."""
     report_prompts: tuple[str, ...] = ()
-    """Prompts (or classes) of the report's pictures; the first of the calibration file otherwise."""
+    """Prompts (or classes) of the report's pictures; the first that it is calibrated on otherwise."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of sampling and of the randomised SVD."""
     device: DeviceName = "auto"
@@ -85,8 +91,12 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     assert request.output is not None
     if working != dtype:
         round_weights(opened.module, dtype)
-    calibrate = calibration(opened, request.calibration, request.prompts, request.seed, progress)
-    before = _pictures(opened, request, progress) if request.report else []
+    prompts = choose_prompts(
+        opened, request.calibration, request.prompts, device, calibrate=request.calibrate
+    )
+    calibrate = _calibrate(opened, request, prompts, progress)
+    shown = _shown(opened, request, prompts) if request.report else ()
+    before = _pictures(opened, shown, request.seed, progress)
     original = sum(
         t.numel() * min(t.element_size(), dtype.itemsize) for t in opened.module.state_dict().values()
     )
@@ -102,19 +112,21 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
         shutil.rmtree(work)
     quantize(
         opened.module, request.format, request.rank, calibrate,
-        recipe=recipe, plan=plan, store=work / "layers", progress=progress,
+        recipe=recipe, plan=plan, store=work / "layers", calibrated_on=repr((prompts, request.prompts)),
+        progress=progress,
     )  # fmt: skip
     reports: list[LayerReport] = opened.module.quantization_reports  # pyright: ignore
     checkpoint = stored_in(checkpoint_of(opened.module, opened.config), dtype)
     result = _figures(request, checkpoint, reports, original, time.perf_counter() - began)
+    result |= {"calibrated_on": prompts.source, "calibration_prompts": len(prompts.lines)}
     staged = work / "output"
     save_quantized(checkpoint, staged)
-    if isinstance(opened.pipeline, TextToImage):
+    if isinstance(opened.pipeline, TextToImage) or opened.autoencoder is not None:
         note_pipeline(staged, request.model, request.output)
     if request.report:
         from fewer.quantize.report import write_report
 
-        after = _pictures(opened, request, progress)
+        after = _pictures(opened, shown, request.seed, progress)
         write_report(staged / "report.html", result, reports, before, after)
     staged.rename(request.output)
     shutil.rmtree(work)
@@ -128,22 +140,49 @@ def _check_output(request: QuantizeRequest) -> None:
         raise ConfigError(f"--output {request.output.name!r} exists already; choose another")
 
 
-def _pictures(opened: OpenModel, request: QuantizeRequest, progress: Progress) -> list[tuple[str, object]]:
-    """(prompt or class, picture) at the same seeds, before and after; none for models that draw nothing."""
-    prompts = list(request.report_prompts)
-    if not prompts and opened.pipeline is not None and request.calibration is not None:
-        lines = request.calibration.read_text(encoding="utf-8", errors="replace").splitlines()
-        prompts = [line.strip() for line in lines if line.strip()][:4]
+def _calibrate(
+    opened: OpenModel, request: QuantizeRequest, prompts: Prompts, progress: Progress
+) -> Callable[[], object] | None:
+    """What runs the model, and a line that says on what."""
+    pictures = (request.prompts or MOST) if request.calibrate else 0
+    calibrate = (
+        None
+        if request.format == "w4a16"
+        else calibration(opened, prompts.lines, pictures, request.seed, progress)
+    )
+    if calibrate is None:
+        progress.say("calibrated on nothing: smoothing scales stay at 1")
+    elif not prompts.lines or request.calibration is not None:
+        progress.say(f"calibrated on {prompts.source}")
+    else:
+        progress.say(
+            f"calibrated on {prompts.source}: {len(prompts.lines)} drawn in {STEPS} steps each "
+            f"(--prompts N for more or fewer, --calibration FILE for your own, --no-calibrate for none)"
+        )
+    return calibrate
+
+
+def _shown(opened: OpenModel, request: QuantizeRequest, prompts: Prompts) -> tuple[str, ...]:
+    """Prompts or classes of the report's pictures; none for models that draw nothing.
+
+    Raises `ConfigError` for a class that the model does not have.
+    """
     if opened.class_names:
-        if odd := [name for name in prompts if name not in opened.class_names]:
-            raise ConfigError(
-                f"class {odd[0]!r} is not known; allowed: {', '.join(opened.class_names)[:300]}"
-            )
-        prompts = prompts or list(opened.class_names[:4])
-    elif opened.pipeline is None:
-        return []
-    drawn = track(prompts[:8], progress, "draw for the report")
-    return [(prompt, opened.draw(prompt, request.seed + i)) for i, prompt in enumerate(drawn)]
+        known = opened.class_names
+        if odd := [name for name in request.report_prompts if name not in known]:
+            raise ConfigError(f"class {odd[0]!r} is not known; allowed: {', '.join(known)[:300]}")
+        return (request.report_prompts or known[:PICTURES])[:MOST_PICTURES]
+    if opened.pipeline is None:
+        return ()
+    return (request.report_prompts or prompts.lines[:PICTURES])[:MOST_PICTURES]
+
+
+def _pictures(
+    opened: OpenModel, shown: tuple[str, ...], seed: int, progress: Progress
+) -> list[tuple[str, object]]:
+    """(prompt or class, picture), the same seeds before and after."""
+    drawn = track(shown, progress, "draw for the report")
+    return [(prompt, opened.draw(prompt, seed + index)) for index, prompt in enumerate(drawn)]
 
 
 def _figures(

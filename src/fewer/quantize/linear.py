@@ -92,20 +92,20 @@ class QuantizedLinear(nn.Module):
             return None
         return torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear has, for those who call it by name
         """[..., in] -> [..., out] (or [batch, in, height, width] for a 1x1 convolution), in the input's
         dtype.
         """
-        moved = inputs.movedim(1, -1) if self.channels_first else inputs
+        moved = input.movedim(1, -1) if self.channels_first else input
         if moved.shape[-1] != self.in_features:
             raise ConfigError(
                 f"layer {self.name!r} takes {self.in_features} channels, "
-                f"got an input of shape {tuple(inputs.shape)}"
+                f"got an input of shape {tuple(input.shape)}"
             )
         # Contiguous also for a batch of one: a product sums in another order where rows lie transposed.
         rows = moved.reshape(-1, self.in_features).contiguous()
         product = fused_h8_product if self.form.name == "h8" and rows.is_cuda else reference_product
-        outputs = product(self, rows).to(inputs.dtype)
+        outputs = product(self, rows).to(input.dtype)
         outputs = outputs.reshape(*moved.shape[:-1], self.out_features)
         return outputs.movedim(-1, 1) if self.channels_first else outputs
 

@@ -6,7 +6,6 @@ A folder is told by its `config.json`: `_class_name` is diffusers' (a SanaTransf
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +13,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fewer.core.errors import ConfigError, DataError, FileError
-from fewer.core.files import read_bytes, read_json
-from fewer.core.progress import Progress, SilentProgress, track
+from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import read_json
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.class_pictures import CLASS_NAME
 from fewer.generate.transformer import SanaTransformer
 from fewer.quantize.for_diffusers import (
@@ -31,7 +30,6 @@ from fewer.quantize.for_diffusers import (
 logger = logging.getLogger(__name__)
 
 SANA = ("SanaTransformer2DModel", "SanaTransformer")
-STEPS, TOKENS = 8, 512
 
 
 @dataclass(slots=True)
@@ -44,6 +42,8 @@ class OpenModel:
     pipeline: object | None = None
     class_names: tuple[str, ...] = ()
     """What a class-conditional model can draw."""
+    autoencoder: DCAutoencoder | None = None
+    """What turns a class-conditional model's latents into pictures, where it draws latents."""
 
     def draw(self, what: str, seed: int) -> object:
         """A Pillow picture of a prompt or a class; raises `ConfigError` if the model draws nothing."""
@@ -56,7 +56,7 @@ class OpenModel:
         latents = torch.empty(0)
         for step in draw_class(self.module, self.class_names.index(what), [seed]):
             latents = step.latents
-        return to_pictures(latents[:, :3])[0]  # of a model on latents, the first three channels
+        return to_pictures(latents if self.autoencoder is None else self.autoencoder.decode(latents))[0]
 
 
 def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenModel:
@@ -76,10 +76,7 @@ def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenMode
     if "quantization_config" in config:
         raise ConfigError(f"{folder.name!r} is quantized already; start from its 16-bit original")
     if config.get("_class_name") == CLASS_NAME:
-        from fewer.generate.conditional.formats import load_folder
-
-        module, names = load_folder(folder)
-        return OpenModel(module.to(device, dtype), config, folder, class_names=names)
+        return _open_class_model(folder, config, dtype, device)
     if config.get("_class_name") in SANA:
         module = SanaTransformer.load(folder, dtype, device)
         return OpenModel(module, _sana_config(module), folder)
@@ -88,6 +85,18 @@ def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenMode
     if "architectures" not in config and "model_type" not in config:
         raise ConfigError(f"config.json of {folder.name!r} names neither a _class_name nor architectures")
     return OpenModel(_open_language_model(folder, dtype).to(device).eval(), config, folder)
+
+
+def _open_class_model(
+    folder: Path, config: dict[str, object], dtype: torch.dtype, device: torch.device
+) -> OpenModel:
+    """A network of `fewer train class-conditional`, with the autoencoder it may have been trained behind."""
+    from fewer.generate.conditional.formats import load_folder
+
+    module, names = load_folder(folder)
+    stage = folder / "autoencoder"
+    decoder = DCAutoencoder.load(stage, device=device).float() if stage.is_dir() else None
+    return OpenModel(module.to(device, dtype), config, folder, class_names=names, autoencoder=decoder)
 
 
 def _open_pipeline(model: str, folder: Path, dtype: torch.dtype, device: torch.device) -> OpenModel:
@@ -153,72 +162,6 @@ def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
     except Exception as error:  # its validators have exceptions of their own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ConfigError(f"the configuration describes no model of type {kind!r}: {reason}") from error
-
-
-def calibration(
-    opened: OpenModel, prompts: Path | None, limit: int, seed: int, progress: Progress | None = None
-) -> Callable[[], object] | None:
-    """A function that runs the model on the prompts of a text file, one a line; None without a file.
-
-    A pipeline draws each prompt in a few steps; a language model reads each line; a class-conditional model
-    needs no file, it draws its classes in turn. Raises `DataError` for an empty file and `ConfigError` where
-    there is nothing to run prompts through.
-    """
-    if opened.class_names and prompts is None:
-        return class_calibration(opened.module, len(opened.class_names), limit, seed)
-    if prompts is None:
-        return None
-    lines = [line.strip() for line in read_bytes(prompts, 16 * 2**20).decode("utf-8", "replace").splitlines()]
-    lines = [line for line in lines if line][:limit]
-    if not lines:
-        raise DataError(f"{prompts.name!r} has no prompt; write one a line")
-    if opened.pipeline is not None:
-        return _drawing(opened.pipeline, lines, seed, progress or SilentProgress())
-    if opened.folder is not None and (opened.folder / "tokenizer_config.json").exists():
-        return language_calibration(opened.module, opened.folder, lines)
-    raise ConfigError(
-        "prompts need a pipeline's folder (text encoder and transformer) or a language model "
-        "with its tokenizer; "
-        "calibrate other models from Python: fewer.quantize.quantize(module, calibrate=...)"
-    )
-
-
-def _drawing(pipeline: object, lines: list[str], seed: int, progress: Progress) -> Callable[[], object]:
-    """Draws each prompt in a few steps."""
-
-    def run() -> None:
-        for index, line in enumerate(track(lines, progress, "calibrate")):
-            pipeline(line, seed=seed + index, steps=STEPS)  # pyright: ignore
-
-    return run
-
-
-def class_calibration(module: nn.Module, classes: int, limit: int, seed: int) -> Callable[[], object]:
-    """Draws `limit` pictures in a few steps each, the classes in turn, eight of a class at once."""
-    from fewer.generate.conditional.draw import draw_class
-
-    def run() -> None:
-        for index, start in enumerate(range(0, limit, 8)):
-            seeds = [seed + start + offset for offset in range(min(8, limit - start))]
-            for _ in draw_class(module, index % classes, seeds, STEPS):
-                pass
-
-    return run
-
-
-def language_calibration(module: nn.Module, folder: Path, lines: list[str]) -> Callable[[], object]:
-    """Reads each line with the language model."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    device = next(module.parameters()).device
-
-    def run() -> None:
-        for line in lines:
-            ids = tokenizer(line, return_tensors="pt", truncation=True, max_length=TOKENS).input_ids
-            module(input_ids=ids.to(device))
-
-    return run
 
 
 def _sana_config(module: SanaTransformer) -> dict[str, object]:

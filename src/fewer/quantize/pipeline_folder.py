@@ -1,7 +1,8 @@
-"""Which pipeline a quantized transformer belongs to: a folder of `fewer quantize` draws on its own.
+"""Which model a quantized network belongs to: a folder of `fewer quantize` draws on its own.
 
 `pipeline.json` beside the weights names the pipeline that was quantized, "default" or a path relative to the
-folder; text encoder, autoencoder and settings are taken from there, since they stay as they are.
+folder; text encoder, autoencoder and settings are taken from there, since they stay as they are. The same
+holds for the autoencoder of a class-conditional network that draws latents.
 """
 
 import os
@@ -29,7 +30,7 @@ def pipeline_of(folder: Path) -> str | None:
         return None
     if "quantization_config" not in read_json(config):
         return None
-    told = read_json(folder / NAME).get("pipeline") if (folder / NAME).is_file() else None
+    told = _told(folder)
     if not isinstance(told, str):
         raise ConfigError(
             f"{folder.name!r} holds a quantized network alone and does not say which pipeline it is of; "
@@ -45,3 +46,26 @@ def pipeline_of(folder: Path) -> str | None:
             missing=True,
         )
     return str(home)
+
+
+def autoencoder_of(folder: Path) -> Path | None:
+    """Folder of a class-conditional network's autoencoder, its own or its original's; None without one.
+
+    Raises `FileError` if a quantized network was made from a folder that is gone.
+    """
+    own = folder / "autoencoder"
+    told = _told(folder)
+    if own.is_dir() or not isinstance(told, str):
+        return own if own.is_dir() else None
+    stage = (folder / told).resolve() / "autoencoder"
+    if not stage.is_dir():
+        raise FileError(
+            f"{folder.name!r} was made from {told!r}, whose autoencoder is not there; put it back, "
+            f"or change {NAME}",
+            missing=True,
+        )
+    return stage
+
+
+def _told(folder: Path) -> object:
+    return read_json(folder / NAME).get("pipeline") if (folder / NAME).is_file() else None

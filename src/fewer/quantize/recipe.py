@@ -50,9 +50,10 @@ class Recipe:
         return chosen if chosen in (torch.bfloat16, torch.float16) else torch.bfloat16
 
     def storage_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
-        """The format in which low-rank factors, smoothing scales and bias are kept."""
+        """The format in which low-rank factors, smoothing scales and bias are kept; fp32 for fp64 weights."""
         names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-        return names.get(self.branch_dtype, weight_dtype)
+        own = torch.float32 if weight_dtype == torch.float64 else weight_dtype
+        return names.get(self.branch_dtype, own)
 
 
 FAST = Recipe(grid=10, refine_rounds=5, svd="randomized", rows=512, search_rows=128)

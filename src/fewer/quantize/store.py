@@ -33,7 +33,7 @@ class LayerStore:
         facts = self.folder / "run.json"
         if facts.exists() and read_json(facts).get("fingerprint") != digest:
             raise FileError(
-                f"the unfinished run in {self.folder.name!r} has other settings or another model; "
+                f"the unfinished run in {self.folder.name!r} is of other settings, data or weights; "
                 f"use the same ones, or start over without --resume"
             )
         write_json(facts, {"fingerprint": digest})

@@ -45,6 +45,7 @@ def quantize(
     recipe: Recipe | None = None,
     plan: Plan | None = None,
     store: Path | None = None,
+    calibrated_on: str = "",
     progress: Progress | None = None,
 ) -> nn.Module:
     """Replaces the linear layers of `module` by 4-bit ones, in place, and returns it.
@@ -52,6 +53,8 @@ def quantize(
     `calibrate()` must run the 16-bit module on typical data (a few dozen calls); without it there is no
     smoothing and the branch minimises the weight's own error. `store` is a folder for finished groups: a
     second call with the same settings goes on where the first stopped (a temporary folder otherwise).
+    `calibrated_on` says what `calibrate` runs the module on: a store of other data is refused, as one of
+    other settings is.
     `module.quantization_reports` holds one `LayerReport` per layer afterwards.
 
     Raises `ConfigError` (unknown format, rank that does not fit, GPTQ without calibration) or `DataError`
@@ -70,7 +73,7 @@ def quantize(
     _check(module, plan, rank)
     undo = split_layers(module, plan.splits)
     finished = False
-    with LayerStore(store, _fingerprint(module, plan, form, rank, recipe)) as layers:
+    with LayerStore(store, _fingerprint(module, plan, form, rank, recipe, calibrated_on)) as layers:
         try:
             _solve_all(module, plan, form, rank, calibrate, recipe, layers, progress)
             finished = True
@@ -116,19 +119,22 @@ def _solve_all(
     todo = [group for group in plan.groups if group.key not in layers]
     widths = {choice.name: choice.shape[1] for choice in plan.choices}
     itemsize = next(module.parameters()).element_size()
-    passes, rows = plan_passes(todo, widths, recipe, itemsize) if calibrate else ([todo], 0)
-    finished = len(plan.groups) - len(todo)
+    # planned and sampled as if nothing were done yet: a resumed run must see the very rows the first one saw
+    groups = list(plan.groups)
+    passes, rows = plan_passes(groups, widths, recipe, itemsize) if calibrate else ([groups], 0)
+    finished = len(groups) - len(todo)
     try:
         for chunk in passes:
             seen = Observations({}, {})
-            if calibrate is not None and chunk:
+            left = [group for group in chunk if group in todo]
+            if calibrate is not None and left:
                 budget = recipe.sample_mebibytes * 2**20
                 seen = observe(module, chunk, calibrate, recipe, rows, budget // BLOCK_SHARE)
                 _warn_unseen(chunk, seen)
-            progress.start("quantize", len(plan.groups) + len(modulation))  # after `calibrate`'s own progress
+            progress.start("quantize", len(groups) + len(modulation))  # after `calibrate`'s own progress
             progress.advance(finished)
-            finished += len(chunk)
-            for group in chunk:
+            finished += len(left)
+            for group in left:
                 parts = [_part(module, plan, names, seen, form, recipe) for names in group.parts]
                 loss = block_loss(module, group.block, seen.calls.get(group.block, []), form)
                 solved, reports = solve_group(parts, form, rank, recipe, loss)
@@ -189,6 +195,9 @@ def install(module: nn.Module, name: str, layer: QuantizedLayer) -> QuantizedLin
     """Puts a quantized layer where `name` is."""
     linear = QuantizedLinear(layer, name=name)
     set_module(module, name, linear)
+    parent = module.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        parent.activation_relu_or_gelu = 0  # torch's fused path would multiply by `.weight` and skip us
     return linear
 
 
@@ -225,16 +234,18 @@ def split_layers(module: nn.Module, splits: tuple[tuple[str, tuple[int, ...]], .
     return originals
 
 
-def _fingerprint(module: nn.Module, plan: Plan, form: Format, rank: int, recipe: Recipe) -> str:
-    """What must be equal for stored groups to be used again: the settings, the layers, and the weights' own
-    sums.
+def _fingerprint(
+    module: nn.Module, plan: Plan, form: Format, rank: int, recipe: Recipe, calibrated_on: str
+) -> str:
+    """What must be equal for stored groups to be used again: the settings, the layers, the calibration's
+    name and the weights' own sums.
     """
     sums = [
         sum(rows.sum(dtype=torch.float64).item() for rows in parameter.detach().flatten().split(2**20))
         for parameter in module.parameters()
         if parameter.numel()
     ]
-    return repr((plan, form, rank, recipe, sums))
+    return repr((plan, form, rank, recipe, calibrated_on, sums))
 
 
 def describe(choice: Choice) -> dict[str, object]:

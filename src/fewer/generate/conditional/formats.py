@@ -54,8 +54,8 @@ def load_folder(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
         raise FileError(f"{Path(folder).name!r} holds no class-conditional network of ours")
     if "quantization_config" in config:
         raise ConfigError(
-            f"{Path(folder).name!r} is quantized; open it from Python with fewer.quantize.load_model, "
-            f"or draw with the 16-bit folder"
+            f"{Path(folder).name!r} is quantized; draw it with fewer generate --class-name, or open it "
+            f"from Python with fewer.quantize.load_model"
         )
     names = config.get("class_names")
     params, plan = _described(config)
