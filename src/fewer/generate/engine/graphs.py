@@ -1,7 +1,8 @@
 """One step of a network as a CUDA graph per shape: replayed without Python, launches or waiting in between.
 
 Inputs that change in each step (latents, time) are copied into the graph's own buffers; constants of a
-picture (keys and values of the text) are copied once, when they are others than before. On the CPU the same
+picture (keys and values of the text) are copied once, when they are others than before; a function may keep
+its state among them, and change it. On the CPU the same
 buffers and the same bookkeeping serve a plain call, which is how this file is tested there.
 """
 
@@ -59,15 +60,16 @@ class StepGraphs:
             captured = self._add(key, inputs, constants, version)
         self._captured.move_to_end(key)
         if captured.source is not source:
-            if constants:
-                torch._foreach_copy_(captured.constants, list(constants))
+            _fill(captured.constants, constants)
             captured.source = source
-        torch._foreach_copy_(captured.inputs, list(inputs))
+        _fill(captured.inputs, inputs)
         if captured.graph is None:
             if inputs[0].is_cuda and captured.output is None:
                 self._capture(captured)
+                _fill(captured.constants, constants)  # the function may have changed them
             if captured.graph is None:
-                return self.function(*captured.inputs, *captured.constants)
+                result = self.function(*captured.inputs, *captured.constants)
+                return result.clone() if any(result is kept for kept in captured.constants) else result
         captured.graph.replay()
         assert captured.output is not None
         return captured.output.clone()
@@ -114,6 +116,11 @@ class StepGraphs:
         except RuntimeError as error:
             logger.warning("no CUDA graph for this shape, running without: %s", error)
         self.warm_up_seconds += time.perf_counter() - began
+
+
+def _fill(buffers: list[Tensor], values: Sequence[Tensor]) -> None:
+    if buffers:
+        torch._foreach_copy_(buffers, list(values))
 
 
 def _form(tensor: Tensor) -> Hashable:
