@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from fewer.core.device import isolated_randomness
 from fewer.core.progress import Progress
-from fewer.core.train import FitPlan, fit
+from fewer.core.train import FitPlan, FitResult, fit
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.autoencoder.losses import reconstruction_loss
 from fewer.generate.scenes.compose import SceneRenderer
 from fewer.generate.scenes.pool import crops, signed
-from fewer.generate.scenes.presets import EmojiPreset
+from fewer.generate.scenes.presets import AutoencoderTraining, EmojiPreset
 from fewer.generate.scenes.table import SceneTable
 
 
@@ -67,11 +67,29 @@ def train_autoencoder(
             again = model.decoder(noisy)
         return loss_of(again.float(), images)
 
-    plan = FitPlan(
+    plan = fit_plan(training, device, warmup=200, checkpoints=checkpoints, resume=resume, seed=seed)
+    finish(model, fit(plan, {"autoencoder": model}, optimizer, step, batch_at, progress), model)
+    few = torch.arange(min(512 if gpu else 256, len(placed)), device=device)
+    return normalised(model.eval(), signed(renderer.render(placed.rows(few))))
+
+
+def fit_plan(
+    training: AutoencoderTraining,
+    device: torch.device,
+    *,
+    warmup: int,
+    checkpoints: Path | None,
+    resume: bool,
+    seed: int,
+) -> FitPlan:
+    """How an autoencoder of scenes, or its extension, is trained: a cosine, and an average of the weights
+    over the last quarter of a short run."""
+    gpu = device.type == "cuda"
+    return FitPlan(
         steps=training.steps,
-        warmup=min(200, training.steps // 4),
+        warmup=min(warmup, training.steps // 4),
         final_rate=0.02,
-        ema_decay=min(0.998, 1 - 4 / training.steps),
+        ema_decay=min(0.998, 1 - 4 / max(5, training.steps)),
         checkpoint_folder=checkpoints,
         checkpoint_every=2000 if gpu else 250,
         look_every=20 if gpu else 1,
@@ -79,29 +97,35 @@ def train_autoencoder(
         seconds=None if training.minutes is None else 60 * training.minutes,
         seed=seed,
     )
-    result = fit(plan, {"autoencoder": model}, optimizer, step, batch_at, progress)
-    with torch.no_grad():
-        for name, average in result.averages["autoencoder"].items():
-            model.get_parameter(name).copy_(average)
-    for block in _blocks(model):
+
+
+@torch.no_grad()
+def finish(trained: nn.Module, result: FitResult, *models: DCAutoencoder) -> None:
+    """Puts the averages into what was trained, the only module of its run; blocks are no longer compiled."""
+    (averages,) = result.averages.values()
+    for name, average in averages.items():
+        trained.get_parameter(name).copy_(average)
+    for block in _blocks(*models):
         block._compiled_call_impl = None  # whole scenes are other shapes: each would be compiled anew
-    few = torch.arange(min(512 if gpu else 256, len(placed)), device=device)
-    return normalised(model.eval(), signed(renderer.render(placed.rows(few))))
 
 
-def compile_blocks(model: DCAutoencoder) -> DCAutoencoder:
+def compile_blocks(*models: DCAutoencoder) -> None:
     """Compiles every block by itself: seconds instead of the minutes that the whole network takes."""
     # Each width and size of one kind of block is a version of the same function.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for block in _blocks(model):
+    for block in _blocks(*models):
         block.compile(dynamic=False)
-    return model
 
 
-def _blocks(model: DCAutoencoder) -> Iterator[nn.Module]:
-    for stages in (model.encoder.down_blocks, model.decoder.up_blocks):
-        for stage in stages:
-            yield from stage.children()
+def _blocks(*models: DCAutoencoder) -> Iterator[nn.Module]:
+    """Every block once, also of models that share some."""
+    seen: set[int] = set()
+    for model in models:
+        for stages in (model.encoder.down_blocks, model.decoder.up_blocks):
+            for block in (block for stage in stages for block in stage.children()):
+                if id(block) not in seen:
+                    seen.add(id(block))
+                    yield block
 
 
 @torch.no_grad()

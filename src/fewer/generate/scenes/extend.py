@@ -5,7 +5,6 @@ those are the latents that the transformer was trained to draw. The other half c
 which learns to give the same latents and, within them, what helps the decoder.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,10 +13,11 @@ from torch.nn.functional import avg_pool2d
 
 from fewer.core.device import isolated_randomness
 from fewer.core.progress import Progress
-from fewer.core.train import FitPlan, FitResult, fit
+from fewer.core.train import FitResult, fit
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.autoencoder.extended import extended, extended_config, own_parts
 from fewer.generate.autoencoder.losses import reconstruction_loss
+from fewer.generate.scenes.autoencode import compile_blocks, finish, fit_plan
 from fewer.generate.scenes.compose import SceneRenderer
 from fewer.generate.scenes.pool import crops
 from fewer.generate.scenes.presets import AutoencoderTraining
@@ -53,9 +53,7 @@ def train_extension(
         lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=1e-3, fused=gpu,
     )  # fmt: skip
     if gpu and training.compiled:
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        for block in _blocks(base, larger):
-            block.compile(dynamic=False)
+        compile_blocks(base, larger)
     loss_of = torch.compile(reconstruction_loss, dynamic=False) if gpu else reconstruction_loss
     spread = base.scale(torch.ones(1, base.config.latent_channels, 1, 1, device=device))
     spread = (spread - base.scale(torch.zeros_like(spread))).detach()  # 1 / spread of each channel
@@ -78,32 +76,7 @@ def train_extension(
         loss = loss_of(again.float(), images)
         return {"loss": loss + _TETHER * apart, "apart": apart.detach()}
 
-    plan = FitPlan(
-        steps=training.steps,
-        warmup=min(100, max(1, training.steps // 4)),
-        final_rate=0.02,
-        ema_decay=min(0.998, 1 - 4 / max(5, training.steps)),
-        checkpoint_folder=checkpoints,
-        checkpoint_every=2000 if gpu else 250,
-        look_every=20 if gpu else 1,
-        resume=resume,
-        seconds=None if training.minutes is None else 60 * training.minutes,
-        seed=seed,
-    )
+    plan = fit_plan(training, device, warmup=100, checkpoints=checkpoints, resume=resume, seed=seed)
     result = fit(plan, {"extension": parts}, optimizer, step, batch_at, progress)
-    with torch.no_grad():
-        for name, average in result.averages["extension"].items():
-            parts.get_parameter(name).copy_(average)
-    for block in _blocks(base, larger):
-        block._compiled_call_impl = None  # whole scenes are other shapes: each would be compiled anew
+    finish(parts, result, base, larger)
     return larger.eval().requires_grad_(False), result
-
-
-def _blocks(*models: DCAutoencoder) -> Iterator[nn.Module]:
-    seen: set[int] = set()
-    for model in models:
-        for stages in (model.encoder.down_blocks, model.decoder.up_blocks):
-            for block in (block for stage in stages for block in stage.children()):
-                if id(block) not in seen:
-                    seen.add(id(block))
-                    yield block
