@@ -88,12 +88,11 @@ class StitchRequest:
 def stitch_command(request: StitchRequest, progress: Progress) -> dict[str, object]:
     """Runs the whole journey and writes the output folder."""
     from fewer.core.config import validate
-    from fewer.stitch.output.marks import parse_mark
+    from fewer.stitch.output.marks import parse_marks
     from fewer.stitch.output.write import write_panorama
     from fewer.stitch.panorama import stitch
 
-    for mark in request.mark:  # before the long work, not after
-        parse_mark(mark)
+    parse_marks(request.mark)  # before the long work, not after
     options = validate(StitchOptions, options_of(request))
     began = perf_counter()
     panorama = stitch(
@@ -105,7 +104,7 @@ def stitch_command(request: StitchRequest, progress: Progress) -> dict[str, obje
         workers=request.workers or None,
     )
     result = write_panorama(panorama, request.output, request.format, request.mark, request.deep_zoom)
-    for warning in panorama.report["warnings"]:  # pyright: ignore[reportGeneralTypeIssues]
+    for warning in result["warnings"]:  # pyright: ignore[reportGeneralTypeIssues]
         progress.say(f"note: {warning}")
     longest = max(panorama.report["segments"], key=lambda piece: piece["frames"])  # pyright: ignore
     return {

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fewer.stitch.frames.quality import FrameJudge, highlight_mask, measure
+from fewer.stitch.frames.quality import FrameJudge, Quality, highlight_mask, measure
 from fewer.stitch.options import SelectOptions
 from fewer.stitch.tube.render import Tube
 
@@ -49,6 +49,17 @@ def test_a_repeated_frame_is_a_duplicate(small_frames: list[np.ndarray]) -> None
     quality = measure(picture, picture.max(axis=2) > 8, highlight_mask(picture))
     assert judge.verdict(quality, picture) == ""
     assert judge.verdict(quality, picture) == "duplicate"
+
+
+def test_a_slow_camera_is_not_taken_for_a_still_one() -> None:
+    judge = FrameJudge(SelectOptions())
+    quality = Quality(0.01, 100.0, 30.0, 0.0)
+    ramp = np.tile(np.linspace(40, 200, 128, dtype=np.float32), (128, 1))
+    # a fifth of a grey level a frame: each is like the one before, but the tenth is not like the first
+    frames = [np.repeat((ramp + 0.2 * step)[..., None], 3, axis=2).astype(np.uint8) for step in range(30)]
+    verdicts = [judge.verdict(quality, frame) for frame in frames]
+    assert 3 < verdicts.count("") < 20
+    assert "" in verdicts[15:]
 
 
 def test_highlights_and_the_green_box_are_masked() -> None:

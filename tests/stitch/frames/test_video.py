@@ -36,6 +36,9 @@ def test_a_truncated_video_gives_what_decodes_and_a_warning(tmp_path: Path) -> N
     source = open_frames(cut)
     count = sum(1 for _ in source)
     assert 5 < count < 40
+    assert any(f"ends after frame {count - 1}" in warning for warning in source.warnings)
+    list(open_frames(whole))
+    assert open_frames(whole).warnings == []
 
 
 def test_a_cut_mp4_warns_with_the_frame_number(tmp_path: Path) -> None:
@@ -57,3 +60,31 @@ def test_what_is_no_video_is_refused_by_name(tmp_path: Path, content: bytes) -> 
     with pytest.raises(FileError, match=r"broken\.mp4") as caught:
         open_frames(path)
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"), [((0, 1, -1, 0), (0, -1)), ((0, -1, 1, 0), (-1, 0)), ((-1, 0, 0, -1), (-1, -1))]
+)
+def test_a_turned_video_is_read_upright(tmp_path: Path, matrix: tuple, corner: tuple) -> None:
+    """`matrix` is that of the track (ISO 14496-12): (x, y) is shown at (a x + c y, b x + d y)."""
+    import av
+
+    path = tmp_path / "turned.mp4"
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:20, :20] = 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = ((value << 16).to_bytes(4, "big", signed=True) for value in matrix)
+    data[place : place + 20] = a + b + bytes(4) + c + d
+    path.write_bytes(data)
+    shown = next(iter(open_frames(path))).picture
+    assert shown.shape == ((64, 48, 3) if matrix[0] == 0 else (48, 64, 3))
+    bright = shown[..., 0] > 128
+    assert bright[corner]
+    assert 0.05 < bright.mean() < 0.25

@@ -62,3 +62,13 @@ def test_a_wall_without_lumen_is_rejected_frame_by_frame(small_options: StitchOp
     flat = [np.repeat(random.integers(110, 190, (200, 200, 1), np.uint8), 3, axis=2) for _ in range(3)]
     reasons = [record.reason for record, frame in Survey(open_frames(flat), small_options) if frame is None]
     assert reasons == ["no lumen"] * 3
+
+
+def test_a_video_that_begins_black_shows_its_field_later(
+    small_frames: list, small_options: StitchOptions
+) -> None:
+    black = np.zeros_like(small_frames[0])
+    survey = Survey(open_frames([black] * 320 + small_frames[:3]), small_options)
+    found = list(survey)
+    assert [record.reason for record, _ in found[:320]] == ["blank"] * 320
+    assert all(frame is not None for _, frame in found[320:])

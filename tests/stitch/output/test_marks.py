@@ -1,7 +1,7 @@
 import pytest
 
 from fewer.core.errors import ConfigError
-from fewer.stitch.output.marks import depth_scale, parse_mark
+from fewer.stitch.output.marks import depth_scale, parse_mark, parse_marks
 from fewer.stitch.panorama import Panorama
 
 
@@ -34,3 +34,9 @@ def test_one_mark_or_marks_elsewhere_give_none(small_map: Panorama) -> None:
     segment = small_map.segments[0]
     assert depth_scale(("0=30",), segment) is None
     assert depth_scale(("100=30", "200=20"), segment) is None
+
+
+def test_one_mark_alone_is_refused() -> None:
+    assert parse_marks(()) == []
+    with pytest.raises(ConfigError, match="two different times"):
+        parse_marks(("1=30", "1=31"))

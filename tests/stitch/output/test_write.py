@@ -49,3 +49,22 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, small_map: Panorama) -> None
     (tmp_path / "taken").write_text("x")
     with pytest.raises(FileError, match="taken"):
         write_panorama(small_map, tmp_path / "taken")
+
+
+def test_maps_of_an_earlier_run_go_and_other_files_stay(tmp_path: Path, small_map: Panorama) -> None:
+    write_panorama(small_map, tmp_path, "tiff", deep_zoom=True)
+    for name in ("pano_1.png", "prov_1.npz", "pano_1.dzi", "pano_x.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"old")
+    write_panorama(small_map, tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {
+        "pano_0.png", "prov_0.npz", "segments.json", "frames.json", "report.json", "report.html",
+        "pano_x.png", "notes.txt",
+    }  # fmt: skip
+
+
+def test_marks_that_give_no_scale_are_told_of(tmp_path: Path, small_map: Panorama) -> None:
+    result = write_panorama(small_map, tmp_path, marks=("100=30", "200=25"))
+    assert any("no depth in centimetres" in warning for warning in result["warnings"])
+    assert result["warnings"] == json.loads((tmp_path / "report.json").read_text())["warnings"]
+    assert small_map.report["warnings"] == []

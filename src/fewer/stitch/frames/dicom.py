@@ -1,44 +1,55 @@
-"""Multi-frame endoscopic DICOM. Only pixels and the frame time are read; patient tags go nowhere."""
+"""Multi-frame endoscopic DICOM. Only pixels and the times of frames are read; patient tags go nowhere."""
 
 import warnings
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from fewer.core.errors import FileError
-from fewer.stitch.frames.source import MAX_PIXELS, Frame, as_picture
+from fewer.stitch.frames.source import MAX_PIXELS, Frame, FrameSource, as_picture
+from fewer.stitch.frames.video import VideoFrames
+
+
+def open_dicom(path: Path) -> FrameSource:
+    """Pictures one by one, or the video that a file of an MPEG or HEVC transfer syntax holds."""
+    pydicom = _load_pydicom(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(str(path), stop_before_pixels=True)
+            syntax = str(header.file_meta.TransferSyntaxUID)
+            if syntax in _video_syntaxes():
+                return VideoFrames(path, _stream(pydicom.dcmread(str(path))))
+            return DicomFrames(path, header)
+    except FileError:
+        raise
+    except (
+        pydicom.errors.InvalidDicomError,
+        AttributeError,
+        ValueError,
+        TypeError,
+        EOFError,
+        OSError,
+    ) as error:
+        raise FileError(f"{path.name}: cannot be read as a DICOM picture ({type(error).__name__})") from error
 
 
 class DicomFrames:
     """Frames of one DICOM file, decoded one at a time."""
 
-    def __init__(self, path: Path) -> None:
-        pydicom = _load_pydicom(path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                header = pydicom.dcmread(str(path), stop_before_pixels=True)
-                self.length = int(header.get("NumberOfFrames", 1) or 1)
-                width, height = int(header.Columns), int(header.Rows)
-                milliseconds = float(header.get("FrameTime", 0) or 0)
-        except (
-            pydicom.errors.InvalidDicomError,
-            AttributeError,
-            ValueError,
-            TypeError,
-            EOFError,
-            OSError,
-        ) as error:
-            raise FileError(
-                f"{path.name}: cannot be read as a DICOM picture ({type(error).__name__})"
-            ) from error
+    def __init__(self, path: Path, header) -> None:
+        self.length = int(header.get("NumberOfFrames", 1) or 1)
+        width, height = int(header.Columns), int(header.Rows)
         if width * height > MAX_PIXELS:
             raise FileError(
                 f"{path.name}: {width} x {height} pixels; at most {MAX_PIXELS} a frame are allowed"
             )
-        self._path, self._seconds, self.warnings = path, milliseconds / 1000 or 1 / 25, []
+        self._path, self._times, self.warnings = path, _times(header, self.length), []
+        self._inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
+        self._bits = int(header.get("BitsStored", 8) or 8)
 
     def __iter__(self) -> Iterator[Frame]:
         from pydicom.pixels import iter_pixels
@@ -47,10 +58,7 @@ class DicomFrames:
         index = 0
         try:
             for array in iter_pixels(str(self._path)):
-                picture = as_picture(array)
-                if array.ndim == 3:
-                    picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-                yield Frame(index, index * self._seconds, np.ascontiguousarray(picture))
+                yield Frame(index, self._seconds(index), self._picture(array))
                 index += 1
         except (ValueError, RuntimeError, AttributeError, EOFError, OSError, NotImplementedError) as error:
             if index == 0:
@@ -58,6 +66,47 @@ class DicomFrames:
                     f"{self._path.name}: its pixels cannot be decoded ({type(error).__name__})"
                 ) from error
             self.warnings.append(f"the DICOM file is damaged after frame {index - 1}")
+
+    def _picture(self, array: np.ndarray) -> np.ndarray:
+        if array.dtype != np.uint8:  # 10 or 12 bits lie at the low end of 16
+            array = np.clip(array.astype(np.float32) * (255 / (2**self._bits - 1)), 0, 255).astype(np.uint8)
+        picture = as_picture(255 - array if self._inverted else array)
+        if array.ndim == 3 and array.shape[2] >= 3:
+            picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        return np.ascontiguousarray(picture)
+
+    def _seconds(self, index: int) -> float:
+        known = len(self._times) - 1
+        step = self._times[-1] / known  # pixels may hold more frames than the header tells of
+        return self._times[index] if index <= known else self._times[-1] + (index - known) * step
+
+
+def _times(header, length: int) -> list[float]:
+    """Seconds of each frame and one more: from the steps of each frame, the step of all, or their rate."""
+    steps = [float(step) for step in header.get("FrameTimeVector", None) or ()]
+    if len(steps) == length and length > 1 and min(steps[1:]) > 0:
+        times = [each / 1000 for each in accumulate([0.0, *steps[1:]])]
+        return [*times, times[-1] + steps[-1] / 1000]
+    step = float(header.get("FrameTime", 0) or 0) / 1000
+    if step <= 0:
+        rate = float(header.get("CineRate", 0) or header.get("RecommendedDisplayFrameRate", 0) or 25)
+        step = 1 / rate if rate > 0 else 1 / 25
+    return [index * step for index in range(max(length, 1) + 1)]
+
+
+def _video_syntaxes() -> set[str]:
+    from pydicom import uid
+
+    names = [name for name in dir(uid) if name.startswith(("MPEG2", "MPEG4", "HEVC"))]
+    return {str(getattr(uid, name)) for name in names}
+
+
+def _stream(data) -> bytes:
+    """The video inside a DICOM file: all its fragments, one after the other."""
+    from pydicom.encaps import generate_fragments
+
+    _, *fragments = generate_fragments(data.PixelData)  # the table of offsets comes first
+    return b"".join(fragments)
 
 
 def _load_pydicom(path: Path):

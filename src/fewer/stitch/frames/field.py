@@ -13,6 +13,7 @@ from jaxtyping import Bool, UInt8
 from fewer.core.errors import DataError
 
 ERODE = 4
+DARK = 12  # grey levels; a picture without a brighter pixel is black
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def find_field(pictures: Iterable[UInt8[np.ndarray, "height width 3"]], seed: in
         raise DataError("no frames to find the field of view in")
     levels = [cv2.max(cv2.max(*cv2.split(picture)[:2]), picture[..., 2]) for picture in stack]
     brightest = np.maximum.reduce(levels)
-    if brightest.max() < 12:
+    if brightest.max() < DARK:
         raise DataError("all frames are black; nothing to stitch")
     otsu, _ = cv2.threshold(brightest, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     lit = (brightest > np.clip(otsu, 12, 40)).astype(np.uint8)

@@ -106,6 +106,8 @@ class FrameJudge:
         if quality.sharpness < self._options.sharpness * usual:
             return "blurred"
         small = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA).astype(np.int16)
-        same = self._last is not None and float(np.abs(small - self._last).mean()) < 0.3
+        if self._last is not None and float(np.abs(small - self._last).mean()) < 0.3:
+            # the frame that was kept stays the measure: else a slow camera would repeat itself for ever
+            return "duplicate"
         self._last = small
-        return "duplicate" if same else ""
+        return ""

@@ -74,9 +74,9 @@ def _open_path(path: Path, rate: float) -> FrameSource:
         return FolderFrames(pictures, rate)
     suffix = path.suffix.lower()
     if suffix in {".dcm", ".dicom"} or _starts_like_dicom(path):
-        from fewer.stitch.frames.dicom import DicomFrames
+        from fewer.stitch.frames.dicom import open_dicom
 
-        return DicomFrames(path)
+        return open_dicom(path)
     if suffix == ".txt":
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         return FolderFrames([path.parent / line for line in lines if line], rate)

@@ -1,20 +1,26 @@
 """Video files through PyAV: exact time stamps, one frame in memory, damage reported by frame number."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from fewer.core.errors import FileError
 from fewer.stitch.frames.source import MAX_PIXELS, Frame
+
+_SLACK = 2.5  # frames by which a file may be shorter than it says
 
 
 class VideoFrames:
     """Decodes what can be decoded; a file cut short ends with a warning that names the last good frame."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
+        """`data` is the video itself, if `path` only holds it."""
         av = _load_av(path)
-        self._path, self.warnings = path, []
+        self._path, self._data, self.warnings = path, data, []
         try:
-            with av.open(str(path)) as container:
+            with av.open(self._opened()) as container:
                 if not container.streams.video:
                     raise FileError(f"{path.name}: holds no video stream; give an mp4, avi, mov or mkv video")
                 stream = container.streams.video[0]
@@ -31,8 +37,9 @@ class VideoFrames:
         av = _load_av(self._path)
         self.warnings.clear()
         index = 0
-        with av.open(str(self._path)) as container:
+        with av.open(self._opened()) as container:
             stream = container.streams.video[0]
+            promised = _seconds_promised(container)
             stream.thread_type = "AUTO"
             rate = float(stream.average_rate or 25)
             seconds = -1 / rate
@@ -41,7 +48,8 @@ class VideoFrames:
                     # a stream without usable stamps falls back to its rate
                     stamped = decoded.time is not None and float(decoded.time) > seconds
                     seconds = float(decoded.time) if stamped else seconds + 1 / rate
-                    yield Frame(index, seconds, decoded.to_ndarray(format="bgr24"))
+                    picture = decoded.to_ndarray(format="bgr24")
+                    yield Frame(index, seconds, upright(picture, decoded.rotation))
                     index += 1
             except (av.error.FFmpegError, OSError) as error:
                 self.warnings.append(f"the video is damaged after frame {index - 1} ({_first_line(error)})")
@@ -49,6 +57,26 @@ class VideoFrames:
             raise FileError(f"{self._path.name}: no frame of the video could be decoded")
         if self.length and index < self.length - 1:
             self.warnings.append(f"the video promises {self.length} frames but ends after frame {index - 1}")
+        elif not self.length and promised - (seconds + 1 / rate) > _SLACK / rate:
+            self.warnings.append(
+                f"the video promises {promised:.2f} seconds but ends after frame {index - 1} at {seconds:.2f}"
+            )
+
+    def _opened(self) -> str | io.BytesIO:
+        return str(self._path) if self._data is None else io.BytesIO(self._data)
+
+
+def upright(picture: np.ndarray, rotation: int) -> np.ndarray:
+    """The picture as players show it: turned counter-clockwise by the degrees that the file asks for."""
+    turns = round(rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+
+
+def _seconds_promised(container) -> float:
+    """Length that the file's head tells of; 0 where it does not, or where a sound track may be the longer."""
+    if len(container.streams) > 1 or not container.duration:
+        return 0.0
+    return (container.duration + max(container.start_time or 0, 0)) / 1e6
 
 
 def _load_av(path: Path):

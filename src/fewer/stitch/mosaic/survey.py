@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 
 from fewer.core.errors import DataError
 from fewer.core.files import read_image
-from fewer.stitch.frames.field import Field, field_from_mask, find_field
+from fewer.stitch.frames.field import DARK, Field, field_from_mask, find_field
 from fewer.stitch.frames.quality import FrameJudge, Quality, Reason, highlight_mask, measure
 from fewer.stitch.frames.source import Frame, FrameSource
 from fewer.stitch.match.features import PairMatcher, StripView, look
@@ -160,21 +160,24 @@ class Survey:
         return View(field, geometry, strip_shape(geometry, options.strip_width))
 
     def _spread_pictures(self, size: tuple[int, int]) -> list[np.ndarray]:
-        """About thirty pictures of this size from the first 300 such frames."""
+        """About thirty pictures of this size from the first 300 such frames that are not black."""
         length = self._source.length or 300
         step = max(1, min(length, 300) // _FIELD_FRAMES)
-        pictures, seen = [], 0
+        pictures, dark, seen = [], [], 0
         # a one-shot iterator is spooled by its first reading: that pass must reach the end
         whole = not self._source.length
         for frame in self._source:
             if frame.picture.shape[:2] != size:
+                continue
+            if frame.picture.max() < DARK:  # before the scope is switched on nothing shows the field
+                dark = dark or [frame.picture]
                 continue
             if seen % step == 0 and len(pictures) < _FIELD_FRAMES:
                 pictures.append(frame.picture)
             seen += 1
             if len(pictures) >= _FIELD_FRAMES and not whole:
                 break
-        return pictures
+        return pictures or dark
 
 
 def _measure(frame: Frame, view: View, depth: DepthProvider | None) -> _Measured:

@@ -28,6 +28,17 @@ def parse_mark(text: str) -> tuple[float, float]:
     return 60 * int(minutes or 0) + float(seconds), float(centimetres)
 
 
+def parse_marks(texts: tuple[str, ...]) -> list[tuple[float, float]]:
+    """All marks. One alone gives no scale, so ConfigError; none is fine."""
+    parsed = [parse_mark(text) for text in texts]
+    if len({seconds for seconds, _ in parsed}) == 1:
+        raise ConfigError(
+            f"--mark {texts[0]!r} alone gives no scale; give the depth at two different times, "
+            "such as --mark 00:02=38cm 00:14.5=25cm"
+        )
+    return parsed
+
+
 def depth_scale(marks: tuple[str, ...], segment: SegmentMap) -> DepthScale | None:
     """Straight line through the marks that fall into the segment; None with fewer than two. Raises
     ConfigError.

@@ -2,6 +2,9 @@
 them.
 """
 
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +35,7 @@ def write_panorama(
     report.json, report.html; with `deep_zoom` also pano_K.dzi and its tiles.
     """
     scales = [depth_scale(marks, segment) for segment in panorama.segments]
+    panorama = _told(panorama, marks, scales)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -47,6 +51,7 @@ def write_panorama(
         if deep_zoom:
             write_deep_zoom(segment.image, folder, f"pano_{number}")
         entries.append(_entry(number, name, segment, scales[number]))
+    _remove_older(folder, {path.name for path in map(Path, pictures)}, len(entries), deep_zoom)
     write_json(folder / "segments.json", {"segments": entries})
     write_json(folder / "frames.json", {"frames": panorama.report["records"], "placed": _placed(panorama)})
     report = {**panorama.report, "depth": [entry["depth"] for entry in entries]}
@@ -61,6 +66,39 @@ def write_panorama(
         "segments": len(panorama.segments),
         "warnings": panorama.report["warnings"],
     }
+
+
+def _told(panorama: Panorama, marks: tuple[str, ...], scales: list[DepthScale | None]) -> Panorama:
+    """With a warning for each segment that marks were given for in vain."""
+    if not marks:
+        return panorama
+    words = [
+        f"segment {number} has no depth in centimetres: fewer than two marks fall into its "
+        f"{segment.seconds[0]:.1f} to {segment.seconds[-1]:.1f} s, or the camera stood still between them"
+        for number, (segment, scale) in enumerate(zip(panorama.segments, scales, strict=True))
+        if scale is None
+    ]
+    known = panorama.report["warnings"]
+    return replace(panorama, report={**panorama.report, "warnings": [*known, *words]})  # pyright: ignore
+
+
+def _remove_older(folder: Path, pictures: set[str], count: int, deep_zoom: bool) -> None:
+    """Maps that an earlier run left here and this one did not write again: they are of another video."""
+    for path in folder.iterdir():
+        match = re.fullmatch(r"(pano|prov)_(\d+)(\.png|\.tiff|\.npz|\.dzi|_files)", path.name)
+        if match is None:
+            continue
+        kind, ending = match[1], match[3]
+        if kind == "pano" and ending in (".png", ".tiff"):
+            stays = path.name in pictures
+        else:
+            stays = int(match[2]) < count and (ending == ".npz" or deep_zoom)
+        if stays:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def encode_picture(image: np.ndarray, picture_format: PictureFormat) -> bytes:
