@@ -48,6 +48,39 @@ def _store(desc, buffer, y, batch, row, head, column, ROWS: gl.constexpr, COLUMN
 
 
 @gluon.jit
+def _fetch_all(
+    desc, rest_desc, buffer, rest, bar, batch, head, CHUNK: gl.constexpr, CHUNKS: gl.constexpr
+):  # fmt: skip
+    """All keys, or all values, of one head."""
+    mbarrier.expect(bar, CHUNKS * (desc.block_type.nbytes + rest_desc.block_type.nbytes))
+    for i in gl.static_range(CHUNKS):
+        fetch(desc, [batch, head, i * CHUNK, 0], bar, buffer.index(i))
+        fetch(rest_desc, [batch, head, i * CHUNK, 64], bar, rest.index(i))
+
+
+@gluon.jit
+def _masked(
+    scores, visible, length, S: gl.constexpr, QUERIES: gl.constexpr, CHUNK: gl.constexpr,
+    CHUNKS: gl.constexpr, MASKED: gl.constexpr,
+):  # fmt: skip
+    """The largest score of every query, and the scores without the keys that do not count."""
+    top = gl.full((QUERIES,), -1.0e30, gl.float32, gl.SliceLayout(1, S))
+    seen = ()
+    for i in gl.static_range(CHUNKS):
+        s = scores[i]
+        column = i * CHUNK + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, S))
+        if MASKED:
+            there = column < length
+            there = there & (gl.load(visible + column, mask=there, other=0) != 0)
+            s = gl.where(there[None, :], s, -1.0e30)
+        elif i == CHUNKS - 1:
+            s = gl.where((column < length)[None, :], s, -1.0e30)
+        top = gl.maximum(top, gl.max(s, axis=1))
+        seen = seen + (s,)
+    return top, seen
+
+
+@gluon.jit
 def _attention_kernel(
     query_desc, query_rest_desc, key_desc, key_rest_desc, value_desc, value_rest_desc, out_desc,
     out_rest_desc, visible, tokens, length, scale,
@@ -72,16 +105,8 @@ def _attention_kernel(
     fence_async_shared()
     follow(CHAIN)
     head, batch = gl.program_id(1), gl.program_id(2)
-    bar = here.index(1)
-    mbarrier.expect(bar, CHUNKS * (key_desc.block_type.nbytes + key_rest_desc.block_type.nbytes))
-    for i in gl.static_range(CHUNKS):
-        fetch(key_desc, [batch, head, i * CHUNK, 0], bar, k.index(i))
-        fetch(key_rest_desc, [batch, head, i * CHUNK, 64], bar, k_rest.index(i))
-    bar = here.index(2)
-    mbarrier.expect(bar, CHUNKS * (value_desc.block_type.nbytes + value_rest_desc.block_type.nbytes))
-    for i in gl.static_range(CHUNKS):
-        fetch(value_desc, [batch, head, i * CHUNK, 0], bar, v.index(i))
-        fetch(value_rest_desc, [batch, head, i * CHUNK, 64], bar, v_rest.index(i))
+    _fetch_all(key_desc, key_rest_desc, k, k_rest, here.index(1), batch, head, CHUNK, CHUNKS)
+    _fetch_all(value_desc, value_rest_desc, v, v_rest, here.index(2), batch, head, CHUNK, CHUNKS)
 
     turn = 0
     for block in range(gl.program_id(0), gl.cdiv(tokens, QUERIES), gl.num_programs(0)):
@@ -107,19 +132,7 @@ def _attention_kernel(
             scores = (warpgroup_mma_wait(num_outstanding=0, deps=scores),)
         else:
             scores = warpgroup_mma_wait(num_outstanding=0, deps=scores)
-        top = gl.full((QUERIES,), -1.0e30, gl.float32, gl.SliceLayout(1, S))
-        seen = ()
-        for i in gl.static_range(CHUNKS):
-            s = scores[i]
-            column = i * CHUNK + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, S))
-            if MASKED:
-                there = column < length
-                there = there & (gl.load(visible + batch * length + column, mask=there, other=0) != 0)
-                s = gl.where(there[None, :], s, -1.0e30)
-            elif i == CHUNKS - 1:
-                s = gl.where((column < length)[None, :], s, -1.0e30)
-            top = gl.maximum(top, gl.max(s, axis=1))
-            seen = seen + (s,)
+        top, seen = _masked(scores, visible + batch * length, length, S, QUERIES, CHUNK, CHUNKS, MASKED)
         # In powers of two: `scale` holds the factor log2(e).
         shift = (top * scale)[:, None]
         total = gl.zeros((QUERIES,), gl.float32, gl.SliceLayout(1, S))

@@ -31,6 +31,37 @@ def _send_row(row, between, peer, place, count, numbers, total, first, stride, B
     tl.atomic_add(at, 1, sem="release", scope="sys")
 
 
+@triton.jit
+def _send_borders(
+    x, between, peers, rank, program, senders, images, line_numbers, place_before, place_after, count,
+    SIDES: tl.constexpr, HAS_BEFORE: tl.constexpr, HAS_AFTER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """This program's part of the band's first row, or of its last one."""
+    total = images * line_numbers
+    if HAS_BEFORE and (program < senders):
+        # The rank before finds it behind its own last row.
+        _send_row(
+            x, between, peers + rank - 1, place_after, count + 1, line_numbers, total, program, senders,
+            BLOCK,
+        )  # fmt: skip
+    if HAS_AFTER and (program >= senders * (SIDES - 1)):
+        last = x + (between - line_numbers)
+        _send_row(
+            last, between, peers + rank + 1, place_before, count, line_numbers, total,
+            program - senders * (SIDES - 1), senders, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _store_line(to, value, gate, first, limit, channels, alive, EACH: tl.constexpr, FAST: tl.constexpr):
+    """value · SiLU(gate) of the pixels that there are."""
+    for place in tl.static_range(EACH):  # pyright: ignore
+        pixel = first + place
+        result = value[place] * silu(gate[place], FAST)
+        inside = (pixel < limit)[:, None] & alive[None, :]
+        tl.store(to + pixel[:, None] * channels, result.to(to.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["rank", "begin"])
 def _peer_depthwise_kernel(
     x, weight, bias, out, peers, before, after, counts, reached, ticket,
@@ -44,19 +75,10 @@ def _peer_depthwise_kernel(
     between = (program * 0).to(tl.int64) + height * line_numbers
     SIDES: tl.constexpr = (1 if HAS_BEFORE else 0) + (1 if HAS_AFTER else 0)  # pyright: ignore
     if program < senders * SIDES:
-        total = images * line_numbers
-        if HAS_BEFORE and (program < senders):
-            # The rank before finds it behind its own last row.
-            _send_row(
-                x, between, peers + rank - 1, place_after, count + 1, line_numbers, total, program, senders,
-                BLOCK,
-            )  # fmt: skip
-        if HAS_AFTER and (program >= senders * (SIDES - 1)):
-            last = x + (between - line_numbers)
-            _send_row(
-                last, between, peers + rank + 1, place_before, count, line_numbers, total,
-                program - senders * (SIDES - 1), senders, BLOCK,
-            )  # fmt: skip
+        _send_borders(
+            x, between, peers, rank, program, senders, images, line_numbers, place_before, place_after, count,
+            SIDES, HAS_BEFORE, HAS_AFTER, BLOCK,
+        )  # fmt: skip
     else:
         goal_before = tl.load(reached) + senders
         goal_after = tl.load(reached + 1) + senders
@@ -103,11 +125,7 @@ def _peer_depthwise_kernel(
             done = y - 1 if DOWN else y + 1
             limit = tl.where((turn >= 2) & (done >= 0) & (done < height), width, 0)
             to = out + (image * height + done).to(tl.int64) * width * channels + channel[None, :]
-            for place in tl.static_range(EACH):  # pyright: ignore
-                pixel = first + place
-                result = value[place] * silu(gate[place], FAST)
-                inside = (pixel < limit)[:, None] & alive[None, :]
-                tl.store(to + pixel[:, None] * channels, result.to(out.dtype.element_ty), mask=inside)
+            _store_line(to, value, gate, first, limit, channels, alive, EACH, FAST)
             done_v, done_g = row_of_taps(here_v, v, w_v, EACH, 1), row_of_taps(here_g, g, w_g, EACH, 1)
             here_v = row_of_taps(start_v, v, w_v, EACH, 0 if DOWN else 2)
             here_g = row_of_taps(start_g, g, w_g, EACH, 0 if DOWN else 2)
