@@ -4,7 +4,8 @@
 
 Wall time depends on what else the machine does, so processor time (user + system, all threads) stands
 beside it: two free cores cannot be quicker than half of it, and one core cannot be slower than all of it. The
-first four frames are stitched once before, so that imports are not counted.
+first four frames are stitched once before, so that imports are not counted. `--workers 1 4 8 16` shows what
+more threads bring.
 """
 # bench: cpu, 2 min: --output benchmarks/results/stitch_speed.json
 
@@ -27,15 +28,16 @@ from fewer.stitch.tube.render import Tube
 SETS = {"sift,orb": 5.0, "loftr": 2.0, "sift,orb,loftr": None, "loftr-tube": None}
 
 
-def measured(frames: list[np.ndarray], matchers: str) -> dict[str, float | int]:
+def measured(frames: list[np.ndarray], matchers: str, workers: int | None) -> dict[str, float | int | None]:
     options = StitchOptions(match=MatchOptions(matchers=tuple(matchers.split(","))))  # pyright: ignore
-    stitch(frames[:4], options)
+    stitch(frames[:4], options, workers=workers)
     load, before, began = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    panorama = stitch(frames, options)
+    panorama = stitch(frames, options, workers=workers)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     count = len(frames)
     return {
+        "workers": workers,
         "frames_used": panorama.report["frames_used"],  # pyright: ignore
         "wall_seconds": wall,
         "cpu_seconds": cpu,
@@ -50,19 +52,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--matchers", nargs="+", default=list(SETS))
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0], help="0: one a processor, at most sixteen"
+    )
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    frames = list(rendered(Tube("B", seed=0, frames=60), arguments.cache))
+    frames = list(rendered(Tube("B", seed=0, frames=arguments.frames), arguments.cache))
     rows = {}
     for matchers in arguments.matchers:
-        runs = [measured(frames, matchers) for _ in range(arguments.repeats)]
-        best = max(runs, key=lambda run: run["frames_per_second"])
+        counts = [count or None for count in arguments.workers for _ in range(arguments.repeats)]
+        runs = [measured(frames, matchers, count) for count in counts]
+        best = max(runs, key=lambda run: run["frames_per_second"] or 0)
         rows[matchers] = {"bar": SETS[matchers], "best": best, "runs": runs}
         print(matchers, json.dumps(best), flush=True)
     facts = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores",
         "opencv": cv2.__version__,
+        "frames": len(frames),
         "opencv_threads": cv2.getNumThreads(),
         "rows": rows,
     }

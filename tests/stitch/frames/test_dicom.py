@@ -81,6 +81,20 @@ def test_grey_of_ten_or_twelve_bits_keeps_its_brightness(
         assert np.abs(frame.picture.astype(int) - wanted[..., None]).max() <= 1
 
 
+def test_a_palette_is_applied(tmp_path: Path) -> None:
+    indices = np.random.default_rng(0).integers(0, 256, (2, 6, 8), np.uint8)
+    table = np.random.default_rng(1).integers(0, 256, (3, 256), np.uint16)
+    names, tags = ("Red", "Green", "Blue"), {}
+    for name, column in zip(names, table, strict=True):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"{name}PaletteColorLookupTableData"] = (column << 8).astype("<u2").tobytes()
+    path = tmp_path / "a.dcm"
+    write_dicom(path, indices, SamplesPerPixel=1, PhotometricInterpretation="PALETTE COLOR", **tags)
+    for frame, wanted in zip(open_frames(path), indices, strict=True):
+        true = table[:, wanted].transpose(1, 2, 0)[..., ::-1]
+        assert np.abs(frame.picture.astype(int) - true).max() <= 1
+
+
 def test_a_video_inside_is_read_as_one(tmp_path: Path) -> None:
     from pydicom.encaps import encapsulate
     from pydicom.uid import MPEG4HP41

@@ -50,6 +50,7 @@ class DicomFrames:
         self._path, self._times, self.warnings = path, _times(header, self.length), []
         self._inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
         self._bits = int(header.get("BitsStored", 8) or 8)
+        self._palette = header if header.get("PhotometricInterpretation") == "PALETTE COLOR" else None
 
     def __iter__(self) -> Iterator[Frame]:
         from pydicom.pixels import iter_pixels
@@ -68,8 +69,14 @@ class DicomFrames:
             self.warnings.append(f"the DICOM file is damaged after frame {index - 1}")
 
     def _picture(self, array: np.ndarray) -> np.ndarray:
+        bits = self._bits
+        if self._palette is not None:
+            from pydicom.pixels import apply_color_lut
+
+            array = apply_color_lut(array, self._palette)
+            bits = 8 * array.dtype.itemsize
         if array.dtype != np.uint8:  # 10 or 12 bits lie at the low end of 16
-            array = np.clip(array.astype(np.float32) * (255 / (2**self._bits - 1)), 0, 255).astype(np.uint8)
+            array = np.clip(array.astype(np.float32) * (255 / (2**bits - 1)), 0, 255).astype(np.uint8)
         picture = as_picture(255 - array if self._inverted else array)
         if array.ndim == 3 and array.shape[2] >= 3:
             picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
