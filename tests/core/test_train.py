@@ -1,5 +1,6 @@
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,34 @@ def test_two_processes_train_like_one_at_the_same_total_batch(tmp_path: Path) ->
         assert out.returncode == 0, out.stderr[-2000:]
         losses.append([float(word) for word in out.stdout.split()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_ctrl_c_in_the_middle_of_a_step_leaves_no_half_of_it(tmp_path: Path) -> None:
+    """The forward pass has moved the running statistics already when the signal comes."""
+
+    def trained(stop_at: int | None, resume: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+        calls = []
+
+        def step(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            calls.append(1)
+            loss = (net(batch).squeeze(1) - batch.sum(1)).square().mean()
+            if len(calls) == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+                sum(range(1000))  # the interpreter looks for signals between instructions
+            return {"loss": loss}
+
+        plan = FitPlan(steps=12, checkpoint_folder=tmp_path, resume=resume)
+        fit(plan, {"model": net}, torch.optim.AdamW(net.parameters(), lr=0.01), step, batch_at)
+        return net.state_dict()
+
+    whole = trained(None, False)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        trained(5, False)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None and found.step == 5
+    resumed = trained(None, True)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())

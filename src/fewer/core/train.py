@@ -27,6 +27,7 @@ from fewer.core.device import isolated_randomness, seeded
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress, SilentProgress
 from fewer.core.ranks import rank, world_size
+from fewer.core.unbroken import unbroken
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +105,11 @@ def fit(
             saves = plan.checkpoint_folder and (index + 1) % plan.checkpoint_every == 0
             last = index + 1 == plan.steps or _spent(plan, began) >= 1
             looks = saves or (index + 1) % plan.look_every == 0 or last
-            unseen.append(_one_step(plan, modules, optimizer, step, batch_at, index))
-            seen = _look(unseen, index) if looks else []
-            _advance_averages(plan, modules, averages, index)
-            done = index + 1
+            with unbroken():
+                unseen.append(_one_step(plan, modules, optimizer, step, batch_at, index))
+                seen = _look(unseen, index) if looks else []
+                _advance_averages(plan, modules, averages, index)
+                done = index + 1
             if looks:
                 warm = time.monotonic() if not losses else warm
                 losses += [figures["loss"] for figures in seen]

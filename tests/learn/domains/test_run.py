@@ -1,5 +1,7 @@
 """A whole run: paired batches, the target decides nothing, resuming equals going on."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from fewer.learn.domains.images import Domains
 from fewer.learn.domains.masks import unpack_masks
 from fewer.learn.domains.plan import InvariantPlan
 from fewer.learn.domains.run import InvariantResult
+from fewer.learn.domains.training import MaskedTraining
 from fewer.learn.imagenet_networks import ImageNetResNet
 from fewer.learn.model_folder import TrainedClassifier
 from tests.learn.stop_at import Stop, StopAt
@@ -135,3 +138,25 @@ def test_imagenet_weights_start_a_run_with_frozen_norms(four_domains: Domains, t
     assert result.model.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     with pytest.raises(ConfigError, match="group-cnn"):
         invariant(coloured, "a", plan=replace(plan, network="group-cnn"))
+
+
+def test_ctrl_c_in_the_middle_of_a_step_leaves_no_half_of_it(
+    domains: Domains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes when the gradients are there and the running statistics have moved."""
+    plan, whole = PLAN, invariant(domains, "c", plan=PLAN)
+    move, calls = MaskedTraining._move, []
+
+    def moved(training: MaskedTraining, *given: object, **named: object) -> None:
+        calls.append(1)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        move(training, *given, **named)  # pyright: ignore
+
+    monkeypatch.setattr(MaskedTraining, "_move", moved)
+    with pytest.raises(KeyboardInterrupt):
+        invariant(domains, "c", plan=plan, checkpoints=tmp_path)
+    assert len(calls) == 9
+    resumed = invariant(domains, "c", plan=plan, checkpoints=tmp_path, resume=True)
+    assert len(calls) == 20
+    assert same(whole, resumed) and whole.records == resumed.records

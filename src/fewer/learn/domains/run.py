@@ -24,6 +24,7 @@ from fewer.core.device import isolated_randomness, pick_device, seeded
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress, SilentProgress
 from fewer.core.tensors import write_tensors
+from fewer.core.unbroken import unbroken
 from fewer.learn.domains.bases import DomainBatch
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.layers import LayerReport, layer_reports
@@ -97,7 +98,8 @@ def invariant(
     progress.start(f"{plan.base} {plan.method}, {target} held out", plan.steps - first)
     try:
         for step in range(first, plan.steps):
-            figures = run.step(step)
+            with unbroken():
+                figures = run.step(step)
             progress.advance(1, **figures)
             if (step + 1) % run.every == 0 or step + 1 == plan.steps:
                 run.evaluate(figures["loss"])
