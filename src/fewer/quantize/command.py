@@ -109,6 +109,7 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
 
     work = request.output.with_name(f"{request.output.name}{WORK}")
     if not request.resume and work.exists():
+        progress.say("an unfinished run of this output is thrown away; --resume would have gone on with it")
         shutil.rmtree(work)
     quantize(
         opened.module, request.format, request.rank, calibrate,

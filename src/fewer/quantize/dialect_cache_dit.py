@@ -11,6 +11,7 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import inside, read_json, write_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.quantize.checkpoint import QuantizedCheckpoint
+from fewer.quantize.engine_checks import packed_shape
 from fewer.quantize.engine_layer import pack_layer, unpack_layer
 from fewer.quantize.layer import QuantizedLayer
 
@@ -65,16 +66,16 @@ def read_folder(folder: Path) -> QuantizedCheckpoint:
     try:
         payload = json.loads(metadata.get(METADATA, ""))
         names, form, rank = payload["quantized_layer_names"], payload["precision"], int(payload["rank"])
+        known = json.loads(metadata.get(EXTRA, "{}"))
+        if not all(isinstance(name, str) for name in names) or not isinstance(known, dict):
+            raise TypeError("names and facts of other types")
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path.name!r} has no readable {METADATA!r} metadata") from error
     tensors = read_tensors(path)
-    known = json.loads(metadata[EXTRA]) if EXTRA in metadata else {}
     layers: dict[str, QuantizedLayer] = {}
     for name in names:
         own = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
-        if "qweight" not in own:
-            raise FileError(f"layer {name!r} is listed as quantized, but has no qweight")
-        out, half = own["qweight"].shape
-        facts = known.get(name, {"format": form, "rank": rank, "shape": (out, 2 * half)})
+        shape = packed_shape(own, name)
+        facts = known.get(name, {"format": form, "rank": rank, "shape": shape})
         layers[name] = unpack_layer(own, facts, name)
     return QuantizedCheckpoint(layers)

@@ -21,6 +21,7 @@ from torch import Tensor
 from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.quantize.checkpoint import QuantizedCheckpoint
+from fewer.quantize.engine_checks import check_finite
 from fewer.quantize.formats import FORMATS, GELU_SHIFT, Format, Scales, decode_weight, nearest_codes, pad_to
 from fewer.quantize.layer import QuantizedLayer
 
@@ -104,10 +105,17 @@ def read_folder(folder: Path) -> QuantizedCheckpoint:
 def _layer(name: str, files: dict[str, dict[str, Tensor]]) -> QuantizedLayer:
     model, scale, smooth = files["model"], files["scale"], files["smooth"]
     weight = model[f"{name}.weight"]
+    if weight.ndim not in (2, 4) or not weight.numel() or not weight.is_floating_point():
+        raise FileError(f"layer {name!r} has a weight of {tuple(weight.shape)}, which is no linear layer's")
     convolution, weight = weight.ndim == 4, weight.flatten(1).float()
     out, dim = weight.shape
     lam = smooth.get(name, smooth.get(_neighbour(name)))
     down, up = _branch(name, files)
+    _check(
+        name,
+        (out, dim),
+        {"weight": weight, "smoothing": lam, "a": down, "b": up, "bias": model.get(f"{name}.bias")},
+    )
     first, second = scale[f"{name}.weight.scale.0"].float(), scale.get(f"{name}.weight.scale.1")
     plain = lam is None and down is None
     form = FORMATS["w4a16" if plain else "int4" if second is None else "nvfp4"]
@@ -135,15 +143,34 @@ def _layer(name: str, files: dict[str, dict[str, Tensor]]) -> QuantizedLayer:
     return layer
 
 
+def _check(name: str, shape: tuple[int, int], parts: dict[str, Tensor | None]) -> None:
+    """Sizes and values of what belongs to a layer. Raises `FileError` naming it."""
+    out, dim = shape
+    down = parts["a"]
+    rank = len(down) if down is not None and down.ndim == 2 else 0
+    sizes = {"weight": shape, "smoothing": (dim,), "a": (rank, dim), "b": (out, rank), "bias": (out,)}
+    for part, tensor in parts.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != sizes[part] or not tensor.is_floating_point():
+            raise FileError(
+                f"layer {name!r}: its {part} is {tuple(tensor.shape)} of {tensor.dtype}, not {sizes[part]}"
+            )
+        check_finite(tensor, part, name)
+
+
 def _scales(name: str, form: Format, shape: tuple[int, int], first: Tensor, second: Tensor | None) -> Scales:
     out, dim = shape
-    groups = first.reshape(out, -1) if second is None else second.float().reshape(out, -1)
-    if groups.shape[1] != -(-dim // form.group):
-        raise FileError(
-            f"layer {name!r}: {groups.shape[1]} scales a row do not fit {dim} inputs of {form.name}"
-        )
+    groups = first if second is None else second.float()
+    if groups.numel() != out * -(-dim // form.group):
+        raise FileError(f"layer {name!r}: {groups.numel()} scales do not fit {out} x {dim} of {form.name}")
+    groups = groups.reshape(out, -1)
+    check_finite(groups, "scales", name)
     if second is None:
         return Scales(groups.to(torch.bfloat16))
+    if first.numel() not in (1, out):
+        raise FileError(f"layer {name!r}: {first.numel()} channel scales do not fit {out} outputs")
+    check_finite(first, "channel scales", name)
     channel = first.reshape(-1).expand(out) if first.numel() == 1 else first.reshape(out)
     return Scales(groups.to(torch.float8_e4m3fn), channel.clone())
 
@@ -158,6 +185,8 @@ def _branch(name: str, files: dict[str, dict[str, Tensor]]) -> tuple[Tensor | No
         down, up = (files["branch"].get(f"{source}.{part}.weight") for part in ("a", "b"))
         if down is None or up is None:
             continue
+        if up.ndim != 2:
+            raise FileError(f"layer {name!r}: its b is {tuple(up.shape)}, not a matrix")
         if len(up) == rows and (source == name or joint is None):
             return down, up
         sizes = [len(files["model"].get(f"{parent}.{other}.weight", ())) for other in joint or ()]

@@ -16,6 +16,7 @@ from fewer.core.files import read_json, write_json
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.transformer.shards import weight_files
 from fewer.quantize.checkpoint import QuantizedCheckpoint
+from fewer.quantize.engine_checks import packed_shape
 from fewer.quantize.engine_layer import pack_layer, pack_modulation, unpack_layer, unpack_modulation
 from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.roles import SPLIT_NAMES
@@ -75,13 +76,11 @@ def read_folder(folder: Path) -> QuantizedCheckpoint:
     for name in names:
         own = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
         taken |= {f"{name}.{part}" for part in own}
-        if "qweight" not in own:
-            raise FileError(f"layer {name!r} is listed as quantized, but has no qweight")
+        shape = packed_shape(own, name)
         if name in awq.get("targets", []):
             layers[name] = unpack_modulation(own, 1, name)
             continue
-        out, half = own["qweight"].shape
-        facts = {"format": svdq["precision"], "rank": int(svdq["rank"]), "shape": (out, 2 * half)}
+        facts = {"format": svdq["precision"], "rank": int(svdq["rank"]), "shape": shape}
         layers[name] = unpack_layer(own, facts, name)
     plain = {name: tensor for name, tensor in tensors.items() if name not in taken}
     return QuantizedCheckpoint(layers, plain, config, str(config.get("_class_name", "")))

@@ -11,6 +11,7 @@ without it.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from fewer.core.errors import FileError
 from fewer.core.files import read_json, write_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.quantize.checkpoint import QuantizedCheckpoint
+from fewer.quantize.engine_checks import LARGEST, packed_shape
 from fewer.quantize.engine_layer import (
     join_rows,
     pack_layer,
@@ -169,7 +171,7 @@ def _joinable(members: list[QuantizedLayer]) -> bool:
 def _checkpoint(
     tensors: dict[str, Tensor], metadata: dict[str, str], config: dict[str, object]
 ) -> QuantizedCheckpoint:
-    facts = json.loads(metadata[EXTRA]) if EXTRA in metadata else _guess(tensors)
+    facts = _own_facts(metadata[EXTRA]) if EXTRA in metadata else _guess(tensors)
     layers: dict[str, QuantizedLayer] = {}
     taken: set[str] = set()
     for stored, own_facts in facts.items():
@@ -179,9 +181,11 @@ def _checkpoint(
             if name.startswith(f"{stored}.")
         }
         taken |= {f"{stored}.{part}" for part in own}
-        if own_facts["facts"]["format"] == "w4a16":
+        if own_facts["facts"].get("format") == "w4a16":
             splits = _MODULATION.get(stored.partition(".")[2].partition(".")[2], 1)
             layer = unpack_modulation(own, splits, stored)
+            if layer.shape[0] != sum(own_facts["rows"]):
+                raise FileError(f"layer {stored!r} has {layer.shape[0]} rows, not {own_facts['rows']}")
         else:
             shape = (sum(own_facts["rows"]), own_facts["facts"]["shape"][1])
             layer = unpack_layer(own, {**own_facts["facts"], "shape": shape}, stored)  # pyright: ignore
@@ -192,15 +196,36 @@ def _checkpoint(
     return QuantizedCheckpoint(layers, plain, config, ours.get(found, found))
 
 
+def _own_facts(text: str) -> dict[str, dict[str, Any]]:
+    """Our metadata entry, which may say anything. Raises `FileError` naming the layer it is wrong about."""
+    try:
+        told = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise FileError(f"the file's metadata entry {EXTRA!r} is no JSON object")
+    for name, own in told.items():
+        own = own if isinstance(own, dict) else {}
+        members, rows, facts = own.get("members"), own.get("rows"), own.get("facts")
+        if not isinstance(members, list) or not isinstance(rows, list) or not isinstance(facts, dict):
+            raise FileError(f"the file's metadata entry {EXTRA!r} has no members, rows and facts of {name!r}")
+        named = len(members) == len(rows) > 0 and all(isinstance(member, str) for member in members)
+        counted = all(type(count) is int and 0 < count < LARGEST for count in rows)
+        shape = facts.get("shape")
+        if not named or not counted or not (isinstance(shape, list) and len(shape) == 2):
+            raise FileError(f"the file's metadata entry {EXTRA!r} is wrong about layer {name!r}: {own}"[:300])
+    return told
+
+
 def _guess(tensors: dict[str, Tensor]) -> dict[str, dict[str, object]]:
     """Facts for files that others wrote: padded sizes as they are, fc2 of GELU MLPs unsigned when int4."""
     facts: dict[str, dict[str, object]] = {}
     for name in [key.removesuffix(".qweight") for key in tensors if key.endswith(".qweight")]:
         if tensors[f"{name}.qweight"].dtype == torch.int32:
-            rows = tensors[f"{name}.qweight"].shape[0] * 4
+            rows = packed_shape({"qweight": tensors[f"{name}.qweight"]}, name)[0] * 4
             facts[name] = {"members": [name], "rows": [rows], "facts": {"format": "w4a16"}}
             continue
-        out, half = tensors[f"{name}.qweight"].shape
+        out, dim = packed_shape({"qweight": tensors[f"{name}.qweight"]}, name)
         down, scales = tensors.get(f"{name}.proj_down"), tensors.get(f"{name}.wscales")
         if scales is None:
             raise FileError(f"layer {name!r} of the checkpoint has no wscales")
@@ -212,8 +237,8 @@ def _guess(tensors: dict[str, Tensor]) -> dict[str, dict[str, object]]:
             "members": members,
             "rows": [out // len(members)] * len(members),
             "facts": {
-                "format": form, "shape": [out, half * 2], "unsigned": gelu,
-                "rank": 0 if down is None else down.shape[1],
+                "format": form, "shape": [out, dim], "unsigned": gelu,
+                "rank": down.shape[1] if down is not None and down.ndim == 2 else 0,
             },
         }  # fmt: skip
     if not facts:

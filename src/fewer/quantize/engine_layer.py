@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.quantize import packing
+from fewer.quantize.engine_checks import check_modulation, check_parts, layer_facts
 from fewer.quantize.formats import Scales
 from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.packing import pad_matrix, padded
@@ -65,8 +66,7 @@ def unpack_layer(tensors: dict[str, Tensor], facts: dict[str, object], name: str
     """The inverse of `pack_layer`; `facts` has format, shape, rank and flags. Raises `FileError` naming
     the layer.
     """
-    form, rank = str(facts["format"]), int(facts["rank"])  # pyright: ignore
-    out, dim = facts["shape"]  # pyright: ignore
+    form, out, dim, rank = layer_facts(facts, name)
     rows, columns, ranks = (
         padded(out, packing.ROWS),
         padded(dim, packing.COLUMNS),
@@ -75,18 +75,10 @@ def unpack_layer(tensors: dict[str, Tensor], facts: dict[str, object], name: str
     group = 16 if form == "nvfp4" else 64
     expected = {
         "qweight": (rows, columns // 2), "wscales": (columns // group, rows), "smooth_factor": (columns,),
-        "proj_down": (columns, ranks), "proj_up": (rows, ranks),
+        "proj_down": (columns, ranks), "proj_up": (rows, ranks), "bias": (rows,),
+        "smooth_factor_orig": (columns,), "wcscales": (rows,), "wtscale": (),
     }  # fmt: skip
-    for part, size in expected.items():
-        if part not in tensors or tensors[part].numel() != size[0] * (size[1] if len(size) > 1 else 1):
-            found = tuple(tensors[part].shape) if part in tensors else "nothing"
-            raise FileError(f"layer {name!r} should have {part} of {size}, the file has {found}")
-    known = {*expected, "bias", "smooth_factor_orig", "wcscales", "wtscale"}
-    if unknown := set(tensors) - known:
-        raise FileError(f"layer {name!r} has unexpected tensors {sorted(unknown)}")
-    scale_dtype = tensors["wscales"].dtype
-    if (form == "nvfp4") != (scale_dtype == torch.float8_e4m3fn):
-        raise FileError(f"layer {name!r} is {form}, but its scales are {scale_dtype}")
+    check_parts(tensors, expected, {"bias", "smooth_factor_orig", "wcscales", "wtscale"}, form, name)
     codes = packing.unpack_codes(tensors["qweight"].reshape(expected["qweight"]))
     padded_dim = padded(dim, group)
     wscales, channel = tensors["wscales"].reshape(expected["wscales"]), None
@@ -94,21 +86,22 @@ def unpack_layer(tensors: dict[str, Tensor], facts: dict[str, object], name: str
         scales = packing.unpack_e4m3_scales(wscales)
         channel = torch.ones(rows)
         if "wcscales" in tensors:
-            channel = packing.unpack_vector(tensors["wcscales"]).float()
+            channel = packing.unpack_vector(tensors["wcscales"].reshape(-1)).float()
         if "wtscale" in tensors:
             channel = channel * tensors["wtscale"].float().reshape(())
         channel = channel[:out]
     else:
         codes, scales = packing.signed(codes), packing.unpack_scales(wscales)
     bias = packing.unpack_vector(tensors["bias"].reshape(-1))[:out] if "bias" in tensors else None
+    down, up = (tensors[part].reshape(expected[part]) for part in ("proj_down", "proj_up"))
     return QuantizedLayer(
         format=form,  # pyright: ignore
         shape=(out, dim),
         codes=codes[:out, :padded_dim].contiguous(),
         scales=Scales(scales[:out, : padded_dim // group].contiguous(), channel),
         smooth=packing.unpack_vector(tensors["smooth_factor"].reshape(-1))[:dim].contiguous(),
-        down=packing.unpack_down(tensors["proj_down"])[:rank, :dim].contiguous() if rank else None,
-        up=packing.unpack_up(tensors["proj_up"])[:out, :rank].contiguous() if rank else None,
+        down=packing.unpack_down(down)[:rank, :dim].contiguous() if rank else None,
+        up=packing.unpack_up(up)[:out, :rank].contiguous() if rank else None,
         bias=bias,
         unsigned=bool(facts.get("unsigned", False)),
         convolution=bool(facts.get("convolution", False)),
@@ -140,8 +133,7 @@ def pack_modulation(layer: QuantizedLayer, splits: int, name: str) -> dict[str, 
 
 def unpack_modulation(tensors: dict[str, Tensor], splits: int, name: str) -> QuantizedLayer:
     """The inverse of `pack_modulation`. Raises `FileError` naming the layer."""
-    if missing := {"qweight", "wscales", "wzeros"} - set(tensors):
-        raise FileError(f"layer {name!r} lacks {sorted(missing)}")
+    check_modulation(tensors, splits, name)
     codes = packing.deinterleave(packing.unpack_weight_only(tensors["qweight"]), splits)
     scales = packing.deinterleave(tensors["wscales"].mT.contiguous(), splits)
     zeros = packing.deinterleave(tensors["wzeros"].mT.contiguous(), splits)

@@ -30,7 +30,8 @@ def read_checkpoint(source: Path) -> tuple[QuantizedCheckpoint, str]:
     if (source / "scale.safetensors").exists():
         return dialect_deepcompressor.read_folder(source), "deepcompressor"
     config = read_json(source / "config.json") if (source / "config.json").exists() else {}
-    method = (config.get("quantization_config") or {}).get("quant_method")
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
     if method == METHOD:
         return load_quantized(source), "fewer"
     if method == dialect_lite.METHOD:
