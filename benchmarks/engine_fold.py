@@ -8,7 +8,7 @@ prompts, quick recipe), draws prompts that calibration never saw, plain and thro
 PSNR is against the pictures of the 16-bit weights, velocities are compared at every step of one trajectory.
 Run: python benchmarks/engine_fold.py [--seeds 3] [--pictures 4 --steps 8]
 """
-# bench: cpu, 3 min: --pictures 4
+# bench: cpu, 6 min: --pictures 4
 
 import argparse
 import copy
