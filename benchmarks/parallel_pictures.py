@@ -68,24 +68,29 @@ class Texts:
 @torch.no_grad()
 def drawn_latents(transformer: nn.Module, texts: Texts, noises: int, steps: int, batch: int) -> Tensor:
     """Latents of prompt 0 from all its noises, then of prompt 1, and so on: the same noise on any device."""
-    params, device = transformer.params, texts.tokens.device  # pyright: ignore[reportAttributeAccessIssue]
-    side, generator, drawn = params.sample_size, torch.Generator().manual_seed(0), []
     rows = [row for row in range(len(texts)) for _ in range(noises)]
-    for start in range(0, len(rows), batch):
-        count = len(rows[start : start + batch])
-        prepared = transformer.prepare(*texts.guided(rows[start : start + batch]))  # pyright: ignore
+    starts = range(0, len(rows), batch)
+    return torch.cat([drawn_batch(transformer, texts, rows[at : at + batch], steps, at) for at in starts])
 
-        def velocity(latents: Tensor, timestep: float, count: int = count, prepared=prepared) -> Tensor:
-            times = torch.full((2 * count,), float(timestep), device=device)
-            both = transformer.denoise(latents.repeat(2, 1, 1, 1), times, prepared)  # pyright: ignore
-            without, conditioned = both.chunk(2)
-            return without + texts.guidance * (conditioned - without)
 
-        latents = torch.randn(count, params.in_channels, side, side, generator=generator).to(device)
-        for step in sample(velocity, latents, steps=steps, shift=texts.shift):
-            latents = step.latents
-        drawn.append(latents)
-    return torch.cat(drawn)
+@torch.no_grad()
+def drawn_batch(transformer: nn.Module, texts: Texts, rows: list[int], steps: int, seed: int) -> Tensor:
+    """Latents of these prompts, side by side."""
+    params, device, count = transformer.params, texts.tokens.device, len(rows)
+    prepared = transformer.prepare(*texts.guided(rows))  # pyright: ignore
+
+    def velocity(latents: Tensor, timestep: float) -> Tensor:
+        times = torch.full((2 * count,), float(timestep), device=device)
+        both = transformer.denoise(latents.repeat(2, 1, 1, 1), times, prepared)  # pyright: ignore
+        without, conditioned = both.chunk(2)
+        return without + texts.guidance * (conditioned - without)
+
+    side, generator = int(params.sample_size), torch.Generator().manual_seed(seed)  # pyright: ignore
+    latents = torch.randn(count, int(params.in_channels), side, side, generator=generator)  # pyright: ignore
+    latents = latents.to(device)
+    for step in sample(velocity, latents, steps=steps, shift=texts.shift):
+        latents = step.latents
+    return latents
 
 
 @torch.no_grad()

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 from builtin_model import JUDGE
-from parallel_pictures import Texts, decoded, drawn_latents, psnr, scenes_of, write_texts
+from parallel_pictures import Texts, decoded, drawn_batch, psnr, scenes_of, write_texts
 from record import record
 from torch import Tensor, nn
 
 from fewer.core.device import pick_device
+from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.autoencoder import DCAutoencoder
 from fewer.generate.model_folder import DEFAULT_MODEL, open_parts
 from fewer.generate.scenes.compose import Scene
@@ -62,27 +63,61 @@ def main() -> None:
     transformer = SanaTransformer.load(folder, torch.float32, device).eval()
     autoencoder = DCAutoencoder.load(folder / "vae", torch.float32, device).eval()
     judge = SpriteJudge.load(JUDGE, vocabulary.words, vocabulary.styles).to(device)
-    owners = [scene for scene in scenes for _ in range(options.noises)]
+    chosen_plans = {name: plan for name, plan in plans().items() if options.only in name}
+    drawn, seconds = drawn_rows(transformer, texts, chosen_plans, options)
+    count = len(drawn["one device"])
+    owners = [scene for scene in scenes for _ in range(options.noises)][:count]
     table = Table(options, judge, owners, device)
+    for name, latents in drawn.items():
+        table.add(name, decoded(autoencoder, latents.to(device), min(options.batch, 50)), seconds[name])
 
-    def draw(network: nn.Module) -> Tensor:
-        return drawn_latents(network, texts, options.noises, options.steps, options.batch)
 
-    def pictures(latents: Tensor) -> Tensor:
-        return decoded(autoencoder, latents, min(options.batch, 50))
+def drawn_rows(
+    transformer: nn.Module, texts: Texts, chosen: dict[str, ParallelPlan], options: argparse.Namespace
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Latents of one device and of every plan, batch by batch, and the seconds that each took.
 
+    With --keep what was drawn by an earlier call is read, so that an hour can be spent in pieces.
+    """
+    rows = [row for row in range(len(texts)) for _ in range(options.noises)]
+    drawn: dict[str, list[Tensor]] = {}
+    seconds: dict[str, float] = {}
     began = time.monotonic()
-    table.add("one device", pictures(draw(transformer)), time.monotonic() - began)
-    for name, plan in plans().items():
-        if options.only not in name:
-            continue
+    for at in range(0, len(rows), options.batch):
+        if at and time.monotonic() - began > options.seconds:
+            break
+        file = (
+            None
+            if options.keep is None
+            else options.keep / f"{options.steps}-{options.batch}-{at}.safetensors"
+        )
+        kept = read_tensors(file) if file is not None and file.exists() else {}
+        for name, plan in {"one device": None, **chosen}.items():
+            if name not in kept:
+                started = time.monotonic()
+                kept[name] = of_plan(
+                    transformer, texts, rows[at : at + options.batch], options.steps, at, plan
+                )
+                kept[f"seconds: {name}"] = torch.tensor(time.monotonic() - started)
+                if file is not None:
+                    write_tensors(file, kept)
+            drawn.setdefault(name, []).append(kept[name])
+            seconds[name] = seconds.get(name, 0.0) + float(kept[f"seconds: {name}"])
+        print(f"{at + len(rows[at : at + options.batch])} of {len(rows)}", flush=True)
+    return {name: torch.cat(parts) for name, parts in drawn.items()}, seconds
 
-        def rank_main(group: Group, plan: ParallelPlan = plan) -> Tensor:
-            return draw(parallelize(transformer, plan, group))
 
-        began = time.monotonic()
-        latents = run_simulated(plan.devices, rank_main, timeout=600.0)[0]
-        table.add(name, pictures(latents), time.monotonic() - began)
+def of_plan(
+    transformer: nn.Module, texts: Texts, rows: list[int], steps: int, seed: int, plan: ParallelPlan | None
+) -> Tensor:
+    """One batch on one device, or on simulated ones."""
+    if plan is None:
+        return drawn_batch(transformer, texts, rows, steps, seed).cpu()
+
+    def rank_main(group: Group) -> Tensor:
+        return drawn_batch(parallelize(transformer, plan, group), texts, rows, steps, seed)
+
+    return run_simulated(plan.devices, rank_main, timeout=600.0)[0].cpu()
 
 
 class Table:
@@ -110,7 +145,7 @@ class Table:
         print(self.rows[-1], flush=True)
         options = self.options
         figures = {"model": str(options.model or "default"), "steps": options.steps,
-                   "prompts": options.prompts, "pictures": len(self.owners)}  # fmt: skip
+                   "prompts": len(self.owners) // options.noises, "pictures": len(self.owners)}  # fmt: skip
         print(record(options.name, {**figures, "rows": self.rows}))
 
     def _groups(self, pictures: Tensor) -> dict[str, list[float]]:
@@ -143,6 +178,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--noises", type=int, default=7, help="pictures of each prompt")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=50, help="pictures at once")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder: drawn latents stay there and are not drawn again"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no batch is begun after this")
     parser.add_argument("--only", default="", help="plans whose name contains this")
     parser.add_argument("--texts", type=Path, default=Path("parallel_texts.safetensors"))
     parser.add_argument("--name", default="parallel_quality")

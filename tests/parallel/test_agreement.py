@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from fewer.core.errors import ConfigError
-from fewer.parallel.agreement import check_agreement, fingerprint
+from fewer.generate.lora import LowRank, attach, set_scale
+from fewer.parallel.agreement import Agreement, check_agreement, fingerprint
 from fewer.parallel.group import Group
-from fewer.parallel.simulated import run_simulated
+from fewer.parallel.simulated import SimulatedGroup, _Board, run_simulated
 from tests.parallel import ranks
 
 
@@ -46,3 +47,30 @@ def test_a_fingerprint_sees_values_and_layout() -> None:
     after = fingerprint(module)
     assert after["tensors"] == before["tensors"] and after["weights"] != before["weights"]
     assert fingerprint(module.half())["tensors"] != before["tensors"]
+
+
+def test_a_fingerprint_sees_rows_that_changed_places_and_adapters() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    before = fingerprint(module)
+    with torch.no_grad():
+        module[0].weight.copy_(module[0].weight.flip(0).clone())
+    assert fingerprint(module)["weights"] != before["weights"]
+    adapter = LowRank(torch.ones(1, 3), torch.ones(2, 1), 1.0)
+    attach(module, {"0": adapter}, name="a", scale=1.0)
+    weak = fingerprint(module)
+    set_scale(module, "a", 0.5)
+    assert fingerprint(module)["adapters"] != weak["adapters"]
+
+
+def test_every_new_request_is_compared_and_a_running_one_is_not() -> None:
+    asked = []
+
+    class Counting(SimulatedGroup):
+        def gather_object(self, value: object) -> list[object]:
+            asked.append(value)
+            return [value, value]
+
+    agreement = Agreement(Counting(_Board(1, 1.0), 0, 2))
+    requests = [(8, 900.0), (8, 500.0), (8, 100.0), (8, 900.0), (9, 500.0)]
+    new = [agreement.check({"rows": rows}, time) for rows, time in requests]
+    assert new == [True, False, False, True, True] and len(asked) == 3

@@ -53,3 +53,32 @@ def test_adapters_put_on_bands_draw_the_same_picture(fused: bool, toy: SanaTrans
     # Nothing of it has reached the model that was spread, nor the one that was accelerated.
     assert torch.equal(sample(toy, 2), plain)
     assert not any(isinstance(module, AdaptedLayer) for tree in (model, toy) for module in tree.modules())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@torch.no_grad()
+def test_one_device_gives_the_bits_of_the_plain_model(fused: bool, toy: SanaTransformer) -> None:
+    model = accelerate(toy, graphs=False) if fused else toy
+    expected = sample(model, 3)
+    plan = ParallelPlan(devices=1)
+    assert torch.equal(
+        run_simulated(1, lambda group: sample(parallelize(model, plan, group), 3))[0], expected
+    )
+
+
+@torch.no_grad()
+def test_a_spread_model_is_not_spread_again(toy: SanaTransformer) -> None:
+    plan = ParallelPlan(devices=1)
+    with pytest.raises(ConfigError, match="spread over devices already"):
+        run_simulated(1, lambda group: parallelize(parallelize(toy, plan, group), plan, group))
+
+
+@torch.no_grad()
+def test_what_layers_have_cached_is_shared_and_what_graphs_have_captured_is_not(toy: SanaTransformer) -> None:
+    fused = accelerate(toy, graphs=True)
+    sample(fused, 1)
+    fused.cache = {"phases": (1, torch.ones(3))}  # pyright: ignore
+    copied = structural_copy(fused)
+    assert copied.cache["phases"][1] is fused.cache["phases"][1]  # pyright: ignore
+    assert len(fused.graphs) == 1 and len(copied.graphs) == 0  # pyright: ignore
+    assert copied.graphs.function.__self__ is copied  # pyright: ignore

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewer.core.errors import ConfigError
-from fewer.parallel.bands import cut
+from fewer.parallel.bands import cut, cut_ragged
 
 
 @given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4))
@@ -27,3 +27,10 @@ def test_what_cannot_be_cut_is_refused_with_the_numbers() -> None:
         cut(13, 2, 4)
     with pytest.raises(ConfigError, match="at most 3 devices or at least 16 rows"):
         cut(7, 8, least=2)
+
+
+def test_only_the_last_of_ragged_bands_ends_within_a_unit() -> None:
+    assert cut_ragged(13, 3, 4).lengths == (8, 4, 1)
+    assert cut_ragged(13, 1, 4).lengths == (13,)
+    assert cut_ragged(16, 2, 4).lengths == (8, 8)
+    assert cut_ragged(13, 3, 4).halved(2).lengths == (2, 1, 1)

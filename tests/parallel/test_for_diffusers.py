@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fewer.core.errors import ConfigError
 from fewer.parallel.attach import parallelize
 from fewer.parallel.group import Group
 from fewer.parallel.plan import ParallelPlan
@@ -100,6 +101,60 @@ def test_displaced_is_closer_than_naive(name: str) -> None:
     displaced, expected = on_ranks(name, 2, mode="displaced", warmup_steps=0)
     naive, _ = on_ranks(name, 2, mode="naive")
     assert 0 < (displaced - expected).norm() < (naive - expected).norm()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("size", [(13, 7), (5, 6)])
+@torch.no_grad()
+def test_a_unet_takes_heights_that_no_halving_divides(size: tuple[int, int], devices: int) -> None:
+    model, _, call = unet()
+    start = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
+    expected = three_steps(model, start, call)
+    plan = ParallelPlan(devices=devices, mode="sync")
+    for result in run_simulated(
+        devices, lambda group: three_steps(parallelize(model, plan, group), start, call)
+    ):
+        assert float((result - expected).norm() / expected.norm()) <= (1e-5 if devices > 1 else 0)
+
+
+@torch.no_grad()
+def test_what_a_control_net_adds_is_taken_by_bands() -> None:
+    model, start, _ = unet()
+    text, generator = torch.randn(1, 3, 8), torch.Generator().manual_seed(2)
+    down = [torch.randn(1, width, 16 // step, 6 // step, generator=generator)
+            for width, step in ((8, 1), (8, 1), (8, 2), (16, 2))]  # fmt: skip
+    mid = torch.randn(1, 16, 8, 3, generator=generator)
+
+    def call(network: torch.nn.Module) -> torch.Tensor:
+        return network(
+            start, 500.0, text, return_dict=False, down_block_additional_residuals=tuple(down),
+            mid_block_additional_residual=mid,
+        )[0]  # fmt: skip
+
+    expected, plan = call(model), ParallelPlan(devices=3, mode="sync")
+    found = run_simulated(3, lambda group: call(parallelize(model, plan, group)))[1]
+    assert float((found - expected).norm() / expected.norm()) <= 1e-5
+
+
+def test_fused_projections_are_refused_since_bands_would_ignore_each_other() -> None:
+    model, _, _ = unet()
+    model.fuse_qkv_projections()
+    with pytest.raises(ConfigError, match="unfuse_qkv_projections"):
+        run_simulated(2, lambda group: parallelize(model, ParallelPlan(devices=2, mode="sync"), group))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_that_were_given_different_pictures_are_refused_before_they_compute(name: str) -> None:
+    model, start, call = MODELS[name]()
+
+    @torch.no_grad()
+    def rank_main(group: Group) -> None:
+        parallel = parallelize(model, ParallelPlan(devices=2, mode="sync"), group)
+        call(parallel, start, 900.0)
+        call(parallel, start if group.rank == 0 else torch.cat([start, start], dim=1), 950.0)
+
+    with pytest.raises(ConfigError, match=r"latents is .*, but rank 1 has"):
+        run_simulated(2, rank_main)
 
 
 def two_samples(name: str) -> tuple:

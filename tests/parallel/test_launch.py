@@ -1,12 +1,14 @@
 """Acceptance A7: what goes wrong is named, and nothing hangs."""
 
 import time
+from multiprocessing.reduction import ForkingPickler
+from queue import Queue
 
 import pytest
 
 from fewer.core.errors import ConfigError
 from fewer.parallel.group import GroupFailed
-from fewer.parallel.launch import RankPool, run_on_devices
+from fewer.parallel.launch import RankPool, _hear, _packed, run_on_devices
 from tests.parallel import ranks
 
 
@@ -23,6 +25,43 @@ def test_a_rank_that_hangs_is_not_waited_for_forever() -> None:
     with pytest.raises(GroupFailed, match="lost its group"):
         run_on_devices(ranks.hang, 2, device_type="cpu", timeout_seconds=3.0)
     assert time.monotonic() - began < 60
+
+
+class Gone:
+    """A process that has left, as if all were well."""
+
+    exitcode = 0
+
+
+def test_a_rank_that_leaves_without_an_answer_is_not_waited_for() -> None:
+    with pytest.raises(GroupFailed, match=r"rank 0 of 1 died \(it left without an answer\)"):
+        list(_hear([Gone()], Queue(), {}))
+    answers: Queue = Queue()
+    answers.put((0, "answer", _packed(5)))  # what it said before it left counts
+    reported: dict = {}
+    assert list(_hear([Gone()], answers, reported)) == [] and reported == {0: ("answer", 5)}
+
+
+def test_an_answer_that_cannot_be_sent_fails_where_it_is_made() -> None:
+    assert ForkingPickler.loads(_packed({"a": [1.5]})) == {"a": [1.5]}
+    with pytest.raises(Exception, match=r"pickle|local object"):
+        _packed(lambda: None)
+
+
+def test_calls_at_the_same_time_are_refused_and_do_not_take_each_others_answers() -> None:
+    pool = RankPool(2)
+    with pool._alone():
+        for call in (lambda: pool.call(ranks.count_calls), lambda: next(pool.stream(ranks.steps, 2))):
+            with pytest.raises(ConfigError, match="busy with another call"):
+                call()
+    with pool._alone():  # free again
+        assert not pool._processes
+
+
+def test_a_single_rank_of_torchrun_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert run_on_devices(ranks.collectives, 1, device_type="cpu")[0] == [0.0, 1.0, 2.0]  # type: ignore[index]
 
 
 def test_an_error_of_ours_comes_through_as_itself() -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import write_tensors
+from fewer.generate.engine.shell import shell_tree
 from fewer.generate.lora import write_lora
 from fewer.generate.lora_file import LowRank
 from fewer.quantize import Recipe, quantize
@@ -161,6 +162,14 @@ def test_names_must_be_identifiers_and_a_model_with_adapters_is_not_saved(quanti
         checkpoint_of(model)
     detach(model, "style")
     assert "head.weight" in checkpoint_of(model).plain
+
+
+def test_a_strength_set_in_a_model_that_shares_the_layers_stays_there(quantized: Tiny) -> None:
+    model, inputs = quantized
+    attach(model, lora(model), "style", 0.7)
+    before, other = model(inputs), shell_tree(type(model), model)
+    set_strength(other, "style", 0.0)
+    assert torch.equal(model(inputs), before) and not torch.equal(other(inputs), before)
 
 
 @pytest.mark.parametrize("small", [False, True])

@@ -100,7 +100,7 @@ def test_the_key_changes_with_an_adapters_strength() -> None:
     linear.adapters["a"] = Adapter(torch.zeros(2, 128), torch.zeros(5, 2), 1.0)
     before = fusion_key(linear)
     assert linear.fusion_key() == before
-    linear.adapters["a"].strength = 0.5
+    linear.adapters["a"] = Adapter(torch.zeros(2, 128), torch.zeros(5, 2), 0.5)
     assert fusion_key(linear) != before
 
 

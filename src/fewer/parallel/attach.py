@@ -4,8 +4,9 @@ The result shares every tensor with the original and keeps all tensor names; the
 """
 
 import copy
+from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
@@ -22,6 +23,8 @@ from fewer.parallel.own_group import own_group
 from fewer.parallel.plan import ParallelPlan
 
 _DIFFUSERS = ("UNet2DConditionModel", "PixArtTransformer2DModel", "FluxTransformer2DModel")
+_SPREAD = ("spread", "session", "band_session")
+"""What a module has after `parallelize`."""
 
 
 def parallelize(module: nn.Module, plan: ParallelPlan, group: Group | None = None) -> nn.Module:
@@ -37,6 +40,8 @@ def parallelize(module: nn.Module, plan: ParallelPlan, group: Group | None = Non
     group = own_group(plan.devices) if group is None else group
     if plan.devices != group.size:
         raise ConfigError(f"the plan is for {plan.devices} devices, the group has {group.size}")
+    if any(hasattr(module, name) for name in _SPREAD):
+        raise ConfigError("this model is spread over devices already; parallelize the model it was made of")
     check_agreement(group, {"plan": plan}, module)
     if isinstance(module, FusedSana):
         from fewer.parallel.fused_sana import ParallelFusedSana
@@ -70,6 +75,16 @@ def parallelize(module: nn.Module, plan: ParallelPlan, group: Group | None = Non
 
 
 def structural_copy(module: nn.Module) -> nn.Module:
-    """A copy of the module tree whose parameters and buffers are the original's own."""
+    """A copy of the module tree that shares its tensors: parameters, buffers, and what a layer has cached."""
     tensors = [*module.parameters(), *module.buffers()]
+    for part in module.modules():
+        tensors += [tensor for value in vars(part).values() for tensor in _tensors_in(value)]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(each)

@@ -14,8 +14,16 @@ from fewer.core.errors import ConfigError
 from fewer.core.modules import replace_modules
 from fewer.generate.autoencoder.blocks import LinearAttention
 from fewer.generate.autoencoder.capacity import peak_bytes
-from fewer.generate.autoencoder.dc_ae import DCAutoencoder, Decoder, Encoder
+from fewer.generate.autoencoder.dc_ae import (
+    DCAutoencoder,
+    Decoder,
+    Encoder,
+    check_input,
+    check_size,
+    pad_to_multiple,
+)
 from fewer.generate.engine.autoencoder import FusedDecoder
+from fewer.parallel.agreement import Agreement, picture_facts
 from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import ParallelAutoencoderAttention
 from fewer.parallel.bands import cut
@@ -33,6 +41,7 @@ class ParallelAutoencoder(DCAutoencoder):
     session: Session
     plain: tuple[DCAutoencoder]
     """The original, whose blocks tell how much memory they take; in a tuple, so that it is no submodule."""
+    agreement: Agreement
     fitting: set[tuple[int, ...]]
     """Shapes of bands that were found to fit."""
 
@@ -61,8 +70,10 @@ class ParallelAutoencoder(DCAutoencoder):
                 return ParallelConv2d(module, session, name)
             return None
 
+        model.plain, model.fitting, model.agreement = (original,), set(), Agreement(group)
+        if group.size == 1:  # one device keeps its own layers, and with them its bits, tiles and graphs
+            return model
         replace_modules(model, build)
-        model.plain, model.fitting = (original,), set()
         if isinstance(model.decoder, FusedDecoder):
             model.decoder.__class__ = BandDecoder
             model.decoder.become_band(session)  # pyright: ignore
@@ -77,11 +88,13 @@ class ParallelAutoencoder(DCAutoencoder):
         pad: bool = False,
         check_finite: bool = False,
     ) -> Float[Tensor, "batch latent_channels lat_h lat_w"]:
-        """As `DCAutoencoder.encode`; `tile` is ignored, since the bands are the tiles."""
-        from fewer.generate.autoencoder.dc_ae import pad_to_multiple
-
+        """As `DCAutoencoder.encode`; on several devices `tile` is ignored, since the bands are the tiles."""
+        if self.session.group.size == 1 or len(image) == 0:
+            return super().encode(image, tile=tile, pad=pad, check_finite=check_finite)
+        check_input("image", image, {self.config.in_channels}, check_finite)
         ratio = self.config.spatial_compression_ratio
         image = pad_to_multiple(image, ratio) if pad else image
+        check_size(image, ratio)
         own, lengths = self._band(image, ratio)
         self._require(self.plain[0].encoder, (*image.shape[:2], max(lengths), image.shape[3]), image)
         raw = self.encoder(own)
@@ -97,17 +110,21 @@ class ParallelAutoencoder(DCAutoencoder):
         size: tuple[int, int] | None = None,
         check_finite: bool = False,
     ) -> Float[Tensor, "batch channels height width"]:
-        """As `DCAutoencoder.decode`; `tile` is ignored, since the bands are the tiles."""
+        """As `DCAutoencoder.decode`; on several devices `tile` is ignored, since the bands are the tiles."""
+        if self.session.group.size == 1 or len(latents) == 0:
+            return super().decode(latents, tile=tile, size=size, check_finite=check_finite)
+        channels = {self.config.latent_channels, *self.config.latent_prefixes}
+        check_input("latents", latents, channels, check_finite)
         ratio = self.config.spatial_compression_ratio
         raw = self.unscale(latents)
         if raw.shape[1] < self.config.latent_channels:
             missing = self.config.latent_channels - raw.shape[1]
             raw = torch.cat([raw, raw.new_zeros(raw.shape[0], missing, *raw.shape[2:])], dim=1)
         own, lengths = self._band(raw, 1)
-        pixels = (raw.shape[0], 3, max(lengths) * ratio, raw.shape[3] * ratio)
+        pixels = (raw.shape[0], self.config.in_channels, max(lengths) * ratio, raw.shape[3] * ratio)
         self._require(self.plain[0].decoder, pixels, raw)
-        pixels = self.decoder(own)
-        image = self.session.group.start_gather(pixels, [length * ratio for length in lengths], 2).wait()
+        own_pixels = self.decoder(own)
+        image = self.session.group.start_gather(own_pixels, [length * ratio for length in lengths], 2).wait()
         return image if size is None else image[..., : size[0], : size[1]]
 
     def _require(self, network: Encoder | Decoder, pixels: tuple[int, ...], like: Tensor) -> None:
@@ -121,6 +138,7 @@ class ParallelAutoencoder(DCAutoencoder):
 
     def _band(self, whole: Tensor, unit: int) -> tuple[Tensor, tuple[int, ...]]:
         session = self.session
+        self.agreement.check(picture_facts(whole))
         bands = cut(whole.shape[2], session.group.size, unit, self._reach())
         session.begin_step(0.0, bands, 2)
         return whole.narrow(

@@ -24,6 +24,10 @@ class Bands:
         """The same cut at another resolution, e.g. `scaled(2)` behind an upsampling."""
         return Bands(tuple(length * numerator // denominator for length in self.lengths))
 
+    def halved(self, times: int) -> "Bands":
+        """The same cut so many convolutions of stride 2 later: a row without a pair stays a row."""
+        return Bands(tuple(-(-length // 2**times) for length in self.lengths))
+
 
 def cut(length: int, parts: int, unit: int = 1, least: int = 1) -> Bands:
     """`length` rows into `parts` bands of whole units; the first bands take one unit more if need be.
@@ -42,3 +46,10 @@ def cut(length: int, parts: int, unit: int = 1, least: int = 1) -> Bands:
             f"use at most {max(units // least, 1)} devices or at least {parts * unit * least} rows"
         )
     return Bands(tuple((small + (rank < larger)) * unit for rank in range(parts)))
+
+
+def cut_ragged(length: int, parts: int, unit: int) -> Bands:
+    """As `cut`, for any length: the last band ends where the picture does, within a unit."""
+    whole = -(-length // unit) * unit
+    lengths = cut(whole, parts, unit).lengths
+    return Bands((*lengths[:-1], lengths[-1] - (whole - length)))

@@ -23,6 +23,7 @@ from fewer.generate.conditional.dit import DiT
 from fewer.generate.conditional.u_vit import UViT
 from fewer.generate.transformer.attention import LinearAttention
 from fewer.generate.transformer.feed_forward import MixFFN
+from fewer.parallel.agreement import Agreement, picture_facts
 from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import ParallelLinearAttention, gathered_keys_values
 from fewer.parallel.bands import cut
@@ -56,7 +57,7 @@ def parallel_conditional(original: DiT | UViT | CaT, plan: ParallelPlan, group: 
     replace_modules(model, build)
     session.widths = kept_widths(model)
     band = {DiT: _dit_band, UViT: _u_vit_band, CaT: _cat_band}[type(original)]
-    return BandNetwork(model, session, band, halves)
+    return BandNetwork(model, session, band, Agreement(group), halves)
 
 
 def parallel_conditioned(
@@ -81,7 +82,12 @@ class BandNetwork(nn.Module):
     """A class-conditional network to its callers; the tensors keep their names."""
 
     def __init__(
-        self, model: nn.Module, session: Session, band: Callable[..., Tensor], halves: Halves | None = None
+        self,
+        model: nn.Module,
+        session: Session,
+        band: Callable[..., Tensor],
+        agreement: Agreement,
+        halves: Halves | None,
     ) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a child: its children stand here under their own names
@@ -90,17 +96,20 @@ class BandNetwork(nn.Module):
         for name, parameter in model.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
         self.params, self.session, self._band, self._halves = model.params, session, band, halves
+        self._agreement = agreement
 
     def forward(
         self, latents: Float[Tensor, "batch channels height width"], timestep: Tensor, labels: Tensor
     ) -> Float[Tensor, "batch out_channels height width"]:
+        time = self.session.read_time(timestep)
+        self._agreement.check(picture_facts(latents), time)
         halves = self._halves if self._halves is not None and self._halves.splits(len(latents)) else None
         if halves is not None:
             asked = (latents, timestep, labels)
             latents, timestep, labels = halves.take(asked, len(latents))
         session, rank = self.session, self.session.group.rank
         bands = cut(latents.shape[2], session.group.size, self.params.patch)
-        session.begin_step(session.read_time(timestep), bands, 2, len(latents))
+        session.begin_step(time, bands, 2, len(latents))
         tokens = latents.shape[2] * latents.shape[3] // int(self.params.patch) ** 2
         require_kept(session, session.widths, lambda _: tokens, len(latents), latents)
         own = latents.narrow(2, bands.start(rank), bands.lengths[rank])

@@ -13,17 +13,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fewer.core.errors import ConfigError
 from fewer.core.modules import replace_modules, set_module
+from fewer.parallel.agreement import Agreement, picture_facts
 from fewer.parallel.attach import structural_copy
 from fewer.parallel.attention import gathered_keys_values
-from fewer.parallel.bands import cut
+from fewer.parallel.bands import cut, cut_ragged
 from fewer.parallel.convolution import ParallelConv2d
 from fewer.parallel.group import Group
 from fewer.parallel.group_norm import ParallelGroupNorm
 from fewer.parallel.halves import Halves, halved, output_of, with_output
-from fewer.parallel.kept import kept_widths, require_kept, unet_tokens
+from fewer.parallel.kept import kept_widths, require_kept, unet_level, unet_tokens
 from fewer.parallel.plan import ParallelPlan
 from fewer.parallel.session import Session
+
+RESIDUALS = (
+    "down_block_additional_residuals", "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)  # fmt: skip
+"""What others add to a U-Net's features, by keyword."""
 
 
 def parallel_diffusers(original: nn.Module, plan: ParallelPlan, group: Group) -> nn.Module:
@@ -32,11 +40,15 @@ def parallel_diffusers(original: nn.Module, plan: ParallelPlan, group: Group) ->
     patches, halves = halved(plan, group)
     session = Session(patches, plan)
     model.band_session = session  # pyright: ignore[reportArgumentType]
+    model.band_agreement = Agreement(group)  # pyright: ignore[reportArgumentType]
     if halves is not None:
         split_samples(model, halves)
     model.register_forward_pre_hook(begin_step, with_kwargs=True)
     kind = type(original).__name__
+    if patches.size == 1:  # one device keeps its own layers
+        return model
     if kind == "UNet2DConditionModel":
+        model.register_forward_pre_hook(own_residuals, with_kwargs=True)
         _parallel_unet(model, session)
     elif kind == "PixArtTransformer2DModel":
         _parallel_tokens(model, session, entry="pos_embed", exit_="proj_out")
@@ -91,37 +103,59 @@ def begin_step(module: nn.Module, arguments: tuple, options: dict) -> None:
 
 def count_step(module: nn.Module, sample: Tensor, time: Tensor | float) -> None:
     """Cuts the picture that `sample` is about and counts the step."""
-    session, name = module.band_session, type(module).__name__
-    assert isinstance(session, Session)
+    session, agreement, name = module.band_session, module.band_agreement, type(module).__name__
+    assert isinstance(session, Session) and isinstance(agreement, Agreement)
+    now = session.read_time(time)
+    agreement.check(picture_facts(sample), now)
+    if session.group.size == 1:
+        return
     if name == "UNet2DConditionModel":
-        levels = len(module.config.block_out_channels) - 1  # pyright: ignore
-        bands, axis = cut(sample.shape[2], session.group.size, 2**levels), 2
+        levels = len(module.config.block_out_channels)  # pyright: ignore
+        bands, axis = cut_ragged(sample.shape[2], session.group.size, 2 ** (levels - 1)), 2
     elif name == "PixArtTransformer2DModel":
         patch = int(module.config.patch_size)  # pyright: ignore
         bands, axis = cut((sample.shape[2] // patch) * (sample.shape[3] // patch), session.group.size), 1
     else:
         bands, axis = cut(sample.shape[1], session.group.size), 1
-    session.begin_step(session.read_time(time), bands, axis, len(sample))
+    session.begin_step(now, bands, axis, len(sample))
     if name == "UNet2DConditionModel":
-        tokens_at = unet_tokens(levels + 1, *sample.shape[2:])
+        tokens_at = unet_tokens(levels, *sample.shape[2:])
     else:
         tokens_at = lambda _: bands.length  # noqa: E731
     require_kept(session, session.widths, tokens_at, len(sample), sample)
 
 
+def own_residuals(module: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:
+    """What a ControlNet or a T2I adapter adds is about the whole picture: this rank's rows of it."""
+    session = module.band_session
+    assert isinstance(session, Session)
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return None if value is None else type(value)(own(each) for each in value)
+        levels = range(len(module.config.block_out_channels))  # pyright: ignore
+        whole = [-(-session.bands.length // 2**level) for level in levels]
+        bands = session.bands.halved(whole.index(value.shape[2]))
+        return value.narrow(2, bands.start(session.group.rank), bands.lengths[session.group.rank])
+
+    return arguments, options | {name: own(options[name]) for name in RESIDUALS if name in options}
+
+
 def _parallel_unet(model: nn.Module, session: Session) -> None:
+    levels = len(model.config.block_out_channels)  # pyright: ignore
+
     def build(name: str, module: nn.Module) -> nn.Module | None:
         if name == "conv_in":
             return BandEntry(module, session, axis=2)
         if isinstance(module, nn.GroupNorm):
-            return ParallelGroupNorm(module, session, name)
+            return ParallelGroupNorm(module, session, name, unet_level(name, levels))
         if isinstance(module, nn.Conv2d) and max(module.padding) > 0:  # pyright: ignore
             band = ParallelConv2d(module, session, name)
             return BandExit(band, session, axis=2) if name == "conv_out" else band
         return None
 
     replace_modules(model, build)
-    _gather_self_attention(model, session)
+    _gather_self_attention(model, session, levels)
 
 
 def _parallel_tokens(model: nn.Module, session: Session, entry: str, exit_: str) -> None:
@@ -129,10 +163,16 @@ def _parallel_tokens(model: nn.Module, session: Session, entry: str, exit_: str)
     set_module(model, exit_, BandExit(model.get_submodule(exit_), session, axis=1))
 
 
-def _gather_self_attention(model: nn.Module, session: Session) -> None:
+def _gather_self_attention(model: nn.Module, session: Session, levels: int = 1) -> None:
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "Attention" and name.endswith("attn1"):
-            both = KeysValuesOfAll(module.to_k, module.to_v, session, name)
+            if getattr(module, "fused_projections", False):
+                raise ConfigError(
+                    "this model's query, key and value projections are fused, and bands need keys and values "
+                    "apart; call unfuse_qkv_projections() before parallelize"
+                )
+            level = unet_level(name, levels)
+            both = KeysValuesOfAll(module.to_k, module.to_v, session, name, level)
             module.to_k = both
             module.to_v = ValuesOfAll(both)
 
@@ -166,15 +206,17 @@ class BandExit(nn.Module):
 class KeysValuesOfAll(nn.Module):
     """Stands for `to_k`: makes keys and values of the band, exchanges both at once, gives all keys."""
 
-    def __init__(self, to_k: nn.Module, to_v: nn.Module, session: Session, layer: str) -> None:
+    def __init__(
+        self, to_k: nn.Module, to_v: nn.Module, session: Session, layer: str, level: int = 0
+    ) -> None:
         super().__init__()
         self.keys, self.values = to_k, to_v
-        self.session, self.layer = session, layer
+        self.session, self.layer, self.level = session, layer, level
         self.kept_width = int(to_k.out_features) + int(to_v.out_features)  # pyright: ignore
         self.waiting: Tensor | None = None
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch all_tokens inner"]:
-        lengths = tokens_of_ranks(self.session, tokens.shape[1])
+        lengths = tokens_of_ranks(self.session, tokens.shape[1], self.level)
         key, self.waiting = gathered_keys_values(
             self.session, self.layer, self.keys(tokens), self.values(tokens), lengths
         )
@@ -194,10 +236,11 @@ class ValuesOfAll(nn.Module):
         return values
 
 
-def tokens_of_ranks(session: Session, own: int) -> list[int]:
-    """Tokens of every rank in a layer where this rank has `own`: all bands shrink and grow alike."""
-    lengths = session.bands.lengths
-    return [own * length // lengths[session.group.rank] for length in lengths]
+def tokens_of_ranks(session: Session, own: int, level: int = 0) -> list[int]:
+    """Tokens of every rank in a layer where this rank has `own` and the picture was halved `level` times."""
+    lengths = session.bands.halved(level).lengths
+    across = own // lengths[session.group.rank]
+    return [across * length for length in lengths]
 
 
 class BandFluxAttention:

@@ -47,6 +47,8 @@ class BandSanaBlock(FusedSanaBlock):
         return block
 
     def read_tokens(self, query: Heads, key: Heads, value: Heads) -> Heads:
+        if self.session.group.size == 1:
+            return super().read_tokens(query, key, value)
         exchange = self._exchange()
         if exchange is not None and not self.attn1.exact:
             longest = self._longest(key.shape[1])
@@ -65,6 +67,8 @@ class BandSanaBlock(FusedSanaBlock):
         modulation: tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
         grid: tuple[int, int],
     ) -> tuple[Float[Tensor, "batch height width hidden"], Float[Tensor, "rows dim"]]:
+        if self.session.group.size == 1:
+            return super().mix(plan, rows, update, modulation, grid)
         (shift, scale), depth = modulation, self.ff.conv_depth
         assert depth.bias is not None
         totals: list[Tensor] = []
@@ -180,4 +184,6 @@ class ParallelFusedSana(FusedSana):
         self.spread.session.begin_image()
 
     def _embed(self, latents: Tensor) -> Float[Tensor, "batch tokens dim"]:
-        return self.patch_embed(latents).contiguous()
+        patches, size = self._patches(latents), self.params.patch_size
+        grid = (latents.shape[2] // size, latents.shape[3] // size)
+        return self.patch_embed.with_positions(patches, grid, size).contiguous()  # pyright: ignore

@@ -14,10 +14,11 @@ Moments = Float[Tensor, "two batch groups"]
 
 
 class ParallelGroupNorm(nn.Module):
-    """Shares the original's tensors."""
+    """Shares the original's tensors. `level` is how often the picture has been halved where it stands."""
 
-    def __init__(self, original: nn.GroupNorm, session: Session, layer: str) -> None:
+    def __init__(self, original: nn.GroupNorm, session: Session, layer: str, level: int = 0) -> None:
         super().__init__()
+        self.level = level
         self.weight, self.bias = original.weight, original.bias
         self.num_groups, self.eps = original.num_groups, original.eps
         self.session, self.layer = session, layer
@@ -50,7 +51,8 @@ class ParallelGroupNorm(nn.Module):
         if session.alone or (not session.exact and plan.norm_rule == "separate"):
             return own
         key = (self.layer, "moments")
-        share = session.bands.lengths[session.group.rank] / session.bands.length
+        here = session.bands.halved(self.level)
+        share = here.lengths[session.group.rank] / here.length
         if session.exact or plan.norm_rule == "sync":
             total = session.group.start_sum(own * share)
             if plan.mode == "displaced" and plan.norm_rule not in ("sync", "separate"):

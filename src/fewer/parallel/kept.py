@@ -59,11 +59,16 @@ def unet_tokens(levels: int, height: int, width: int) -> Callable[[str], int]:
     """Tokens where a layer of a diffusers U-Net stands: each level below the first has a quarter."""
 
     def tokens_at(name: str) -> int:
-        kind, _, rest = name.partition(".")
-        index = rest.partition(".")[0]
-        level = {"down_blocks": lambda: int(index), "up_blocks": lambda: levels - 1 - int(index)}.get(
-            kind, lambda: levels - 1
-        )()
-        return (height >> level) * (width >> level)
+        step = 2 ** unet_level(name, levels)
+        return -(-height // step) * -(-width // step)
 
     return tokens_at
+
+
+def unet_level(name: str, levels: int) -> int:
+    """How often the picture has been halved where a layer of a diffusers U-Net with so many levels stands."""
+    kind, _, rest = name.partition(".")
+    if kind in ("down_blocks", "up_blocks"):
+        index = int(rest.partition(".")[0])
+        return index if kind == "down_blocks" else levels - 1 - index
+    return levels - 1 if kind == "mid_block" else 0

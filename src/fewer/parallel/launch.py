@@ -6,8 +6,10 @@ The parent watches its ranks: when one dies, the others are ended at once and th
 import contextlib
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -20,6 +22,7 @@ from fewer.core.ranks import announced_ranks, join_ranks, ranks_of_launcher, und
 from fewer.parallel.group import GroupFailed
 from fewer.parallel.heartbeat import STUCK, Heartbeat
 from fewer.parallel.process_group import ProcessGroup
+from fewer.parallel.simulated import lone_rank
 from fewer.parallel.together import until_stopped
 
 RankMain = Callable[..., Any]
@@ -58,6 +61,8 @@ def _join_torchrun(
         raise ConfigError(
             f"torchrun started {announced_ranks()} ranks, but --devices is {devices}; make them equal"
         )
+    if devices == 1:  # nobody to join
+        return rank_main(lone_rank(), *arguments)
     with ranks_of_launcher(kind, timeout_seconds):
         return rank_main(ProcessGroup(timeout_seconds=timeout_seconds), *arguments)
 
@@ -65,7 +70,8 @@ def _join_torchrun(
 class RankPool:
     """Ranks that stay from call to call: started by the first one, and anew by the one after a failure.
 
-    What a rank wants to keep (a loaded model) it puts into `group.kept`. For one caller at a time.
+    What a rank wants to keep (a loaded model) it puts into `group.kept`. For one caller at a time: whoever
+    calls while another call runs, or a stream is not yet closed, gets a `ConfigError`.
     """
 
     def __init__(self, devices: int, *, device_type: str = "cpu", timeout_seconds: float = 60.0) -> None:
@@ -75,6 +81,7 @@ class RankPool:
         self._answers: Any = None
         self._stop: Any = None
         self._folder: tempfile.TemporaryDirectory | None = None
+        self._in_use = threading.Lock()
 
     def call(self, rank_main: RankMain, *arguments: object) -> object:
         """Runs `rank_main(group, *arguments)` on every rank; gives rank 0's answer.
@@ -82,13 +89,14 @@ class RankPool:
         Raises as `run_on_devices`; after any error the group is taken down, and the next call starts another.
         """
         reported: Reported = {}
-        try:
-            self._send(rank_main, arguments, False)
-            for _ in _hear(self._processes, self._answers, reported):
-                pass
-        except BaseException:
-            self.close()
-            raise
+        with self._alone():
+            try:
+                self._send(rank_main, arguments, False)
+                for _ in _hear(self._processes, self._answers, reported):
+                    pass
+            except BaseException:
+                self.close()
+                raise
         return reported[0][1]
 
     def stream(self, rank_main: RankMain, *arguments: object) -> Iterator[object]:
@@ -98,20 +106,33 @@ class RankPool:
         step, and the ranks stay. Errors are raised as in `call`.
         """
         reported: Reported = {}
-        try:
-            self._send(rank_main, arguments, True)
+        with self._alone():
             try:
-                yield from _hear(self._processes, self._answers, reported)
+                self._send(rank_main, arguments, True)
+                try:
+                    yield from _hear(self._processes, self._answers, reported)
+                except GeneratorExit:
+                    self._stop.set()
+                    for _ in _hear(self._processes, self._answers, reported):
+                        pass
+                    raise
             except GeneratorExit:
-                self._stop.set()
-                for _ in _hear(self._processes, self._answers, reported):
-                    pass
                 raise
-        except GeneratorExit:
-            raise
-        except BaseException:
-            self.close()
-            raise
+            except BaseException:
+                self.close()
+                raise
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        # Answers of one call must not be taken for those of another.
+        if not self._in_use.acquire(blocking=False):
+            raise ConfigError(
+                "these ranks are busy with another call; wait for it, close its stream, or use another pool"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     def _send(self, rank_main: RankMain, arguments: tuple, streamed: bool) -> None:
         if not self._processes:
@@ -177,9 +198,12 @@ class RankPool:
 
 def _hear(processes: list, answers: Any, reported: Reported) -> Iterator[object]:
     """Rank 0's events until all ranks have answered; the first that dies or reports an error decides."""
+    left: set[int] = set()
     while len(reported) < len(processes):
         try:
             rank, outcome, value = answers.get(timeout=0.1)
+            if outcome != "error":
+                value = ForkingPickler.loads(value)
             if outcome == "event":
                 yield value
                 continue
@@ -188,12 +212,16 @@ def _hear(processes: list, answers: Any, reported: Reported) -> Iterator[object]
                 _raise_first(reported, processes)
         except Empty:
             for rank, process in enumerate(processes):
-                if rank not in reported and process.exitcode not in (None, 0):
-                    raise GroupFailed(
-                        f"rank {rank} of {len(processes)} died ({_death(process.exitcode)}); "
-                        "the others were ended; run again, or with fewer devices",
-                        rank,
-                    ) from None
+                if rank in reported or process.exitcode is None:
+                    continue
+                if process.exitcode == 0 and rank not in left:
+                    left.add(rank)  # what it said before it left may still be on its way
+                    continue
+                raise GroupFailed(
+                    f"rank {rank} of {len(processes)} died ({_death(process.exitcode)}); "
+                    "the others were ended; run again, or with fewer devices",
+                    rank,
+                ) from None
 
 
 def _raise_first(reported: Reported, processes: list) -> None:
@@ -214,6 +242,8 @@ def _raise_first(reported: Reported, processes: list) -> None:
 def _death(code: int | None) -> str:
     if code == STUCK:
         return "a step on its GPU did not end in time"
+    if code == 0:
+        return "it left without an answer"
     return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
@@ -233,14 +263,20 @@ def _rank_process(
             if streamed:
                 for event in until_stopped(group, result, lambda: stop.is_set() or os.getppid() != parent):
                     if rank == 0:
-                        answers.put((rank, "event", event))
-            answers.put((rank, "answer", None if streamed else result))
+                        answers.put((rank, "event", _packed(event)))
+            # Only the first rank's answer is asked for.
+            answers.put((rank, "answer", _packed(None if streamed or rank else result)))
     except FewerError as error:
         answers.put((rank, "error", error))
     except Exception as error:
         answers.put((rank, "error", f"{type(error).__name__}: {error}"))
     else:
         distributed.destroy_process_group()
+
+
+def _packed(value: object) -> bytes:
+    """Ready to be sent. What cannot be sent fails here, where it is reported: a queue would lose it."""
+    return bytes(ForkingPickler.dumps(value))
 
 
 def _next(pipe: Any) -> tuple[RankMain, tuple, bool] | None:

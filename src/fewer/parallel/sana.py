@@ -65,14 +65,19 @@ class ParallelSana(SanaTransformer):
 
 
 def replace_layers(model: nn.Module, session: Session, prefix: str = "") -> None:
-    """Puts band layers in place of what looks beyond a token, in a tree that nobody else holds."""
+    """Puts band layers in place of what looks beyond a token, in a tree that nobody else holds.
+
+    A single device keeps its own layers, and with them its bits.
+    """
 
     def build(name: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, PatchEmbed):
+            return ParallelPatchEmbed(module, session)
+        if session.group.size == 1:
+            return None
         if isinstance(module, LinearAttention):
             return ParallelLinearAttention(module, session, prefix + name)
-        if isinstance(module, MixFFN):
-            return ParallelMixFFN(module, session, prefix + name)
-        return ParallelPatchEmbed(module, session) if isinstance(module, PatchEmbed) else None
+        return ParallelMixFFN(module, session, prefix + name) if isinstance(module, MixFFN) else None
 
     replace_modules(model, build)
 
@@ -91,19 +96,26 @@ class ParallelPatchEmbed(nn.Module):
         self, latents: Float[Tensor, "batch channels lat_h lat_w"]
     ) -> Float[Tensor, "batch tokens dim"]:
         patches = self.proj(latents)
-        tokens = patches.flatten(2).transpose(1, 2)
+        grid = (patches.shape[2], patches.shape[3])
+        return self.with_positions(
+            patches.flatten(2).transpose(1, 2), grid, latents.shape[2] // patches.shape[2]
+        )
+
+    def with_positions(
+        self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int], patch: int
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """A band's tokens, `grid` rows and columns of them, with their positions in the whole image."""
         if self.interpolation_scale is None:
             return tokens
-        session, patch = self.session, latents.shape[2] // patches.shape[2]
-        grid = [patches.shape[2], patches.shape[3]]
-        grid[session.axis - 2] = session.bands.length // patch
-        place = (*grid, tokens.device)
+        session = self.session
+        whole_grid = list(grid)
+        whole_grid[session.axis - 2] = session.bands.length // patch
+        place = (*whole_grid, tokens.device)
         if place not in self._positions:
             with torch.inference_mode(False):
                 self._positions[place] = sincos_positions(
-                    *grid, tokens.shape[-1], self.base, self.interpolation_scale, tokens.device
-                ).view(*grid, -1)
-        whole = self._positions[place]
-        start, length = session.band_start() // patch, patches.shape[session.axis]
-        own = whole.narrow(session.axis - 2, start, length).reshape(-1, tokens.shape[-1])
+                    *whole_grid, tokens.shape[-1], self.base, self.interpolation_scale, tokens.device
+                ).view(*whole_grid, -1)
+        start, length = session.band_start() // patch, grid[session.axis - 2]
+        own = self._positions[place].narrow(session.axis - 2, start, length).reshape(-1, tokens.shape[-1])
         return (tokens + own).to(tokens.dtype)

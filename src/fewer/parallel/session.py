@@ -104,8 +104,11 @@ class Session:
         return self.group.size == 1 or self.plan.mode == "naive"
 
     def read_time(self, timestep: Tensor | float) -> float:
-        """The time of this step, which only displaced mode has to know: reading it waits for the GPU."""
-        return float(torch.as_tensor(timestep).flatten()[0]) if self.plan.mode == "displaced" else 0.0
+        """This step's time; 0 where reading it would wait for the GPU, unless displaced mode must know."""
+        costs = isinstance(timestep, Tensor) and timestep.is_cuda
+        if costs and self.plan.mode != "displaced":
+            return 0.0
+        return float(torch.as_tensor(timestep).flatten()[0])
 
     def band_start(self, factor: float = 1) -> int:
         """First row of this rank's band, at `factor` times the input's resolution."""

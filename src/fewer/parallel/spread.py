@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.prepared_text import PreparedText
-from fewer.parallel.agreement import check_agreement
+from fewer.parallel.agreement import Agreement, picture_facts
 from fewer.parallel.bands import Bands, cut
 from fewer.parallel.group import Group
 from fewer.parallel.halves import halved
@@ -24,28 +24,29 @@ class Spread:
         self.patches, halves = halved(plan, group)
         self.halves = None if halves is None else halves.group
         self.session = Session(self.patches, plan)
-        self._agreed: object = None
+        self.agreement = Agreement(group)
+        self._text: PreparedText | None = None
+        self._fitting: list[object] = []
         self._half: tuple[PreparedText | None, PreparedText | None] = (None, None)
 
     def agree(self, latents: Tensor, text: PreparedText) -> None:
-        """Once a size: were all ranks asked for the same, and does it fit?
+        """Once a picture, which has a text of its own: were all ranks asked for the same? Does a size fit?
 
         Raises `ConfigError` naming who was not, `CapacityError` naming who has no room, on every rank.
         """
-        facts = {
-            "latents": list(latents.shape),
-            "number format": str(latents.dtype),
+        facts = picture_facts(latents) | {
             "text": list(text.blocks[0].keys.shape),
             "text has a mask": text.mask is not None,
         }
-        if facts != self._agreed:
-            check_agreement(self.whole, facts)
+        self.agreement.check(facts, begins=text is not self._text)
+        self._text = text
+        if facts not in self._fitting:
             axis, bands = self._cut(latents)
             sides = (max(bands.lengths) // self.patch_size, latents.shape[5 - axis] // self.patch_size)
             samples = -(-len(latents) // (2 if self.halves is not None else 1))
             needed = band_bytes(self.params, self.session.plan, sides, samples, latents.element_size())
             require_on_every_rank(self.whole, needed, latents.device, "for a step of these bands")
-            self._agreed = facts
+            self._fitting = [*self._fitting[-3:], facts]
 
     def own_half(
         self, latents: Tensor, timestep: Tensor, text: PreparedText, guidance: Tensor | None

@@ -8,6 +8,7 @@ bytes that were there.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ def set_strength(module: nn.Module, name: str, strength: float) -> None:
         if isinstance(layer, AdaptedLayer):
             layer.scales[name] = strength
         else:
-            layer.adapters[name].strength = strength * layer.adapters[name].unit
+            present = layer.adapters[name]
+            layer.adapters[name] = replace(present, strength=strength * present.unit)
 
 
 def detach(module: nn.Module, name: str) -> None:

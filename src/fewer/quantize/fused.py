@@ -17,6 +17,7 @@ from jaxtyping import Float, Int8, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from fewer.generate.engine.layouts import neighbours
 from fewer.kernels.dense import activated_linear
 from fewer.kernels.h8 import Activation, decode_h8, expand_h8, int8_linear
 from fewer.kernels.norms import summed_and_modulated
@@ -280,6 +281,8 @@ def _share_storage(layers: Sequence[QuantizedLinear]) -> None:
     if len(layers) == 1:
         return
     for name in _JOINED:
+        if neighbours([getattr(layer, name) for layer in layers]):
+            continue  # by another model that shares them
         joined = torch.cat([getattr(layer, name) for layer in layers])
         parts = joined.split([layer.out_features for layer in layers])
         for layer, part in zip(layers, parts, strict=True):

@@ -5,6 +5,7 @@ and adds the 16-bit branch, in fp32, on any device. A fused kernel may replace `
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -135,20 +136,18 @@ class QuantizedLinear(nn.Module):
         return f"{self.in_features} -> {self.out_features}, {self.form.name}, rank {rank}"
 
 
+@dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA on one layer: `strength * up @ down` is added to its weight. Plain data, live strength.
+    """A LoRA on one layer: `strength * up @ down` is added to its weight.
 
-    `unit` is the strength that the file's own alpha stands for.
+    Another strength is another `Adapter`: copies of a model share these, but not what is set in one of them.
     """
 
-    def __init__(
-        self,
-        down: Float[Tensor, "rank dim"],
-        up: Float[Tensor, "out rank"],
-        strength: float,
-        unit: float = 1.0,
-    ) -> None:
-        self.down, self.up, self.strength, self.unit = down, up, strength, unit
+    down: Float[Tensor, "rank dim"]
+    up: Float[Tensor, "out rank"]
+    strength: float
+    unit: float = 1.0
+    """The strength that the file's own alpha stands for."""
 
 
 def reference_product(linear: QuantizedLinear, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows out"]:

@@ -155,10 +155,10 @@ class DCAutoencoder(nn.Module):
         from fewer.generate.autoencoder.capacity import pick_tile
         from fewer.generate.autoencoder.tiling import encode_tiled
 
-        _check("image", image, {self.config.in_channels}, check_finite)
+        check_input("image", image, {self.config.in_channels}, check_finite)
         ratio = self.config.spatial_compression_ratio
         image = pad_to_multiple(image, ratio) if pad else image
-        _check_size(image, ratio)
+        check_size(image, ratio)
         if image.shape[0] == 0:
             side = (image.shape[2] // ratio, image.shape[3] // ratio)
             return image.new_zeros(0, self.config.latent_channels, *side)
@@ -184,7 +184,7 @@ class DCAutoencoder(nn.Module):
         from fewer.generate.autoencoder.tiling import decode_tiled
 
         channels = {self.config.latent_channels, *self.config.latent_prefixes}
-        _check("latents", latents, channels, check_finite)
+        check_input("latents", latents, channels, check_finite)
         ratio = self.config.spatial_compression_ratio
         if latents.shape[0] == 0:
             side = (latents.shape[2] * ratio, latents.shape[3] * ratio)
@@ -245,7 +245,7 @@ def _run(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
     return block(x)
 
 
-def _check(name: str, tensor: Tensor, channels: set[int], check_finite: bool) -> None:
+def check_input(name: str, tensor: Tensor, channels: set[int], check_finite: bool) -> None:
     allowed = " or ".join(map(str, sorted(channels)))
     if tensor.ndim != 4:
         raise ConfigError(
@@ -261,7 +261,7 @@ def _check(name: str, tensor: Tensor, channels: set[int], check_finite: bool) ->
         raise ConfigError(f"{name} holds NaN or infinite values")
 
 
-def _check_size(image: Tensor, ratio: int) -> None:
+def check_size(image: Tensor, ratio: int) -> None:
     height, width = image.shape[2:]
     if height % ratio or width % ratio:
         near = [max(ratio, round(side / ratio) * ratio) for side in (height, width)]

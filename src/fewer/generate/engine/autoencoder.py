@@ -139,6 +139,12 @@ class FusedDecoder(Decoder):
         version = (_version(self.conv_in.weight), *(_version(block.conv.weight) for block in ups))
         return self.graphs([latents], [], None, version)
 
+    def without_choice(
+        self, latents: Float[Tensor, "batch channels lat_h lat_w"]
+    ) -> Float[Tensor, "batch colours height width"]:
+        """All of it at once, as it comes."""
+        return super().forward(latents)
+
     def to_image(self, x: Float[Tensor, "batch width_0 height width"]) -> Float[Tensor, "batch channels h w"]:
         if torch.is_grad_enabled():
             return super().to_image(x)
@@ -155,8 +161,7 @@ def fuse_autoencoder(original: DCAutoencoder) -> DCAutoencoder:
     model = shell(DCAutoencoder, original)
     model.encoder = _fuse_tree(original.encoder, original.encoder.__class__)
     model.decoder = _fuse_tree(original.decoder, FusedDecoder)
-    # The plain forward of the fused blocks, without the choice that FusedDecoder makes.
-    model.decoder.graphs = StepGraphs(lambda latents: Decoder.forward(model.decoder, latents), limit=2)
+    model.decoder.graphs = StepGraphs(model.decoder.without_choice, limit=2)
     return model
 
 

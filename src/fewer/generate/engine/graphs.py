@@ -6,6 +6,7 @@ its state among them, and change it. On the CPU the same
 buffers and the same bookkeeping serve a plain call, which is how this file is tested there.
 """
 
+import copy
 import logging
 import time
 from collections import OrderedDict
@@ -73,6 +74,10 @@ class StepGraphs:
         captured.graph.replay()
         assert captured.output is not None
         return captured.output.clone()
+
+    def __deepcopy__(self, memo: dict) -> "StepGraphs":
+        """For a copy of the network, which has captured nothing: graphs cannot be copied."""
+        return StepGraphs(copy.deepcopy(self.function, memo), self.limit)
 
     def forget(self) -> None:
         """Drops all graphs and gives their memory back."""

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewer.generate.engine.layouts import neighbours
 from fewer.generate.lora import AdaptedLayer
 from fewer.kernels.dense import activated_linear
 from fewer.kernels.norms import summed_and_modulated
@@ -113,6 +114,9 @@ def join_weights(layers: Sequence[nn.Module]) -> Float[Tensor, "outputs dim"]:
     if len(layers) == 1:
         return _weight(layers[0]).flatten(1)
     weights = [_weight(layer) for layer in layers]
+    if neighbours(weights):  # joined before, by another model that shares them
+        first, rows = weights[0].detach().flatten(1), sum(weight.shape[0] for weight in weights)
+        return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
     with torch.no_grad():
         joint = torch.cat([weight.flatten(1) for weight in weights])
         if any(weight.is_inference() for weight in weights):

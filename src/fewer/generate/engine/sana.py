@@ -285,17 +285,10 @@ class FusedSana(SanaTransformer):
 
     def _embed(self, latents: Tensor) -> Float[Tensor, "batch tokens dim"]:
         """Patches to contiguous rows; positions are computed once per size, not once per step."""
-        embed = self.patch_embed
-        batch, _, height, width = latents.shape
-        if type(embed.proj) is nn.Conv2d and not embed.proj._forward_hooks:
-            # As a product of rows, where a convolution's result would be transposed in a pass of its own.
-            p = self.params.patch_size
-            rows = rearrange(latents, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
-            tokens = linear(rows, embed.proj.weight.flatten(1), embed.proj.bias).unflatten(0, (batch, -1))
-        else:
-            tokens = embed.proj(latents).flatten(2).transpose(1, 2)
+        embed, tokens = self.patch_embed, self._patches(latents)
         if embed.interpolation_scale is None:
             return tokens.contiguous()
+        height, width = latents.shape[2:]
         grid = (height // self.params.patch_size, width // self.params.patch_size)
         place = (*grid, latents.device)
         if place not in self._positions:
@@ -304,6 +297,16 @@ class FusedSana(SanaTransformer):
                     *grid, tokens.shape[2], embed.base, embed.interpolation_scale, tokens.device
                 )
         return (tokens + self._positions[place]).to(tokens.dtype).contiguous()
+
+    def _patches(self, latents: Tensor) -> Float[Tensor, "batch tokens dim"]:
+        """Tokens without positions; on a band the very same way, since another would give other bits."""
+        projection, batch = self.patch_embed.proj, len(latents)
+        if type(projection) is nn.Conv2d and not projection._forward_hooks:
+            # As a product of rows, where a convolution's result would be transposed in a pass of its own.
+            p = self.params.patch_size
+            rows = rearrange(latents, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
+            return linear(rows, projection.weight.flatten(1), projection.bias).unflatten(0, (batch, -1))
+        return projection(latents).flatten(2).transpose(1, 2)
 
     def _from_flat(self, latents: Tensor, timestep: Tensor, *rest: Tensor) -> Tensor:
         """`step` with the text as a list of tensors, as a graph's buffers hold it."""
