@@ -98,7 +98,7 @@ def test_it_holds_with_several_threads_a_device(devices: int, toy: SanaTransform
     assert all(torch.equal(result, expected) for result in results)
 
 
-@pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-3])
+@pytest.mark.parametrize("noise", [1e-5, 1e-4, 1e-3])
 def test_why_nothing_may_differ(noise: float) -> None:
     """Rounding to a step s makes of a small difference d one of mean square s |d|: 1e-7 becomes 5e-5.
 
@@ -107,7 +107,7 @@ def test_why_nothing_may_differ(noise: float) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(512, 2240, generator=generator, dtype=torch.float64)
-    rows[:, 0] = 4.5  # the largest, so that a row's step stays what it was
+    rows[:, 0] = 6.0  # the largest, so that a row's step stays what it was
     difference = noise * torch.randn(rows.shape, generator=generator, dtype=torch.float64)
     difference[:, 0] = 0
     (codes, step), (others, same_step) = int8_rows(rows), int8_rows(rows + difference)
