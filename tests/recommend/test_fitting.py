@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from fewer.recommend.data.splits import Split
 from fewer.recommend.fitting import FitSettings, compare, fit, make_split, settings_from
 from fewer.recommend.methods import Sizes
 from fewer.recommend.recommender import Recommender
+from fewer.recommend.search import SearchPlan
 from fewer.recommend.training.loop import TrainingPlan
 
 
@@ -14,6 +17,7 @@ def test_the_same_seed_gives_the_same_figures(planted: Interactions) -> None:
     settings = FitSettings(
         sizes=Sizes(length=5, dim=8, layers=1, candidates=(1, 2)),
         training=TrainingPlan(epochs=1, batch_size=64),
+        search=SearchPlan(epochs=3, warmup=1, batch_size=64),
     )
     one, other = fit(planted, settings), fit(planted, settings)
     assert one.report["metrics"] == other.report["metrics"]
@@ -44,3 +48,21 @@ def test_a_split_that_asks_nobody_says_so() -> None:
     )
     made = fit(log, settings)
     assert made.report["metrics"] == {} and any("nothing is measured" in n for n in made.report["notes"])
+
+
+def test_a_deployment_fit_finds_its_length_on_what_is_held_back_and_then_learns_from_all(
+    planted: Interactions, tmp_path: Path
+) -> None:
+    settings = FitSettings(
+        sizes=Sizes(length=5, dim=8, layers=1, candidates=(1, 2)),
+        training=TrainingPlan(epochs=1, batch_size=64),
+        search=SearchPlan(epochs=1, batch_size=64),
+        split="everything",
+        folder=tmp_path,
+    )
+    made = fit(planted, settings)
+    assert made.sizes.candidates in ((1,), (2,)) and made.report["search"] and made.report["metrics"] == {}
+    training = made.report["training"]
+    assert isinstance(training, dict) and [entry["pairs"] for entry in training["path"]] == [
+        len(planted) - planted.user_count
+    ]

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fewer.core.errors import ConfigError, FileError
+from fewer.core.tensors import read_tensors, write_tensors
 from fewer.recommend.recommender import Recommender
 from fewer.recommend.serving.index import ExactIndex, GraphIndex
 
@@ -78,4 +80,23 @@ def test_a_damaged_folder_is_refused(trained: Recommender, tmp_path: Path) -> No
         content = json.loads((tmp_path / file).read_text())
         (tmp_path / file).write_text(json.dumps(change(content)))
         with pytest.raises((FileError, ConfigError)):
+            Recommender.load(tmp_path)
+
+
+def test_weights_that_belong_to_another_vocabulary_are_refused(trained: Recommender, tmp_path: Path) -> None:
+    trained.save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = read_tensors(path)
+    for changed in (
+        {name: tensor for name, tensor in tensors.items() if name != "popularity"},
+        tensors | {"popularity": tensors["popularity"][:-1]},
+    ):
+        write_tensors(path, changed)
+        with pytest.raises(FileError, match="popularity"):
+            Recommender.load(tmp_path)
+    write_tensors(path, tensors | {"features.0": torch.tensor([[9]])})
+    names = json.loads((tmp_path / "items.json").read_text())
+    for words in ({"kind": ["a"]}, {"kind": 3}, ["kind"]):
+        (tmp_path / "items.json").write_text(json.dumps(names | {"features": words}))
+        with pytest.raises(FileError, match="feature"):
             Recommender.load(tmp_path)

@@ -25,6 +25,7 @@ from fewer.core.checkpoint import (
 )
 from fewer.core.device import isolated_randomness, seeded
 from fewer.core.errors import ConfigError, DataError
+from fewer.core.files import output_folder
 from fewer.core.progress import Progress, SilentProgress
 from fewer.core.ranks import rank, world_size
 from fewer.core.unbroken import unbroken
@@ -89,6 +90,8 @@ def fit(
     if plan.steps < 1:
         raise ConfigError(f"steps is {plan.steps}; at least 1 is needed")
     progress = progress or SilentProgress()
+    if plan.checkpoint_folder and rank() == 0:
+        output_folder(plan.checkpoint_folder)  # before the first step, not after it
     averages = _start_averages(modules) if plan.ema_decay is not None else {}
     base_rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
     first = _restore(plan, modules, optimizer, averages) if plan.resume else 0

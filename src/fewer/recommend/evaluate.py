@@ -55,7 +55,7 @@ def rank_targets(
     """Ranks each position's item among all items (or, with a warning, among sampled negatives).
 
     `exclude_seen` takes the items of the history out of the competition, except the target itself.
-    Raises `DataError` when there is nothing to ask.
+    Raises `DataError` when there is nothing to ask, or when a score is no finite number.
     """
     if len(positions) == 0:
         raise DataError("nothing to evaluate: no user has enough interactions (3 for leave-last-out)")
@@ -68,6 +68,7 @@ def rank_targets(
     tied = np.zeros(len(positions), dtype=np.int64)
     generator = seeded(seed, 7)
     candidates = 0
+    whole = prefixes.whole()
     for rows, batch in prefixes.in_order(positions, batch_size):
         chosen = rows.numpy()  # a tensor of one element would be taken for a number
         # counted where the scores are: V floats a question are too many to move
@@ -75,8 +76,13 @@ def rank_targets(
         targets = batch.targets[:, None].to(scores.device)
         scores[:, 0] = float("-inf")
         own = scores.gather(1, targets)
-        if exclude_seen:
-            scores = scores.scatter(1, batch.histories.to(scores.device), float("-inf"))
+        if not torch.isfinite(own).all():  # compared with anything, such a score would look like the best
+            raise DataError(
+                "the scores are no finite numbers: training diverged; try a smaller --learning-rate"
+            )
+        if exclude_seen:  # all of the history, of which the model may read the end alone
+            seen = whole.gather(torch.from_numpy(positions[chosen]).long()).histories
+            scores = scores.scatter(1, seen.to(scores.device), float("-inf"))
         candidates = scores.shape[1] - 1
         if sampled_negatives is not None:
             drawn = torch.randint(1, candidates + 1, (len(scores), sampled_negatives), generator=generator)

@@ -77,9 +77,12 @@ def fit(
     plan = replace(settings.training, loss=own_loss(settings.method, settings.training.loss))
     search, checkpoints = None, settings.folder
     if settings.method == "automlp" and len(sizes.candidates) > 1 and sizes.short_branch:
-        search = _search(settings, sizes, split, device, progress)
+        # a deployment fit keeps nothing back, but a length can only be judged by what was kept back
+        everything = settings.split == "everything"
+        asked = make_split(interactions, "leave-last-out") if everything else split
+        search = _search(settings, sizes, asked, device, progress)
         sizes = replace(sizes, candidates=(search.length,))
-        if settings.folder is not None and search.trials:
+        if settings.folder is not None and search.trials and not everything:
             checkpoints = settings.folder / "trials" / str(search.length)  # the winner's training goes on
     with isolated_randomness(plan.seed):
         network = build_network(settings.method, sizes, interactions.item_count, settings.features).to(device)

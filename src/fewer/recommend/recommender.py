@@ -226,8 +226,11 @@ class Recommender:
                 f"{folder.name!r}: vectors have {embedding.shape[1]} channels, settings say {sizes.dim}"
             )
         tensors = read_tensors(path)
-        features = _load_features(names.get("features") or {}, tensors)
-        network = build_network(config.get("method", ""), sizes, len(items), features)
+        features = _load_features(names.get("features") or {}, tensors, len(items) + 1)
+        popularity = tensors.get("popularity")
+        if popularity is None or popularity.shape != (len(items) + 1,):
+            raise FileError(f"{folder.name!r}: the popularity of its {len(items)} items is missing or odd")
+        network = build_network(str(config.get("method")), sizes, len(items), features)
         own = {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
         try:
             network.load_state_dict(own)
@@ -238,19 +241,30 @@ class Recommender:
             method=config["method"],
             sizes=sizes,
             item_ids=items,
-            popularity=tensors["popularity"],
+            popularity=popularity,
             exclude_seen=bool(config.get("exclude_seen", True)),
             features=features,
             report=config.get("report", {}),
         )
 
 
-def _load_features(words: dict, tensors: dict[str, Tensor]) -> ItemFeatures | None:
+def _load_features(words: object, tensors: dict[str, Tensor], rows: int) -> ItemFeatures | None:
     if not words:
         return None
-    missing = [i for i in range(len(words)) if f"features.{i}" not in tensors]
-    if missing:
-        raise FileError(f"the model names {len(words)} item features but holds no tokens for {missing}")
+    if not isinstance(words, dict) or not all(isinstance(listed, list) for listed in words.values()):
+        raise FileError("the model's item features are no lists of words by name")
+    for i, listed in enumerate(words.values()):
+        tokens = tensors.get(f"features.{i}")
+        if tokens is None:
+            raise FileError(f"the model names {len(words)} item features but holds no tokens for {[i]}")
+        if (
+            tokens.ndim != 2
+            or len(tokens) != rows
+            or not bool(((tokens >= 0) & (tokens <= len(listed))).all())
+        ):
+            raise FileError(
+                f"the tokens of item feature {i} do not fit {rows - 1} items and {len(listed)} words"
+            )
     return ItemFeatures(
         names=tuple(words),
         tokens=tuple(tensors[f"features.{i}"] for i in range(len(words))),

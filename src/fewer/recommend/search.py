@@ -128,7 +128,8 @@ def search_length(
         raise ConfigError("there is no length to search: the short branch is off")
     if len(split.train) == 0 or len(split.validation) == 0:
         raise DataError(
-            "the search needs training and validation targets: users with at least 3 interactions"
+            "the search needs training and validation targets: users with at least 3 interactions; "
+            "without them name one length, --candidates 5"
         )
     with isolated_randomness(plan.seed):
         network = AutoMLPNetwork(shape, features).to(device or torch.device("cpu"))

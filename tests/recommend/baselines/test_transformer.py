@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from fewer.core.errors import ConfigError
 from fewer.recommend.baselines.transformer import AttentionBlock, TransformerShape, allowed_pairs
 
 
@@ -37,3 +39,8 @@ def test_a_block_equals_torch_s_own_layer() -> None:
         for mask in (allowed, None):
             last = block(rows, mask, last_only=True)
             torch.testing.assert_close(last, wanted[:, -1:], atol=1e-5, rtol=1e-5)
+
+
+def test_channels_are_shared_out_evenly_among_heads() -> None:
+    with pytest.raises(ConfigError, match="dim 7 must be a multiple of the 2 heads"):
+        AttentionBlock(TransformerShape(items=3, dim=7))

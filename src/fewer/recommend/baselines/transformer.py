@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewer.core.errors import ConfigError
 from fewer.recommend.dropout import Dropout
 
 
@@ -32,6 +33,8 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
+        if shape.dim % shape.heads:
+            raise ConfigError(f"dim {shape.dim} must be a multiple of the {shape.heads} heads of attention")
         self.heads = shape.heads
         self.attention_norm = nn.LayerNorm(shape.dim)
         self.queries_keys_values = nn.Linear(shape.dim, 3 * shape.dim)

@@ -44,6 +44,12 @@ class Prefixes:
         moved.items, moved.starts = self.items.to(device), self.starts.to(device)
         return moved
 
+    def whole(self) -> "Prefixes":
+        """The same questions with histories that are not cut."""
+        uncut = copy(self)
+        uncut.length = max(len(self.items), 1)
+        return uncut
+
     def gather(self, positions: Int[Tensor, "batch"], width: int | None = None) -> Batch:
         """Histories are cut to the longest one of the batch (at least one column), or to `width`."""
         lengths = self.lengths(positions)
