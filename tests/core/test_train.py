@@ -204,6 +204,7 @@ def test_two_processes_train_like_one_at_the_same_total_batch(tmp_path: Path) ->
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_the_middle_of_a_step_leaves_no_half_of_it(tmp_path: Path) -> None:
     """The forward pass has moved the running statistics already when the signal comes."""
 

@@ -6,6 +6,8 @@ import pytest
 
 from fewer.core.unbroken import unbroken
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 
 def ask() -> None:
     os.kill(os.getpid(), signal.SIGINT)

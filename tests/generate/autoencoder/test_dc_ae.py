@@ -101,12 +101,12 @@ def test_bad_latents_and_integer_images_are_named() -> None:
     with pytest.raises(ConfigError, match="latents has 5 channels"):
         model.decode(torch.zeros(1, 5, 2, 2))
     # The shape checker of the tests would stop an integer tensor first, so ask the check itself.
-    from fewer.generate.autoencoder.dc_ae import _check
+    from fewer.generate.autoencoder.dc_ae import check_input
 
     with pytest.raises(ConfigError, match=r"image has dtype torch\.uint8"):
-        _check("image", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {3}, False)
+        check_input("image", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {3}, False)
     with pytest.raises(ConfigError, match="image has shape"):
-        _check("image", torch.zeros(3, 8, 8), {3}, False)
+        check_input("image", torch.zeros(3, 8, 8), {3}, False)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:

@@ -140,6 +140,7 @@ def test_imagenet_weights_start_a_run_with_frozen_norms(four_domains: Domains, t
         invariant(coloured, "a", plan=replace(plan, network="group-cnn"))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_the_middle_of_a_step_leaves_no_half_of_it(
     domains: Domains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

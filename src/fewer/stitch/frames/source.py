@@ -66,7 +66,7 @@ def open_frames(source: "str | Path | Sequence | Iterable | FrameSource", rate: 
 
 def _open_path(path: Path, rate: float) -> FrameSource:
     if not path.exists():
-        raise FileError(f"{path.name}: no such file or folder", missing=True)
+        raise FileError(f"{path.name}: no such file or folder")
     if path.is_dir():
         pictures = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=natural_key)
         if not pictures:
