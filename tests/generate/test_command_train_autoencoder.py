@@ -104,7 +104,7 @@ def test_two_processes_end_where_one_does(data: Path, start: Path, tmp_path: Pat
         (("--structured",), 2, "new model"),
         (("--lpips", "nowhere.safetensors"), 4, "nowhere.safetensors"),
         (("--rate", "-1"), 2, "rate"),
-        (("--data", "nowhere"), 3, "no folder"),
+        (("--data", "nowhere"), 4, "no folder"),
     ],
 )
 def test_refusals(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewer.core.errors import DataError
+from fewer.core.errors import DataError, FileError
 from fewer.generate.autoencoder.crops import PictureFolder, split_pictures, to_picture, to_tensor
 
 
@@ -56,8 +56,9 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no PNG") as caught:
         PictureFolder(tmp_path)
     assert caught.value.exit_code == 3
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(FileError, match="no folder") as caught:
         PictureFolder(tmp_path / "nowhere")
+    assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

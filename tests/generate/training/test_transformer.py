@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewer.core.checkpoint import save_checkpoint
 from fewer.core.errors import ConfigError
 from fewer.core.progress import SilentProgress
-from fewer.generate.training.transformer import TransformerTraining, train_transformer
+from fewer.generate.training.transformer import TransformerTraining, fit_plan, train_transformer
 
 PLAN = TransformerTraining(steps=8, batch=4, learning_rate=3e-3, warmup=2, ema_decay=0.9, dtype="fp32")
 SHAPES = [(4, 4)] * 5 + [(2, 8)] * 3
@@ -106,3 +107,12 @@ def test_two_processes_have_the_losses_of_one(tiny, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "two.json").read_text()) == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_run_beside_an_earlier_one_is_resumed_or_refused(tmp_path: Path) -> None:
+    training, cpu = TransformerTraining(steps=2), torch.device("cpu")
+    assert fit_plan(training, cpu, tmp_path, False).checkpoint_folder == tmp_path
+    save_checkpoint(tmp_path, 7, {"weight": torch.zeros(1)}, {})
+    with pytest.raises(ConfigError, match=r"step 7.*--resume"):
+        fit_plan(training, cpu, tmp_path, False)
+    assert fit_plan(training, cpu, tmp_path, True).resume

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from fewer.core.errors import ConfigError, DataError
+from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_bytes, read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -29,13 +29,14 @@ Crops = Float[Tensor, "batch channels side side"]
 class PictureFolder:
     """Pictures under one folder, with train and held-out parts.
 
-    Raises `DataError` for a folder without pictures, `FileError` for one that is damaged.
+    Raises `DataError` for a folder without pictures, `FileError` for one that is not there or damaged.
     """
 
     def __init__(self, folder: Path, channels: int = 3) -> None:
         if not folder.is_dir():
-            raise DataError(
-                f"{folder.name!r} is no folder; --data takes a folder of PNG, JPEG or WebP pictures"
+            raise FileError(
+                f"{folder.name!r} is no folder; --data takes a folder of PNG, JPEG or WebP pictures",
+                missing=True,
             )
         self._mode = picture_mode(channels)
         self._channels = channels

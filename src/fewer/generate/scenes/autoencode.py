@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewer.core.checkpoint import refuse_earlier_run
 from fewer.core.device import isolated_randomness
 from fewer.core.progress import Progress
 from fewer.core.train import FitPlan, FitResult, fit
@@ -83,7 +84,9 @@ def fit_plan(
     seed: int,
 ) -> FitPlan:
     """How an autoencoder of scenes, or its extension, is trained: a cosine, and an average of the weights
-    over the last quarter of a short run."""
+    over the last quarter of a short run. An earlier run is gone on with or refused, never begun beside."""
+    if checkpoints is not None:
+        refuse_earlier_run(checkpoints, resume)
     gpu = device.type == "cuda"
     return FitPlan(
         steps=training.steps,

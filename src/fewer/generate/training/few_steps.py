@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from fewer.core.checkpoint import refuse_earlier_run
 from fewer.core.device import DtypeName, seeded
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress, SilentProgress
@@ -143,6 +144,8 @@ def distill_few_steps(
 def _plan(
     training: FewStepsTraining, device: torch.device, folder: Path | None, a_round: int, resume: bool
 ) -> FitPlan:
+    if folder is not None:
+        refuse_earlier_run(folder, resume)
     return FitPlan(
         steps=training.steps,
         warmup=min(20, training.steps),

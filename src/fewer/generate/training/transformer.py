@@ -15,6 +15,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
+from fewer.core.checkpoint import refuse_earlier_run
 from fewer.core.device import DtypeName, pick_dtype
 from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress
@@ -112,7 +113,12 @@ def train_transformer(
 def fit_plan(
     training: TransformerTraining, device: torch.device, checkpoints: Path | None, resume: bool
 ) -> FitPlan:
-    """How the training loop goes through these settings on a device."""
+    """How the training loop goes through these settings on a device.
+
+    Raises `ConfigError` where `checkpoints` holds an earlier run that is not to be resumed.
+    """
+    if checkpoints is not None:
+        refuse_earlier_run(checkpoints, resume)
     return FitPlan(
         steps=training.steps,
         schedule=training.schedule,
