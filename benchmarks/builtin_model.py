@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from fewer.core.device import pick_device
 from fewer.core.files import write_json
 from fewer.core.progress import make_progress
+from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.lora import attach, detach, read_lora
 from fewer.generate.model_folder import Parts, open_parts
 from fewer.generate.sampling import sample
@@ -153,28 +154,7 @@ def contact_sheet(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--preset", default="emoji")
-    parser.add_argument("--packages", type=Path)
-    parser.add_argument("--sprites", type=Path, help="sprites.safetensors of the run, instead of --packages")
-    parser.add_argument("--judge", type=Path, help="where the judge is kept; the stored one for emoji")
-    parser.add_argument("--judge-steps", type=int, default=4000)
-    parser.add_argument("--pictures", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, nargs="+", help="several: the best on the validation split")
-    parser.add_argument("--shift", type=float)
-    parser.add_argument("--methods", nargs="*", default=[], help="flow-dpm:14 flow-euler:28 ...")
-    parser.add_argument("--only-validation", action="store_true", help="choose the guidance and stop")
-    parser.add_argument("--only-methods", action="store_true", help="compare --methods and stop")
-    parser.add_argument(
-        "--few-steps", type=int, nargs="*", default=[], help="steps of the few-step edition: 1 2 4"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    options = arguments()
     began = time.monotonic()
 
     chosen = preset(options.preset)
@@ -203,18 +183,7 @@ def main() -> None:
 
     if not (options.only_validation or options.only_methods):
         scenes, shown = scenes_of("held-out", options.pictures, 77)
-        with torch.no_grad():
-            kind = next(parts.autoencoder.parameters()).dtype
-            again = torch.cat(
-                [
-                    parts.autoencoder.decode(parts.autoencoder.encode(p.to(kind))).float()
-                    for p in shown.split(16)
-                ]
-            )
-        report["truth"] = asdict(judge_pictures(judge, shown, scenes))
-        report["reconstructions"] = asdict(judge_pictures(judge, again, scenes))
-        report["autoencoder_psnr_held_out"] = reconstruction_psnr(parts.autoencoder.float(), shown)
-        parts.autoencoder.to(kind)
+        report |= without_drawing(judge, parts.autoencoder, shown, scenes)
 
     def judged(split: str, count: int, seed: int, guidance: float, method: str, steps: int) -> dict:
         scenes, shown = scenes_of(split, count, seed)
@@ -270,6 +239,47 @@ def main() -> None:
         write_json(options.output, cleaned)
     print(json.dumps(cleaned, indent=1))
     assert np.isfinite(report.get("autoencoder_psnr_held_out", 0.0))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--preset", default="emoji")
+    parser.add_argument("--packages", type=Path)
+    parser.add_argument("--sprites", type=Path, help="sprites.safetensors of the run, instead of --packages")
+    parser.add_argument("--judge", type=Path, help="where the judge is kept; the stored one for emoji")
+    parser.add_argument("--judge-steps", type=int, default=4000)
+    parser.add_argument("--pictures", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, nargs="+", help="several: the best on the validation split")
+    parser.add_argument("--shift", type=float)
+    parser.add_argument("--methods", nargs="*", default=[], help="flow-dpm:14 flow-euler:28 ...")
+    parser.add_argument("--only-validation", action="store_true", help="choose the guidance and stop")
+    parser.add_argument("--only-methods", action="store_true", help="compare --methods and stop")
+    parser.add_argument(
+        "--few-steps", type=int, nargs="*", default=[], help="steps of the few-step edition: 1 2 4"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def without_drawing(
+    judge: SpriteJudge, autoencoder: DCAutoencoder, shown: torch.Tensor, scenes: list[Scene]
+) -> dict[str, object]:
+    """What the judge says of true pictures, and of those that went through the autoencoder."""
+    kind = next(autoencoder.parameters()).dtype
+    again = torch.cat([autoencoder.decode(autoencoder.encode(p.to(kind))).float() for p in shown.split(16)])
+    psnr = reconstruction_psnr(autoencoder.float(), shown)
+    autoencoder.to(kind)
+    return {
+        "truth": asdict(judge_pictures(judge, shown, scenes)),
+        "reconstructions": asdict(judge_pictures(judge, again, scenes)),
+        "autoencoder_psnr_held_out": psnr,
+    }
 
 
 def _behind(few: dict, many: object) -> dict[str, float]:

@@ -125,31 +125,7 @@ def quality(model: torch.nn.Module, test: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--ratios", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--each", type=int, default=800, help="crops of each photograph")
-    parser.add_argument("--beside", type=int, default=0, help="train so many at once; 0: all ratios")
-    parser.add_argument("--halvings", type=int, default=1, help="scales of the crops to train on")
-    parser.add_argument("--turned", action="store_true", help="also on their sides, with colours exchanged")
-    parser.add_argument("--fresh", action="store_true", help="cut crops anew at every step (fresh_crops.py)")
-    parser.add_argument("--leaves", type=float, default=0.0, help="with --fresh: this share is dead leaves")
-    parser.add_argument("--squared", action="store_true", help="train for the squared error, as PSNR counts")
-    parser.add_argument("--quiet", action="store_true", help="blocks start silent, so every net linear")
-    parser.add_argument("--crop", type=int, default=64, help="side of all crops")
-    parser.add_argument("--final-rate", type=float, default=0.1, help="share of the rate left at the end")
-    parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--largest", type=int, default=2048, help="with --fresh: shrink photographs to this")
-    parser.add_argument("--name", default="residual_curve", help="of the result's file")
-    parser.add_argument("--linear", action="store_true", help="first say what principal components keep")
-    parser.add_argument("--merge", nargs="+", default=[], help="only put the results of these names together")
-    parser.add_argument("--without-cudnn", action="store_true")
-    parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
-    options = parser.parse_args()
+    options = arguments()
     deadline = time.monotonic() + options.seconds
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.enabled = not options.without_cudnn
@@ -157,17 +133,7 @@ def main() -> None:
     for name in (options.name, *options.merge):
         path = RESULTS / f"{name}.json"
         found += json.loads(path.read_text())["runs"] if path.exists() else []
-    facts = {
-        "batch": options.batch,
-        "halvings": options.halvings,
-        "turned": options.turned,
-        "widths": WIDTHS,
-        "published_widths": QUARTER,
-        **{
-            key: getattr(options, key)
-            for key in ("crop", "fresh", "leaves", "squared", "quiet", "final_rate")
-        },
-    }
+    facts = facts_of(options)
     if options.merge:
         record(options.name, {"runs": found, **facts})
         return table(found)
@@ -202,26 +168,59 @@ def main() -> None:
                 print("out of time", flush=True)
                 return table(found)
             for row, trainee in zip(wave, trainees, strict=True):
-                figures = {
-                    **dict(zip(keys, row, strict=True)),
-                    "psnr": quality(trainee.model, test),
-                    "validation_psnr": quality(trainee.model, validation),
-                    "parameters": sum(p.numel() for p in trainee.model.parameters()),
-                    "latent_channels": LATENTS[row[1]],
-                    "rate": rate,
-                    "halvings": options.halvings,
-                    "turned": options.turned,
-                    "fresh": options.fresh,
-                    "leaves": options.leaves,
-                    "squared": options.squared,
-                    "quiet": options.quiet,
-                    "crop": options.crop,
-                    "wave_seconds": round(trainee.seconds, 1),
-                }
-                found.append(figures)
-                print(json.dumps(figures), flush=True)
+                figures = dict(zip(keys, row, strict=True)) | figures_of(options, trainee, test, validation)
+                found.append(figures | {"latent_channels": LATENTS[row[1]], "rate": rate})
+                print(json.dumps(found[-1]), flush=True)
             record(options.name, {"runs": found, **facts})
     return table(found)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--ratios", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--each", type=int, default=800, help="crops of each photograph")
+    parser.add_argument("--beside", type=int, default=0, help="train so many at once; 0: all ratios")
+    parser.add_argument("--halvings", type=int, default=1, help="scales of the crops to train on")
+    parser.add_argument("--turned", action="store_true", help="also on their sides, with colours exchanged")
+    parser.add_argument("--fresh", action="store_true", help="cut crops anew at every step (fresh_crops.py)")
+    parser.add_argument("--leaves", type=float, default=0.0, help="with --fresh: this share is dead leaves")
+    parser.add_argument("--squared", action="store_true", help="train for the squared error, as PSNR counts")
+    parser.add_argument("--quiet", action="store_true", help="blocks start silent, so every net linear")
+    parser.add_argument("--crop", type=int, default=64, help="side of all crops")
+    parser.add_argument("--final-rate", type=float, default=0.1, help="share of the rate left at the end")
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--largest", type=int, default=2048, help="with --fresh: shrink photographs to this")
+    parser.add_argument("--name", default="residual_curve", help="of the result's file")
+    parser.add_argument("--linear", action="store_true", help="first say what principal components keep")
+    parser.add_argument("--merge", nargs="+", default=[], help="only put the results of these names together")
+    parser.add_argument("--without-cudnn", action="store_true")
+    parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
+    return parser.parse_args()
+
+
+def facts_of(options: argparse.Namespace) -> dict[str, object]:
+    """What stands beside the runs: how the crops were made and what was trained for."""
+    keys = ("batch", "halvings", "turned", "crop", "fresh", "leaves", "squared", "quiet", "final_rate")
+    return {key: getattr(options, key) for key in keys} | {"widths": WIDTHS, "published_widths": QUARTER}
+
+
+def figures_of(
+    options: argparse.Namespace, trainee: Trainee, test: torch.Tensor, validation: torch.Tensor
+) -> dict[str, object]:
+    """What one trained net reaches, and how it was trained."""
+    keys = ("halvings", "turned", "fresh", "leaves", "squared", "quiet", "crop")
+    return {
+        "psnr": quality(trainee.model, test),
+        "validation_psnr": quality(trainee.model, validation),
+        "parameters": sum(p.numel() for p in trainee.model.parameters()),
+        **{key: getattr(options, key) for key in keys},
+        "wave_seconds": round(trainee.seconds, 1),
+    }
 
 
 def pools(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
