@@ -58,7 +58,7 @@ def all_jobs(arguments: argparse.Namespace) -> tuple[Domains, list[Job]]:
         if name in arguments.methods
     }
     targets = domains.names[:1] if arguments.small else domains.names
-    jobs = sweep_jobs(domains, plans, targets, arguments.seeds, 1, "training-domain")
+    jobs = sweep_jobs(domains, plans, targets, arguments.seeds, 1, "training-domain")  # seed by seed
     return domains, sorted(jobs, key=lambda job: job.method == "rigl")  # the control comes last
 
 

@@ -15,7 +15,7 @@ from fewer.learn.data import LabelledImages
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.masks import unpack_masks
 from fewer.learn.domains.plan import InvariantPlan
-from fewer.learn.domains.run import InvariantResult
+from fewer.learn.domains.run import InvariantResult, Run
 from fewer.learn.domains.training import MaskedTraining
 from fewer.learn.imagenet_networks import ImageNetResNet
 from fewer.learn.model_folder import TrainedClassifier
@@ -61,6 +61,25 @@ def test_averaged_weights_are_judged_and_kept(method: str, domains: Domains, tmp
     with pytest.raises(Stop):
         invariant(domains, "c", plan=plan, checkpoints=tmp_path, progress=StopAt(9))
     assert same(whole, invariant(domains, "c", plan=plan, checkpoints=tmp_path, resume=True))
+
+
+def test_averaged_weights_have_batch_norm_statistics_of_their_own(domains: Domains) -> None:
+    """The trained network's statistics belong to other weights."""
+    plan = replace(PLAN, average=0.9)
+    run = Run(domains, ["c"], plan)
+    for step in range(plan.steps):
+        run.step(step)
+    judged = run.judged()
+    norms = [
+        (own, module)
+        for own, module in zip(run.training.network.modules(), judged.modules(), strict=True)
+        if isinstance(module, torch.nn.BatchNorm2d)
+    ]
+    assert norms
+    seen = torch.cat([run.batch(number, 5).images for number in range(10)])
+    mean = judged.blocks[0](seen).mean((0, 2, 3))  # pyright: ignore
+    assert torch.allclose(norms[0][1].running_mean, mean, atol=1e-4)
+    assert all(not torch.equal(own.running_mean, module.running_mean) for own, module in norms)
 
 
 def test_the_target_decides_nothing(domains: Domains) -> None:

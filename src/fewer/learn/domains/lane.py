@@ -140,7 +140,7 @@ class Lane:
         bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             raise DataError(f"the loss is {losses[bad]} at step {bad}; try a lower learning rate or penalty")
-        self.judged = self.run.training.judged().eval()
+        self.judged = self.run.judged()
         count = len(self.table.labels)
         for start in range(0, count, LOOK):
             self.buffers["from"].fill_(min(start, max(0, count - LOOK)))

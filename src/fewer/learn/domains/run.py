@@ -25,6 +25,7 @@ from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress, SilentProgress
 from fewer.core.tensors import write_tensors
 from fewer.core.unbroken import unbroken
+from fewer.learn.domains.averaged import measure_statistics
 from fewer.learn.domains.bases import DomainBatch
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.layers import LayerReport, layer_reports
@@ -39,6 +40,8 @@ from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.networks import NetworkPlan, build_network
 
 logger = logging.getLogger(__name__)
+
+MEASURED = 10  # batches of the sources that give averaged weights their statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,15 @@ class Run:
         chosen = rows.to(self.device, non_blocking=True)
         return self.pictures.batch(chosen, moved, self.statistics, self.sizes)
 
+    def judged(self) -> nn.Module:
+        """The network that counts, ready to be looked at. Where weights are averaged, batch norms measure
+        their statistics anew, on training pictures of the sources."""
+        network = self.training.judged().eval()
+        if self.plan.average is not None and not self.plan.network_weights:
+            with self.training.precision():
+                measure_statistics(network, (self.batch(number, 5).images for number in range(MEASURED)))
+        return network
+
     def evaluate(self, loss: float, rights: Sequence[Tensor] | None = None) -> None:
         """Appends a record; keeps the weights when the source validation is the best so far. `rights`: for
         each domain 1.0 where the class is right, where that is known already."""
@@ -229,17 +241,18 @@ class Run:
             return
         masked = float(bool(self.training.masks) or self.plan.method == "none")
         record = {"step": float(self.training.step_number), "loss": loss, "masked": masked}
+        network = self.judged() if rights is None else self.training.judged()
         for env in range(len(self.domains.names)):
             known = None if rights is None else rights[env]
             if self.plan.records == "brief" and env in self.sources:
                 rows = self.outside[env]
-                right = self._right(env, rows) if known is None else known[rows]
+                right = self._right(network, env, rows) if known is None else known[rows]
                 record[f"env{env}_out_acc"] = float(right.mean())
             else:
-                record |= self._accuracies(env, self._right(env) if known is None else known)
+                record |= self._accuracies(env, self._right(network, env) if known is None else known)
         self.records.append(record)
         if best_record(self.records, self.held, "training-domain") is record:
-            weights = self.training.judged().state_dict()
+            weights = network.state_dict()
             masks = {name: mask.clone() for name, mask in self.training.masks.items()}
             self.best = ({name: value.clone() for name, value in weights.items()}, masks)
 
@@ -256,9 +269,9 @@ class Run:
         return found
 
     @torch.no_grad()
-    def _right(self, env: int, rows: Tensor | None = None) -> Tensor:
+    def _right(self, network: nn.Module, env: int, rows: Tensor | None = None) -> Tensor:
         """1.0 where the class is right, for every picture of a domain, or for those of `rows`."""
-        network, table = self.training.judged().eval(), self.pictures
+        table = self.pictures
         part = slice(table.starts[env], table.starts[env] + table.counts[env])
         images, labels = table.images[part], table.labels[part]
         if rows is not None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fewer.core.checkpoint import flatten_state, unflatten_state
 from fewer.core.device import isolated_randomness, pick_dtype, seeded
 from fewer.core.errors import DataError, FileError
+from fewer.learn.domains.averaged import follow
 from fewer.learn.domains.bases import (
     BaseResult,
     BaseState,
@@ -163,17 +164,8 @@ class MaskedTraining:
         if features is not None:
             self._train_head(features, batch)
         if self.smooth is not None:
-            self._follow(self.smooth)
-
-    @torch.no_grad()
-    def _follow(self, smooth: nn.Module) -> None:
-        """The averaged weights go a little way after the present ones; statistics are the present ones."""
-        assert self.plan.average is not None
-        torch._foreach_lerp_(
-            list(smooth.parameters()), list(self.network.parameters()), 1 - self.plan.average
-        )
-        for own, given in zip(smooth.buffers(), self.network.buffers(), strict=True):
-            own.copy_(given)
+            assert self.plan.average is not None
+            follow(self.smooth, self.network, self.plan.average)
 
     def judged(self) -> nn.Module:
         """The network that counts: the averaged one, where there is one, under the present masks."""
