@@ -3,15 +3,14 @@
 runs on: gpu. Random weights of the published widths (3072 wide, 24 heads, 4096 image and 512 text tokens).
 The blocks are written here. Attention is torch's for every contender. What is elementwise is compiled for
 the peers; for us it is part of our kernels, norm and rotation of queries and keys one of its own ("compiled
-norms" is us without that one, "streamed" with the rows' projections made while they are rounded). NF4 is
-bitsandbytes where it is installed, and beside it the same arithmetic (table look-up compiled, then cuBLAS).
+norms" is us without that one). NF4 is bitsandbytes where it is installed, and beside it the same arithmetic
+(table look-up compiled, then cuBLAS).
 Run: python benchmarks/engine_flux_block.py [--tiny --device cpu] [--output FILE.json]
 """
 # bench: gpu, 2 min:
 
 import argparse
 import copy
-import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -288,8 +287,7 @@ def contenders(
 
     gpu = given.device.startswith("cuda")
 
-    def ours(fold: bool, rotate: bool, streamed: bool) -> Figures:
-        os.environ["FEWER_STREAMED"] = str(int(streamed))
+    def ours(fold: bool, rotate: bool) -> Figures:
         built: list[EngineBlock] = []
 
         def build() -> nn.Module:
@@ -299,10 +297,9 @@ def contenders(
         return {**row(build), "norm_and_rotation_in_one_kernel": built[0].rotate}
 
     forms = {
-        "h8 fewer": (False, True, False),
-        "h8 fewer, streamed": (False, True, True),
-        "h8 fewer, branch folded": (True, True, False),
-        "h8 fewer, compiled norms": (False, False, False),
+        "h8 fewer": (False, True),
+        "h8 fewer, branch folded": (True, True),
+        "h8 fewer, compiled norms": (False, False),
     }
     ways: dict[str, Callable[[], Figures]] = {
         name: lambda form=form: ours(*form) for name, form in forms.items()

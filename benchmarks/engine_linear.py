@@ -9,7 +9,6 @@ Run: python benchmarks/engine_linear.py [--tiny --device cpu] [--output FILE.jso
 # bench: gpu, 1 min:
 
 import argparse
-import os
 from collections.abc import Callable
 
 import torch
@@ -57,11 +56,7 @@ class Case:
         figures = measure(captured(call, self.device), self.device, self.runs)
         return {**figures, "relative_error": relative_error(call(), self.exact)}
 
-    def h8(
-        self, *, keep: bool = False, branch: bool = True, fold: bool = False, streamed: bool = False
-    ) -> Figures:
-        """`streamed`: rows are projected while they are rounded."""
-        os.environ["FEWER_STREAMED"] = str(int(streamed))
+    def h8(self, *, keep: bool = False, branch: bool = True, fold: bool = False) -> Figures:
         layer = self.quantized if branch else self.without_branch
         product = fuse([layer], WeightScratch(), self.dtype, keep=keep, fold=fold)
         assert product is not None
@@ -144,9 +139,7 @@ class Case:
             "h8 fewer": self.h8,
             "h8 fewer without the branch": lambda: self.h8(branch=False),
             "h8 fewer, branch folded": lambda: self.h8(fold=True),
-            "h8 fewer, streamed": lambda: self.h8(streamed=True),
             "h8 fewer, weights kept as int8": lambda: self.h8(keep=True),
-            "h8 fewer, weights kept as int8, streamed": lambda: self.h8(keep=True, streamed=True),
             "h8 fewer, weights kept as int8, without the branch": lambda: self.h8(keep=True, branch=False),
             "h8 fewer, weights kept as int8, branch folded": lambda: self.h8(keep=True, fold=True),
             "h8 fewer, product alone": self.product_alone,

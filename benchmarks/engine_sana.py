@@ -32,7 +32,6 @@ from torch import Tensor
 
 from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig, published_config
 from fewer.generate.engine import accelerate
-from fewer.generate.engine.loop import GraphedLoop
 from fewer.generate.engine.sana import FusedSana, Rows
 from fewer.generate.sampling import Guidance, guided_velocity, sample
 from fewer.generate.sampling.schedule import flow_dpm_levels
@@ -144,18 +143,6 @@ class Scene:
         tile = 1024 if pixels == 4096 else None
         fast_decoder = accelerate(copy.deepcopy(autoencoder))
 
-        def looped(model: FusedSana, decoder: DCAutoencoder) -> Callable[[], Tensor]:
-            """Guidance and solver inside the step's graph."""
-            prepared, loop = model.prepare(self.text), GraphedLoop(model)
-            levels = flow_dpm_levels(2 if self.runs < 20 else 20, 3.0).tolist()
-
-            def run() -> Tensor:
-                for step in loop(prepared, self.latents[:1], levels, Guidance(scale=4.5)):
-                    latents = step.latents
-                return decoder.decode(latents.to(self.dtype), tile=None)
-
-            return run
-
         def whole(model: SanaTransformer, decoder: DCAutoencoder) -> Callable[[], Tensor]:
             prepared, first = model.prepare(self.text), model.prepare(self.text[:1])
 
@@ -176,8 +163,8 @@ class Scene:
 
         expected = whole(self.model, autoencoder)().cpu()
 
-        def row(build: Callable[[], SanaTransformer], decoder: DCAutoencoder, way=whole) -> Figures:
-            call = way(build(), decoder)
+        def row(build: Callable[[], SanaTransformer], decoder: DCAutoencoder) -> Figures:
+            call = whole(build(), decoder)
             facts, found = measure(call, self.device, self.runs), call()
             error = (found.cpu().float() - expected.float()).square().mean().clamp(min=1e-12)
             facts["psnr_against_plain"] = (10 * torch.log10(4 / error)).item()
@@ -190,12 +177,6 @@ class Scene:
             "h8 fewer engine, weights kept expanded": lambda: row(lambda: self.h8(True), fast_decoder),
             "h8 fewer engine, weights kept expanded, branch folded": lambda: row(
                 lambda: self.h8(True, True), fast_decoder
-            ),
-            "h8 fewer engine, weights kept expanded, branch folded, solver in the graph": lambda: row(
-                lambda: self.h8(True, True), fast_decoder, looped
-            ),
-            "bf16 fewer engine, solver in the graph": lambda: row(
-                lambda: accelerate(self.model), fast_decoder, looped
             ),
         }
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fewer.kernels.quantize import projected_on_the_way, quantize_rows
+from fewer.kernels.quantize import quantize_rows
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 64), (7, 123)])
@@ -41,10 +41,6 @@ def test_zero_rows_and_no_rows() -> None:
     result = quantize_rows(torch.zeros(3, 8))
     assert result.codes.eq(0).all() and result.scale.eq(0).all()
     assert quantize_rows(torch.zeros(0, 8)).codes.shape == (0, 8)
-
-
-def test_on_a_cpu_rows_are_projected_by_the_reference() -> None:
-    assert not projected_on_the_way(torch.zeros(2, 2048, dtype=torch.bfloat16))
 
 
 def test_operator_is_registered_properly(draw) -> None:

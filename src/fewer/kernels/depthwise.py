@@ -46,6 +46,8 @@ def _(features: Tensor, weight: Tensor, bias: Tensor, pre_silu: bool) -> Tensor:
 
 @_depthwise_gated.register_kernel("cuda")
 def _(features: Tensor, weight: Tensor, bias: Tensor, pre_silu: bool) -> Tensor:
+    if features.dtype == torch.float64:  # the kernel computes in fp32
+        return reference_depthwise_gated(features, weight, bias, pre_silu)
     from fewer.kernels.triton.depthwise import launch_depthwise_gated
 
     return launch_depthwise_gated(features, weight, bias, pre_silu)

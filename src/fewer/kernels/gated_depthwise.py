@@ -63,6 +63,8 @@ def _(grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Ten
 
 @_gated_depthwise.register_kernel("cuda")
 def _(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if features.dtype == torch.float64:  # the kernel computes in fp32
+        return reference_depthwise_gated(features, weight[:, 0], bias, False)
     from fewer.kernels.triton.depthwise import launch_depthwise_gated
 
     return launch_depthwise_gated(features, weight[:, 0].to(features.dtype), bias, False)

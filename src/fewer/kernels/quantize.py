@@ -51,15 +51,6 @@ def quantize_rows(
     )
 
 
-def projected_on_the_way(rows: Float[Tensor, "rows dim"]) -> bool:
-    """Whether `quantize_rows` projects such rows while it reads them, so that nobody should beside it."""
-    if not rows.is_cuda:
-        return False
-    from fewer.kernels.triton.quantize_streamed import fits_streamed
-
-    return fits_streamed(rows)
-
-
 def reference_quantize_rows(
     rows: Tensor,
     smooth: Tensor | None,

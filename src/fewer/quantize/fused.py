@@ -21,7 +21,7 @@ from fewer.generate.engine.layouts import neighbours
 from fewer.kernels.dense import activated_linear
 from fewer.kernels.h8 import Activation, decode_h8, expand_h8, int8_linear
 from fewer.kernels.norms import summed_and_modulated
-from fewer.kernels.quantize import QuantizedRows, projected_on_the_way, quantize_rows
+from fewer.kernels.quantize import QuantizedRows, quantize_rows
 from fewer.kernels.scratch import WeightScratch
 from fewer.quantize.formats import pad_to
 from fewer.quantize.linear import QuantizedLinear
@@ -122,7 +122,7 @@ class FusedH8:
         """What `multiply` multiplies, and the sum. Folded layers of equal smoothing may share it."""
         total, projected = rows, None
         unchanged = update is None and shift is None
-        if rows.is_cuda and self.down is not None and unchanged and not projected_on_the_way(rows):
+        if rows.is_cuda and self.down is not None and unchanged:
             # Rows that nothing changes before can be projected while they are quantized.
             with self.scratch.beside(self.codes.device):
                 projected = functional.linear(pad_to(rows, self.group), self.down)

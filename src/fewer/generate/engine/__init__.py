@@ -2,7 +2,7 @@
 
 import importlib
 
-_WHERE = {"accelerate": "attach", "GraphedLoop": "loop", "StepGraphs": "graphs"}
+_WHERE = {"accelerate": "attach", "StepGraphs": "graphs"}
 __all__ = tuple(_WHERE)
 
 

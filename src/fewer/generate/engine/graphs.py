@@ -1,8 +1,7 @@
 """One step of a network as a CUDA graph per shape: replayed without Python, launches or waiting in between.
 
 Inputs that change in each step (latents, time) are copied into the graph's own buffers; constants of a
-picture (keys and values of the text) are copied once, when they are others than before; a function may keep
-its state among them, and change it. On the CPU the same
+picture (keys and values of the text) are copied once, when they are others than before. On the CPU the same
 buffers and the same bookkeeping serve a plain call, which is how this file is tested there.
 """
 
@@ -67,10 +66,8 @@ class StepGraphs:
         if captured.graph is None:
             if inputs[0].is_cuda and captured.output is None:
                 self._capture(captured)
-                _fill(captured.constants, constants)  # the function may have changed them
             if captured.graph is None:
-                result = self.function(*captured.inputs, *captured.constants)
-                return result.clone() if any(result is kept for kept in captured.constants) else result
+                return self.function(*captured.inputs, *captured.constants)
         captured.graph.replay()
         assert captured.output is not None
         return captured.output.clone()

@@ -2,7 +2,6 @@
 
 "resident": a program owns 16 short rows in registers and multiplies them by the projection's factor.
 "rows": a program owns one, and the projection is a product of its own that reads the rows once more.
-"streamed": 16 longer rows pass through a program twice (`quantize_streamed`).
 """
 
 from typing import Literal
@@ -13,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from fewer.kernels.triton.chain import chained, follow
-from fewer.kernels.triton.quantize_streamed import fits_streamed, launch_streamed
 from fewer.kernels.triton.rows import modulated, normed, pieces, round_half_even, summed
 
 # Up to this width 16 rows and the factor of the projection fit into one processor at once.
@@ -21,7 +19,7 @@ LONGEST_RESIDENT = 1536
 MOST_RESIDENT_ROWS = 8192
 # Up to this width a program keeps its whole row, where nothing has to be summed or normalised first.
 LONGEST_IN_REGISTERS = 4096
-Way = Literal["rows", "resident", "streamed"]
+Way = Literal["rows", "resident"]
 
 
 @triton.jit
@@ -247,9 +245,6 @@ def launch_quantize_rows(
     rank = down.shape[0]
     operands = (*read[:2], down.contiguous(), *read[2:], projected, total, count, dim, rank, *last)
     ranks = max(16, triton.next_power_of_2(rank))
-    if way == "streamed":
-        launch_streamed(operands, count, ranks, flags, rows.device)
-        return codes, row_scale, projected, total
     each = 16  # the smallest side of a tensor-core product
     first = triton.next_power_of_2(dim) // 2
     _resident_kernel[(triton.cdiv(count, each),)](
@@ -266,7 +261,7 @@ def _way(rows: Tensor, norm: bool) -> Way:
     count, dim = rows.shape
     if norm and 256 < dim <= LONGEST_RESIDENT and count <= MOST_RESIDENT_ROWS:
         return "resident"
-    return "streamed" if fits_streamed(rows) else "rows"
+    return "rows"
 
 
 def _launch_rows(
