@@ -10,7 +10,7 @@ import pytest
 
 from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
-from fewer.serve.command import ServeRequest, gate_of, read_keys
+from fewer.serve.command import ServeRequest, address_of, gate_of, listening, read_keys
 
 
 def test_others_are_not_let_in_without_keys_unless_that_is_meant(tmp_path: Path) -> None:
@@ -37,6 +37,46 @@ def test_bad_key_files(text: str, tmp_path: Path) -> None:
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ConfigError, match="port"):
         validate(ServeRequest, {"port": 70000})
+
+
+def test_open_to_all_without_keys_no_site_can_rebind_its_name_to_us() -> None:
+    gate = gate_of(ServeRequest(host="0.0.0.0", insecure=True))
+    assert gate.lets_in("192.168.1.5:8000") and not gate.lets_in("evil.example:8000")
+    assert gate_of(ServeRequest(host="::1")).lets_in("[::1]:8000")
+
+
+def test_an_address_that_is_taken_or_absent_is_said_before_anything_is_loaded() -> None:
+    first = listening("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    assert address_of(first) == f"http://127.0.0.1:{port}", "the port that was found, not 0"
+    for host, wanted in (("127.0.0.1", port), ("192.0.2.1", 0), ("no such name", 0)):
+        with pytest.raises(ConfigError, match=r"cannot listen on .*--port"):
+            listening(host, wanted)
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--model", "absent"], 4, "is not there"),
+        (["--device", "cuda"], 2, "cuda"),
+        (["--data", "/proc/nowhere"], 2, "--data"),
+        (["--max-replicas", "3"], 2, "--engine ray"),
+        (["--host", "0.0.0.0"], 2, "--api-key-file"),
+    ],
+)
+def test_what_cannot_work_ends_in_one_line(
+    words: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from fewer.cli import main
+
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    assert main(["serve", "--port", "0", "--data", str(tmp_path), *words]) == code
+    line = capsys.readouterr().err.strip().splitlines()
+    assert len(line) == 1 and said in line[0]
 
 
 @pytest.mark.timeout(120)

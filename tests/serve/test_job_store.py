@@ -1,9 +1,12 @@
+import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from fewer.serve.job_store import MAX_ATTEMPTS, JobStore, QueueFull
+from fewer.core.errors import FileError
+from fewer.serve.job_store import DISCONNECTED, MAX_ATTEMPTS, JobStore, KeyReused, QueueFull
 
 
 @pytest.fixture
@@ -118,3 +121,101 @@ def test_nobody_overtakes_a_stranger(store: JobStore) -> None:
     assert waiting() == [0, 4, 2, 1, 3]
     assert store.move(jobs[0], 99)
     assert waiting() == [2, 4, 0, 1, 3]
+
+
+def test_one_owner_cannot_fill_the_queue_alone_where_that_is_forbidden(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite", limit=5, limit_each=2)
+    for owner in ("ann", "ann", "ben"):
+        store.add(owner, "image", {})
+    with pytest.raises(QueueFull, match="2 jobs of yours"):
+        store.add("ann", "image", {})
+    assert store.add("ben", "image", {}) and store.count("queued", "ann") == 2
+
+
+def test_a_key_is_of_one_request_and_a_lost_client_s_job_waits_again(store: JobStore) -> None:
+    first = store.add("me", "image", {"fingerprint": "a"}, "key")
+    for other in (("image", {"fingerprint": "b"}), ("stitch", {"fingerprint": "a"})):
+        with pytest.raises(KeyReused):
+            store.add("me", *other, "key")
+    store.take()
+    store.finish(first.id, "cancelled", code=DISCONNECTED)
+    again = store.add("me", "image", {"fingerprint": "a"}, "key")
+    assert (again.id, again.state, again.attempts, again.code) == (first.id, "queued", 0, None)
+    store.finish(first.id, "cancelled")
+    assert store.add("me", "image", {"fingerprint": "a"}, "key").state == "cancelled"
+
+
+def test_what_a_server_says_of_a_job_that_was_taken_over_does_not_count(store: JobStore) -> None:
+    (job,) = add(store)
+    assert store.take() and store.requeue(job) and store.take()
+    assert not store.renew(job, 1) and store.renew(job, 2)
+    assert not store.finish(job, "failed", attempt=1) and not store.requeue(job, attempt=1)
+    assert store.finish(job, "done", attempt=2)
+
+
+def test_a_stopped_server_does_not_blame_its_jobs(store: JobStore) -> None:
+    (job,) = add(store)
+    for _ in range(2 * MAX_ATTEMPTS):
+        assert store.take() is not None
+        assert store.requeue(job, blame=False)
+    kept = store.get(job)
+    assert kept is not None and (kept.state, kept.attempts) == ("queued", 0)
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 7200.0])
+def test_clocks_that_jump_take_no_job_from_a_server_that_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    clock = {"wall": 1e9 + 0.3, "steady": 0.0}
+    monkeypatch.setattr("fewer.serve.job_store.time.time", lambda: clock["wall"])
+    monkeypatch.setattr("fewer.serve.job_store.time.monotonic", lambda: clock["steady"])
+    here, there = (JobStore(tmp_path / "jobs.sqlite") for _ in range(2))
+    job, second = here.add("me", "image", {}).id, here.add("me", "image", {}).id
+    assert there.recover() == 0 and here.take() is not None
+    clock["wall"] += jump
+    third = here.add("me", "image", {}).id
+    assert [one.id for one in here.jobs(state="queued")] == [second, third], "nobody overtakes by the clock"
+    for _ in range(30):  # the other one is alive
+        assert there.recover() == 0
+        clock["wall"] += 1.0
+        clock["steady"] += 1.0
+        assert here.renew(job, 1)
+    assert there.recover() == 0
+    clock["wall"] += 11.0
+    clock["steady"] += 11.0  # and now it is not
+    assert there.recover() == 1 and there.jobs(state="queued")[0].id == job
+
+
+def test_a_server_that_starts_long_after_a_kill_waits_for_no_lease(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite")
+    (job,) = add(store)
+    store.take()
+    store._db.execute("update jobs set beat = ?", (time.time() - 3600,))
+    assert JobStore(tmp_path / "jobs.sqlite").recover() == 1
+    assert store.get(job).state == "queued"  # pyright: ignore
+
+
+def test_files_that_are_no_queue_of_ours_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database, but long enough to be looked at " * 100)
+    (tmp_path / "folder").mkdir()
+    with sqlite3.connect(tmp_path / "other") as other:
+        other.execute("create table jobs (id text, state text, rank real, owner text, idempotency text)")
+    with sqlite3.connect(tmp_path / "newer") as newer:
+        newer.execute("pragma user_version = 99")
+    for name, said in (("text", "cannot be used"), ("folder", "cannot be used"), ("text/x", "cannot write")):
+        with pytest.raises(FileError, match=said):
+            JobStore(tmp_path / name)
+    with pytest.raises(FileError, match="no queue of fewer"):
+        JobStore(tmp_path / "other")
+    with pytest.raises(FileError, match="newer version"):
+        JobStore(tmp_path / "newer")
+
+
+def test_a_queue_of_the_first_version_is_taken_over_as_it_is(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite")
+    (job,) = add(store)
+    store._db.execute("pragma user_version = 0")  # the first version wrote none
+    store.close()
+    again = JobStore(tmp_path / "jobs.sqlite")
+    assert again.get(job) is not None
+    assert again._db.execute("pragma user_version").fetchone()[0] == 1

@@ -80,3 +80,52 @@ def test_half_a_character_is_refused_wherever_it_stands() -> None:
         with pytest.raises(ValueError, match="half a character"):
             parse_body(body)
     assert parse_body(rb'{"a": "\ud83d\ude00"}') == {"a": "\N{GRINNING FACE}"}
+
+
+def test_half_characters_do_not_slip_in_by_another_encoding() -> None:
+    broken = (b'{"a": "\xed\xa0\x80"}', '{"a": "\\ud800"}'.encode("utf-16"), '{"a": "b"}'.encode("utf-16-le"))
+    for body in broken:
+        with pytest.raises(ValueError, match="body"):
+            parse_body(body)
+
+
+def test_hosts_are_names_whatever_their_capitals_and_addresses_only_where_meant() -> None:
+    assert Gate().lets_in("LOCALHOST:8000") and Gate().lets_in("[::1]:8000")
+    assert not Gate().lets_in("10.0.0.7:8000") and not Gate().lets_in("")
+    open_to_all = Gate((), (*Gate().hosts, "studio.local"), addresses=True)
+    for host in ("10.0.0.7:8000", "[fe80::1]:8000", "studio.local", "127.0.0.1"):
+        assert open_to_all.lets_in(host)
+    for host in ("evil.example", "10.0.0.7.evil.example", "[evil]", "1"):
+        assert not open_to_all.lets_in(host)
+
+
+def test_a_body_that_drips_buys_no_time(listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+    import time
+
+    monkeypatch.setattr("fewer.serve.limits.BODY_SECONDS", 0.4)
+    host, port = listen(start=False).removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as slow:
+        slow.sendall(b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n")
+        began = time.monotonic()
+        slow.settimeout(0.1)
+        answer = b""
+        while not answer and time.monotonic() - began < 8:
+            try:
+                slow.sendall(b" ")
+                answer = slow.recv(1000)
+            except TimeoutError:
+                continue
+        assert b" 408 " in answer and time.monotonic() - began < 5
+
+
+def test_one_key_cannot_hold_every_connection(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewer.serve.limits.MAX_OPEN", 1)
+    client = serve(keys=(KEY, OTHER))
+    mine = {"authorization": f"Bearer {KEY}"}
+    with client.websocket_connect("/ws", headers=mine | {"host": "127.0.0.1"}) as socket:
+        assert socket.receive_json()["type"] == "status"
+        refused = client.get("/jobs", headers=mine)
+        assert refused.status_code == 429 and refused.json()["error"]["code"] == "too_many_open"
+        assert client.get("/jobs", headers={"authorization": f"Bearer {OTHER}"}).status_code == 200
+        assert client.get("/health").status_code == 200

@@ -124,12 +124,37 @@ def test_the_same_idempotency_key_draws_once(serve, tmp_path) -> None:
     assert (tmp_path / "log").read_text().count("once") == 1
 
 
+def test_an_idempotency_key_belongs_to_one_request(serve) -> None:
+    client = serve()
+    key = {"idempotency-key": "abc"}
+    first = client.post(URL, json={"prompt": "once"}, headers=key)
+    again = client.post(URL, json={"prompt": "once", "response_format": "url"}, headers=key)
+    assert again.headers["x-fewer-job"] == first.headers["x-fewer-job"]
+    other = client.post(URL, json={"prompt": "twice"}, headers=key)
+    assert other.status_code == 422 and other.json()["error"]["code"] == "idempotency_key_reused"
+
+
+def test_previews_come_in_the_format_that_was_asked_for(serve) -> None:
+    body = {"prompt": "a cat", "stream": True, "partial_images": 1, "output_format": "jpeg"}
+    with serve(seconds=0.05).stream("POST", URL, json=body) as answer:
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    for event in events:
+        assert event["output_format"] == "jpeg" and base64.b64decode(event["b64_json"])[:2] == b"\xff\xd8"
+
+
 def test_one_key_cannot_read_what_another_has_drawn(serve) -> None:
     client = serve(keys=(KEY, OTHER))
     mine, theirs = ({"authorization": f"Bearer {key}"} for key in (KEY, OTHER))
     body = {"prompt": "private", "response_format": "url"}
-    url = client.post(URL, json=body, headers=mine).json()["data"][0]["url"]
+    signed = client.post(URL, json=body, headers=mine).json()["data"][0]["url"]
+    assert signed.startswith("http://127.0.0.1/files/")
+    url, _, query = signed.partition("?")
     assert client.get(url, headers=mine).status_code == 200
     assert client.get(url, headers=theirs).status_code == 404
     assert client.get(url).status_code == 401
+    assert client.get(signed).status_code == 200, "as OpenAI's addresses, it opens by itself"
+    for wrong in (query.replace("signature=", "signature=0"), "until=9999999999&" + query.partition("&")[2]):
+        assert client.get(f"{url}?{wrong}").status_code == 401
+    assert client.get(f"{url.replace('0.png', '1.png')}?{query}").status_code == 401
+    assert client.get(f"/jobs?{query}").status_code == 401, "it opens that picture and nothing else"
     assert "private" not in client.get("/jobs", headers=theirs).text

@@ -65,3 +65,30 @@ def test_a_full_queue_is_a_rate_limit_with_a_time_to_come_back(connect) -> None:
         with pytest.raises(openai.RateLimitError) as full:
             client.images.generate(prompt="a cat")
         assert full.value.code == "queue_full" and int(full.value.response.headers["retry-after"]) > 0
+
+
+def test_a_cancelled_picture_is_not_drawn_again_by_the_client_s_own_retries(listen) -> None:
+    from threading import Thread
+
+    import httpx
+
+    url = listen(seconds=0.1)
+    heard: list[Exception] = []
+
+    def ask() -> None:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", timeout=30) as client:  # it retries twice
+            assert client.models.retrieve("default").id == "default"
+            try:
+                client.images.generate(prompt="long", extra_body={"steps": 200})
+            except openai.OpenAIError as error:
+                heard.append(error)
+
+    thread = Thread(target=ask)
+    thread.start()
+    with httpx.Client(base_url=url, timeout=30) as http:
+        while not (jobs := http.get("/jobs").json()["jobs"]):
+            assert thread.is_alive()
+        http.delete(f"/jobs/{jobs[0]['id']}")
+        thread.join(20)
+        assert len(http.get("/jobs").json()["jobs"]) == 1
+    assert isinstance(heard[0], openai.ConflictError) and heard[0].code == "cancelled"

@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -96,3 +97,61 @@ def test_a_result_that_cannot_be_saved_fails_alone(serve, tmp_path) -> None:
     (tmp_path / "results").unlink()
     (tmp_path / "results").mkdir()
     wait_for(client, add(client, "b"), "done")
+
+
+def test_a_queue_that_cannot_be_written_for_a_while_goes_on_afterwards(serve, monkeypatch) -> None:
+    import sqlite3
+
+    monkeypatch.setattr("fewer.serve.job_store.LEASE_SECONDS", 0.5)
+    client = serve(seconds=0.1)
+    store = client.app.state.context.store
+    running = add(client, "runs", steps=5)
+    wait_for(client, running, "running")
+    # A file that may not grow is a full disk.
+    store._db.execute("pragma query_only = on")
+    answer = client.post("/jobs", json={"prompt": "refused"})
+    assert answer.status_code == 507 and answer.json()["error"]["code"] == "storage"
+    assert client.delete(f"/jobs/{running}").status_code in (200, 507)
+    time.sleep(1.0)
+    assert client.get("/health").json()["status"] == "ok", "the supervisor lives"
+    store._db.execute("pragma query_only = off")
+    assert wait_for(client, running, "done", "cancelled")
+    assert wait_for(client, add(client, "next"), "done")
+    with pytest.raises(sqlite3.Error):
+        store._db.execute("insert into nothing values (1)")
+
+
+def test_a_cancelled_job_stays_cancelled_though_its_worker_dies_or_does_not_listen(
+    serve, monkeypatch
+) -> None:
+    monkeypatch.setattr("fewer.serve.workers.DEAF_SECONDS", 0.5)
+    client = serve(seconds=4.0)  # it hears nothing within a step
+    job = add(client, "deaf", steps=3)
+    wait_for(client, job, "running")
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert client.delete(f"/jobs/{job}").json()["cancelled"]
+    assert wait_for(client, job, "cancelled")["state"] == "cancelled"
+    assert time.monotonic() - began < 3.5, "its worker was replaced"
+    assert "fewer_worker_restarts_total 1" in client.get("/metrics").text
+
+
+def test_workers_that_never_start_are_told(serve) -> None:
+    client = serve(engine="absent")
+    context = client.app.state.context
+    context.workers._stillborn = 3
+    assert client.get("/health").status_code == 503
+    assert client.get("/health").json()["status"] == "no_worker_starts"
+
+
+def test_metrics_are_prometheus_s_text(serve) -> None:
+    client = serve(start=False)
+    add(client, "a")
+    text = client.get("/metrics").text
+    for line in text.splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[a-z_]+(\{[a-z]+=\"[a-z]+\"\})? [0-9.e+]+", line), line
+    assert 'fewer_jobs{state="queued"} 1' in text and "# TYPE fewer_accepted_total counter" in text
+
+
+def test_the_page_can_be_asked_for_by_head_alone(serve) -> None:
+    assert serve(start=False).head("/").status_code == 200

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from fewer.serve.shelf import Shelf, held_bytes
 
@@ -10,23 +11,11 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Three folders; loading is replaced, because the shelf is about which models stay."""
     from fewer.generate.pipeline import TextToImage
 
-    class Network:
-        def __init__(self, tensors: list) -> None:
-            self.tensors = tensors
-
-        def parameters(self) -> list:
-            return self.tensors
-
-        def buffers(self) -> list:
-            return []
-
     class Loaded:
         def __init__(self, folder: str) -> None:
-            import torch
-
             self.folder = folder
-            self.transformer, self.autoencoder = Network([torch.zeros(250)]), Network([])
-            self.encoder = type("Encoder", (), {"model": Network([])})()
+            self.transformer, self.autoencoder = nn.Linear(250, 1, bias=False), nn.Identity()
+            self.encoder = type("Encoder", (), {"model": nn.Identity()})()
 
         def accelerate(self) -> "Loaded":
             return self
@@ -50,7 +39,7 @@ def test_models_stay_until_the_budget_is_full_and_the_oldest_leaves_first(folder
     loads = folders.pop("loads")
     shelf = Shelf(folders, "cpu", "fp32", memory=2300)
     first = shelf.pipeline("one")
-    assert held_bytes(first) == 1000
+    assert held_bytes(first.transformer, first.autoencoder) == 1000
     shelf.pipeline("two")
     assert shelf.pipeline("one") is first, "loaded once"
     assert shelf.names() == ["two", "one"] and loads == ["one", "two"]

@@ -58,9 +58,9 @@ def test_from_file_to_answer(client: TestClient) -> None:
     back = client.post("/jobs/reconstruct", json=body).json()["id"]
     facts = wait_for(client, back, "done", "failed", seconds=60)
     assert client.get(facts["files"][0]).content[:4] == b"\x89PNG"
-    wrong = client.post("/jobs/suggest", json={"history": ["1"], "model": "lungs"}).json()["id"]
-    facts = wait_for(client, wrong, "done", "failed", seconds=60)
-    assert facts["state"] == "failed" and facts["code"] == "invalid_request"
+    wrong = client.post("/jobs/suggest", json={"history": ["1"], "model": "lungs"})
+    assert wrong.status_code == 400 and "kind classifier" in wrong.json()["error"]["message"]
+    assert client.post("/jobs", json={"prompt": "a", "model": "lungs"}).status_code == 400, "it draws nothing"
     assert client.delete(f"/uploads/{name}").json()["deleted"]
     assert client.delete(f"/uploads/{name}").status_code == 404
 

@@ -71,7 +71,7 @@ def draw_classes(
     dtype = pick_dtype(request.dtype if request.dtype != "auto" else "fp32", device)
     opened = load(Path(request.model), device, dtype)
     names, autoencoder = opened.names, opened.autoencoder
-    label = _label(request.class_name, names)
+    label = label_of(request.class_name, names)
     targets = _targets(request.output, names[label], request.seed, request.count)
     paths: list[str] = []
     steps = request.steps or 20
@@ -125,7 +125,8 @@ def _refuse(request: "GenerateCommand") -> None:
         raise ConfigError(f"--class-name does not go with {', '.join(unused) or 'devices'}; leave that out")
 
 
-def _label(text: str, names: tuple[str, ...]) -> int:
+def label_of(text: str, names: tuple[str, ...]) -> int:
+    """The number of a class that is given by name, or by number. Raises `ConfigError` for none."""
     if text in names:
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):

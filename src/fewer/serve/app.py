@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from importlib import resources
 
@@ -10,14 +12,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from fewer.serve import comfy_api, openai_api, queue_api, tasks_api
-from fewer.serve.context import ApiError, Context
+from fewer.serve import comfy_api, comfy_socket, openai_api, queue_api, tasks_api
+from fewer.serve.answers import ApiError
+from fewer.serve.context import Context
 from fewer.serve.job_store import JobStore
 from fewer.serve.limits import Gate, Limits, api_error
 from fewer.serve.results import Results
+from fewer.serve.served_models import Served
 from fewer.serve.uploads import Uploads
 from fewer.serve.workers import Workers
 
+logger = logging.getLogger(__name__)
 _PAGE = {"index.html": "text/html; charset=utf-8", "app.js": "text/javascript", "style.css": "text/css"}
 
 
@@ -28,7 +33,7 @@ def build_app(
     *,
     gate: Gate | None = None,
     uploads: Uploads | None = None,
-    models: dict[str, str] | None = None,
+    served: Served | None = None,
     check: Callable[[dict], None] | None = None,
     keep_seconds: float = 7 * 24 * 3600,
 ) -> FastAPI:
@@ -45,30 +50,36 @@ def build_app(
         store.close()
 
     app = FastAPI(title="fewer", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.context = Context(
-        store, results, workers, gate, uploads, models or {"default": "default"}, check
-    )
-    for door in (openai_api.router, comfy_api.router, tasks_api.router, queue_api.router):
-        app.include_router(door)
+    app.state.context = Context(store, results, workers, gate, uploads, served or Served(), check)
+    for door in (openai_api, comfy_api, comfy_socket, tasks_api, queue_api):
+        app.include_router(door.router)
+    for door in (comfy_api.router, comfy_socket.router):  # newer clients ask here
+        app.include_router(door, prefix="/api", include_in_schema=False)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_api_route("/", lambda: _page("index.html"), include_in_schema=False)
-    app.add_api_route("/static/{name}", _static, include_in_schema=False)
+    app.add_exception_handler(sqlite3.Error, _unwritable)
+    app.add_exception_handler(OSError, _unwritable)
+    app.add_exception_handler(Exception, _unforeseen)
+    for path, page in (("/", _front), ("/static/{name}", _page)):
+        app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_middleware(Limits, gate=gate)
     return app
 
 
 async def _sweep(store: JobStore, results: Results, uploads: Uploads, keep_seconds: float) -> None:
     while True:
-        for job in store.forget(keep_seconds):
-            results.drop(job)
-        await asyncio.to_thread(uploads.forget, keep_seconds)
+        try:
+            for job in await asyncio.to_thread(store.forget, keep_seconds):
+                await asyncio.to_thread(results.drop, job)
+            await asyncio.to_thread(uploads.forget, keep_seconds)
+        except (sqlite3.Error, OSError) as error:  # a full or read-only disk: next time
+            logger.warning("old results could not be dropped: %s", error)
         await asyncio.sleep(600)
 
 
-def _static(name: str) -> Response:
-    return _page(name)
+def _front() -> Response:
+    return _page("index.html")
 
 
 def _page(name: str) -> Response:
@@ -88,6 +99,16 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
     return JSONResponse(api_error(f"{where}: {first['msg']}", "invalid_request_error", where), 400)
+
+
+async def _unwritable(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    said = "the server cannot write just now (its disk may be full); try again later"
+    return JSONResponse(api_error(said, "server_error", code="storage"), 507, headers={"Retry-After": "30"})
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(api_error("something went wrong on the server", "server_error"), 500)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

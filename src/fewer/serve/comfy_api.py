@@ -4,32 +4,32 @@ The graph is read, not executed: a KSampler tells prompts (its CLIPTextEncode no
 steps, cfg and seed; a SaveImage takes the result. Unknown nodes are answered in the `node_errors` shape.
 """
 
-import asyncio
-import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, WebSocket
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from fewer.core.errors import ConfigError, FileError
+from fewer.serve.answers import ApiError, body_schema
 from fewer.serve.context import (
-    ApiError,
     Context,
-    body_schema,
     context_of,
-    events_of,
     owner_of,
     submit,
     validated,
 )
-from fewer.serve.graph import KNOWN_NODES, NodeErrors, read_graph
+from fewer.serve.graph import KNOWN_NODES, NodeErrors, node_inputs, read_graph
 from fewer.serve.job_store import Job
 from fewer.serve.openai_api import media_type
+from fewer.serve.served_models import Served
 
 router = APIRouter()
+_PREFIX = "comfy:"
+"""Of a client's own prompt ids among the idempotency keys."""
 _ERRORS = {
-    status: {"description": "see error.message or node_errors"} for status in (400, 401, 404, 413, 429)
+    status: {"description": "see error.message or node_errors"}
+    for status in (400, 401, 404, 413, 422, 429, 503, 507)
 }
 
 
@@ -40,7 +40,8 @@ class Prompt(BaseModel):
 
     prompt: dict[str, Any]
     client_id: Annotated[str, Field(max_length=200)] = ""
-    prompt_id: Annotated[str, Field(max_length=64)] | None = None
+    prompt_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """The client's own name for it, which is then used instead of ours; the same again is the same job."""
 
 
 class QueueChange(BaseModel):
@@ -52,21 +53,39 @@ class QueueChange(BaseModel):
     delete: Annotated[list[str], Field(max_length=1000)] = []
 
 
+class Interruption(BaseModel):
+    """Which graph to stop; all of yours that run, if it is left out."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt_id: Annotated[str, Field(max_length=64)] | None = None
+
+
 @router.post("/prompt", responses=_ERRORS, openapi_extra=body_schema(Prompt))
 async def prompt(request: Request) -> JSONResponse:
     """Queues a graph."""
     wanted: Prompt = await validated(request, Prompt)
     context = context_of(request)
     try:
-        graph = read_graph(wanted.prompt, context.models)
+        drawing = [name for name, model in context.served.models.items() if model.kind == "pictures"]
+        graph = read_graph(wanted.prompt, drawing, context.served.loras)
     except NodeErrors as error:
         return JSONResponse({"error": error.summary, "node_errors": error.nodes}, 400)
     except ConfigError as error:
         raise ApiError(400, str(error)) from error
-    job = submit(context, owner_of(request), "comfy", graph | {"client_id": wanted.client_id}, None)
+    body = graph | {"client_id": wanted.client_id, "prompt_id": wanted.prompt_id}
+    key = None if wanted.prompt_id is None else _PREFIX + wanted.prompt_id
+    job = submit(context, owner_of(request), "comfy", body, key, wanted)
+    context.announce(job)
     return JSONResponse(
-        {"prompt_id": job.id, "number": context.store.position(job.id) or 0, "node_errors": {}}
+        {"prompt_id": prompt_id(job), "number": context.store.position(job.id) or 0, "node_errors": {}}
     )
+
+
+@router.get("/prompt", responses={401: {"description": "no valid key"}})
+async def waiting(request: Request) -> dict:
+    """How many wait or run."""
+    return status_of(context_of(request))
 
 
 @router.get("/queue", responses={401: {"description": "no valid key"}})
@@ -86,38 +105,61 @@ async def change_queue(request: Request) -> Response:
     wanted: QueueChange = await validated(request, QueueChange)
     context, owner = context_of(request), owner_of(request)
     for job in context.store.jobs(owner, "queued", limit=10_000):
-        if wanted.clear or job.id in wanted.delete:
+        if wanted.clear or job.id in wanted.delete or prompt_id(job) in wanted.delete:
             context.workers.cancel(job.id)
     return Response()
 
 
-@router.post("/interrupt", response_class=Response, responses={401: {"description": "no valid key"}})
+@router.post("/interrupt", response_class=Response, responses=_ERRORS)
 async def interrupt(request: Request) -> Response:
-    """Cancels what runs."""
-    context = context_of(request)
+    """Cancels what runs: the graph that the body names, or all of yours."""
+    context, wanted = context_of(request), Interruption()
+    if (await request.body()).strip():
+        wanted = await validated(request, Interruption)
     for job in context.store.jobs(owner_of(request), "running"):
-        context.workers.cancel(job.id)
+        if wanted.prompt_id in (None, job.id, prompt_id(job)):
+            context.workers.cancel(job.id)
     return Response()
+
+
+@router.get("/history", responses={status: _ERRORS[status] for status in (400, 401)})
+async def whole_history(request: Request, max_items: Annotated[int, Query(ge=1, le=500)] = 100) -> dict:
+    """Your finished graphs."""
+    found: dict = {}
+    for job in context_of(request).store.jobs(owner_of(request), limit=max_items):
+        if job.kind == "comfy" and job.state not in ("queued", "running"):
+            found |= _outputs(job)
+    return found
 
 
 @router.get("/history/{prompt_id}", responses={401: {"description": "no valid key"}})
 async def history(request: Request, prompt_id: str) -> dict:
     """A finished graph's outputs; an empty object while there are none."""
-    job = context_of(request).store.get(prompt_id, owner_of(request)) if len(prompt_id) == 32 else None
-    if job is None or job.state in ("queued", "running"):
-        return {}
-    images = [
-        {"filename": f"{job.id}_{image['file']}", "subfolder": "", "type": "output"}
-        for image in (job.result or {}).get("images", [])
-    ]
+    store, owner = context_of(request).store, owner_of(request)
+    job = store.get(prompt_id, owner) or store.named(owner, _PREFIX + prompt_id)
+    return {} if job is None or job.state in ("queued", "running") else _outputs(job)
+
+
+def _outputs(job: Job) -> dict:
     done = job.state == "done"
     return {
-        job.id: {
+        prompt_id(job): {
             "prompt": _row(0, job),
-            "outputs": {job.request.get("save_node", "save"): {"images": images}},
+            "outputs": {job.request.get("save_node", "save"): {"images": pictures_of(job)}},
             "status": {"status_str": "success" if done else "error", "completed": done, "messages": []},
         }
     }
+
+
+def pictures_of(job: Job, images: list[dict] | None = None) -> list[dict]:
+    """A job's pictures (or `images`, where it has not been read again) as clients ask /view for them."""
+    images = (job.result or {}).get("images", []) if images is None else images
+    return [{"filename": f"{job.id}_{image['file']}", "subfolder": "", "type": "output"} for image in images]
+
+
+def prompt_id(job: Job) -> str:
+    """Under which name its client knows a graph."""
+    return job.request.get("prompt_id") or job.id
 
 
 @router.get("/view", responses=_ERRORS, response_class=Response)
@@ -136,10 +178,29 @@ async def view(request: Request, filename: Annotated[str, Query(max_length=60)])
 
 @router.get("/object_info", responses={401: {"description": "no valid key"}})
 async def object_info(request: Request) -> dict:
-    """The nodes that are understood."""
+    """The nodes that are understood, with the names that their inputs may take."""
+    served = context_of(request).served
+    return {name: _node(name, served) for name in KNOWN_NODES}
+
+
+@router.get(
+    "/object_info/{node}",
+    responses={401: {"description": "no valid key"}, 404: {"description": "no such node"}},
+)
+async def one_object(request: Request, node: str) -> dict:
+    """One of them."""
+    if node not in KNOWN_NODES:
+        raise ApiError(404, f"node type {node[:60]!r} is not served here", "node")
+    return {node: _node(node, context_of(request).served)}
+
+
+def _node(name: str, served: Served) -> dict:
+    inputs, output = node_inputs(name, list(served.models), list(served.loras))
     return {
-        name: {"name": name, "display_name": name, "category": "fewer", "input": {}} for name in KNOWN_NODES
-    }
+        "name": name, "display_name": name, "category": "fewer", "description": "",
+        "input": {"required": inputs}, "output": output, "output_name": output,
+        "output_node": not output,
+    }  # fmt: skip
 
 
 @router.get("/system_stats", responses={401: {"description": "no valid key"}})
@@ -148,66 +209,10 @@ async def system_stats(request: Request) -> dict:
     return {"system": {"os": "posix", "comfyui_version": "0", "embedded_python": False}, "devices": []}
 
 
-@router.websocket("/ws")
-async def websocket(socket: WebSocket) -> None:
-    """Messages of a client's graphs: status, execution_start, executing, progress, executed."""
-    context: Context = socket.app.state.context
-    owner = socket.scope["state"]["owner"]
-    if owner is None:
-        await socket.close(4401)
-        return
-    client = socket.query_params.get("clientId", "")[:200] or uuid.uuid4().hex
-    await socket.accept()
-    await socket.send_json({"type": "status", "data": {"status": _status(context), "sid": client}})
-    reader = asyncio.create_task(_until_closed(socket))
-    followed: dict[str, asyncio.Task] = {}
-    try:
-        while not reader.done():
-            for job in context.store.jobs(owner, limit=50):
-                if job.kind == "comfy" and job.request.get("client_id") == client and job.id not in followed:
-                    followed[job.id] = asyncio.create_task(_tell(socket, context, job))
-            await asyncio.wait([reader], timeout=0.05)
-    finally:
-        for task in (reader, *followed.values()):
-            task.cancel()
-
-
-async def _until_closed(socket: WebSocket) -> None:
-    # Whatever a client says, text or bytes, is nothing to us.
-    while (await socket.receive())["type"] != "websocket.disconnect":
-        pass
-
-
-async def _tell(socket: WebSocket, context: Context, job: Job) -> None:
-    sampler, save = job.request.get("sampler_node", "sampler"), job.request.get("save_node", "save")
-    begun = False
-
-    async def say(kind: str, **data: object) -> None:
-        await socket.send_json({"type": kind, "data": {"prompt_id": job.id, **data}})
-
-    async for kind, value in events_of(context, job):
-        if kind in ("running", "step", "done") and not begun:
-            begun = True
-            await say("execution_start")
-            await say("executing", node=sampler)
-        if kind == "step":
-            await say("progress", node=sampler, value=value.step, max=value.steps)
-        elif kind == "done":
-            images = [
-                {"filename": f"{job.id}_{image['file']}", "subfolder": "", "type": "output"}
-                for image in value
-            ]
-            await say("executed", node=save, output={"images": images})
-            await say("executing", node=None)
-        elif kind == "failed":
-            await say("execution_error", node_id=sampler, exception_message=value[0])
-        elif kind == "cancelled":
-            await say("execution_interrupted", node_id=sampler)
-
-
-def _status(context: Context) -> dict:
+def status_of(context: Context) -> dict:
+    """The queue's length, as /prompt and the socket tell it."""
     return {"exec_info": {"queue_remaining": context.store.count("queued") + context.store.count("running")}}
 
 
 def _row(number: int, job: Job) -> list:
-    return [number, job.id, job.request.get("graph", {}), {}, [job.request.get("save_node", "save")]]
+    return [number, prompt_id(job), job.request.get("graph", {}), {}, [job.request.get("save_node", "save")]]

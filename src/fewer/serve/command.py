@@ -1,19 +1,25 @@
 """`fewer serve`: from options to a running server."""
 
+import re
 import signal
+import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from pydantic import ConfigDict, Field
 
 from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError, FileError
-from fewer.core.files import read_bytes
+from fewer.core.files import output_folder, read_bytes
 from fewer.core.progress import Progress
 from fewer.serve.limits import LOCAL_NAMES, Gate
+
+if TYPE_CHECKING:
+    from fewer.serve.served_models import Served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +42,9 @@ class ServeRequest:
     model: Path | None = None
     """A model folder to serve as `default`, in place of the built-in one."""
     models: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=FOLDER: a further model (pictures, classifier or recommender) under a name; may be repeated."""
+    """NAME=FOLDER: a further model (pictures, classes, classifier, recommender) under a name; repeatable."""
+    loras: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=FILE: an adapter (LoRA, PEFT's format) that clients may ask for by that name; may be repeated."""
     memory_gib: Annotated[float, Field(gt=0, le=4096)] | None = None
     """What the loaded picture models of one worker may hold together; what is free if absent."""
     together: Annotated[int, Field(ge=1, le=64)] | None = None
@@ -47,10 +55,14 @@ class ServeRequest:
     """`ray` runs replicas of the same app under Ray Serve."""
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Worker processes (local), or replicas (ray)."""
-    gpus_per_replica: Annotated[float, Field(ge=0, le=64)] = 0
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """With --engine ray: as many replicas as the load needs, from --replicas to this."""
+    gpus_per_replica: Annotated[float, Field(ge=0, le=64)] = 0.0
     """2 or more: each replica draws a picture on so many GPUs together (with --device cpu: processes)."""
     queue_limit: Annotated[int, Field(ge=1, le=10_000)] = 32
     """Waiting jobs; the next one is answered with 429."""
+    queue_limit_each: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Waiting jobs of one key, so that none fills the queue alone; as many as wait in all if absent."""
     keep_days: Annotated[float, Field(gt=0, le=3650)] = 7.0
     """How long results and history are kept."""
     device: DeviceName = "auto"
@@ -58,31 +70,60 @@ class ServeRequest:
 
 
 def serve_command(request: ServeRequest, progress: Progress) -> dict[str, object]:
-    """Serves until SIGINT or SIGTERM; running jobs get 30 s, then wait for the next start."""
+    """Serves until SIGINT or SIGTERM; running jobs get 25 s, then wait for the next start.
+
+    Raises `ConfigError` for an address that cannot be listened on, and what `app_of` raises.
+    """
     gate = gate_of(request)
     signal.signal(signal.SIGTERM, _end)  # uvicorn takes it over while it serves, then raises it again
+    if request.max_replicas is not None and request.engine != "ray":
+        raise ConfigError("max-replicas is for --engine ray; with the local engine give --replicas alone")
     if request.engine == "ray":
         from fewer.serve.ray_app import serve_with_ray
 
         return serve_with_ray(request, gate, progress)
-    import uvicorn
+    from fewer.serve.stopping import run_until_stopped
 
-    from fewer.serve.patience import PatientProtocol
-
-    app = app_of(request, gate)
-    where = f"http://{request.host}:{request.port}"
-    progress.say(f"serving at {where} (stop with Ctrl-C)")
-    config = uvicorn.Config(
-        app, host=request.host, port=request.port, log_level="warning", access_log=False,
-        timeout_keep_alive=10, timeout_graceful_shutdown=30, h11_max_incomplete_event_size=16_384,
-        http=PatientProtocol,
-    )  # fmt: skip
-    uvicorn.Server(config).run()
+    listener = listening(request.host, request.port)
+    try:
+        app = app_of(request, gate)
+        where = address_of(listener)
+        progress.say(f"serving at {where} (stop with Ctrl-C)")
+        run_until_stopped(app, listener)
+    finally:
+        listener.close()
     return {"served": where}
 
 
 def _end(number: int, frame: object) -> None:
     sys.exit(0)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there, before anything is loaded. Raises `ConfigError` where none can."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {said}; choose another --port or --host"
+        ) from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def gate_of(request: ServeRequest) -> Gate:
@@ -96,9 +137,14 @@ def gate_of(request: ServeRequest) -> Gate:
             f"host {request.host} lets other machines in, but there are no keys; "
             "give --api-key-file FILE, or --insecure if that is meant"
         )
-    hosts = (*LOCAL_NAMES, request.host, *request.allowed_hosts)
-    anywhere = request.host in ("0.0.0.0", "::") and not request.allowed_hosts  # noqa: S104 - compared only
-    return Gate(keys, () if anywhere else hosts)
+    own = (request.host, f"[{request.host.strip('[]')}]", *request.allowed_hosts)
+    hosts = (*LOCAL_NAMES, *(name.lower() for name in own))
+    if request.host not in ("0.0.0.0", "::", "[::]") or request.allowed_hosts:  # noqa: S104 - compared only
+        return Gate(keys, hosts)
+    if keys:  # a site that rebinds its name to us has none
+        return Gate(keys, ())
+    here = socket.gethostname().lower()
+    return Gate((), (*hosts, here, f"{here}.local"), addresses=True)
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -113,20 +159,25 @@ def read_keys(path: Path) -> tuple[str, ...]:
 
 
 def app_of(request: ServeRequest, gate: Gate):  # gives a FastAPI, imported late
-    """The application with its queue and workers; jobs that a killed server left behind wait again."""
+    """The application with its queue and workers; jobs that a killed server left behind wait again.
+
+    Raises `FileError` for models that are not there and a folder that cannot be written, `ConfigError` for a
+    device that this machine lacks.
+    """
     from fewer.serve.app import build_app
     from fewer.serve.job_store import JobStore
     from fewer.serve.results import Results
     from fewer.serve.uploads import Uploads
     from fewer.serve.workers import Workers
 
-    store = JobStore(request.data / "jobs.sqlite", request.queue_limit)
-    results = Results(request.data / "results")
-    models = models_of(request)
+    served = served_by(request)
+    group = group_of(request)
+    store = JobStore(request.data / "jobs.sqlite", request.queue_limit, request.queue_limit_each)
+    results = Results(output_folder(request.data / "results"))
     memory = None if request.memory_gib is None else int(request.memory_gib * 2**30)
-    options = {
-        "models": models, "device": request.device, "dtype": request.dtype, "memory": memory,
-        "together": request.together, "results": str(results.folder.resolve()), "group": group_of(request),
+    options = served.options() | {
+        "device": request.device, "dtype": request.dtype, "memory": memory,
+        "together": request.together, "results": str(results.folder.resolve()), "group": group,
     }  # fmt: skip
     uploads = Uploads((request.data / "uploads").resolve(), int(request.upload_gib * 2**30))
     workers = Workers(store, results, "fewer.serve.engine:local_engine", options, request.replicas)
@@ -136,7 +187,7 @@ def app_of(request: ServeRequest, gate: Gate):  # gives a FastAPI, imported late
         workers,
         gate=gate,
         uploads=uploads,
-        models=models,
+        served=served,
         keep_seconds=request.keep_days * 86_400,
     )
 
@@ -146,6 +197,8 @@ def group_of(request: ServeRequest) -> int:
     from fewer.core.device import pick_device
 
     group = max(1, int(request.gpus_per_replica))
+    if request.device != "auto":
+        pick_device(request.device)  # refused here, not by every worker in turn
     if group > 1 and group != request.gpus_per_replica:
         raise ConfigError(f"a picture is drawn on whole GPUs: --gpus-per-replica {group}, or {group + 1}")
     if group > 1 and request.engine == "local" and pick_device(request.device).type == "cuda":
@@ -159,16 +212,32 @@ def group_of(request: ServeRequest) -> int:
     return group
 
 
-def models_of(request: ServeRequest) -> dict[str, str]:
-    """Names that clients may ask for, and folders. Raises `ConfigError`, `FileError` naming what is wrong."""
-    models = {"default": "default" if request.model is None else str(request.model.resolve())}
-    for text in request.models:
-        name, separator, folder = text.partition("=")
-        if not separator or not name or not folder:
-            raise ConfigError(f"models takes NAME=FOLDER, not {text!r}; such as --models lungs=runs/lungs")
+def served_by(request: ServeRequest) -> "Served":
+    """What clients may ask for, by name. Raises `ConfigError`, `FileError` naming what is wrong."""
+    from fewer.serve.served_models import Served, look_at
+
+    own = "default" if request.model in (None, Path("default")) else str(request.model.resolve())
+    models = {"default": look_at(own, "default")}
+    for name, path in _named("models", request.models, "lungs=runs/lungs"):
         if name in models:
             raise ConfigError(f"model {name!r} is given twice; choose another name")
-        if not Path(folder).exists():
-            raise FileError(f"model {name!r}: {folder!r} is not there", missing=True)
-        models[name] = str(Path(folder).resolve())
-    return models
+        models[name] = look_at(str(path.resolve()), name)
+    loras: dict[str, str] = {}
+    for name, path in _named("loras", request.loras, "warm=runs/warm.safetensors"):
+        if name in loras:
+            raise ConfigError(f"lora {name!r} is given twice; choose another name")
+        if not path.exists():
+            raise FileError(f"lora {name!r}: {str(path)!r} is not there", missing=True)
+        loras[name] = str(path.resolve())
+    return Served(models, loras)
+
+
+def _named(option: str, texts: tuple[str, ...], example: str) -> Iterator[tuple[str, Path]]:
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator or not path or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ConfigError(
+                f"{option} takes NAME=PATH with a name of letters, digits, dots and dashes, "
+                f"not {text[:80]!r}; such as --{option} {example}"
+            )
+        yield name, Path(path)

@@ -87,6 +87,7 @@ class LocalEngine:
             options.get("models", {}), str(self._device), options.get("dtype", "auto"), options.get("memory")
         )
         self._results: str | None = options.get("results")
+        self._classes, self._loras = frozenset(options.get("classes", ())), dict(options.get("loras", {}))
         # A batch equals pictures drawn alone only up to rounding, and gains nothing on a CPU.
         self.together: int = options.get("together") or (8 if self._device.type == "cuda" else 1)
 
@@ -101,19 +102,41 @@ class LocalEngine:
             if event is not None:
                 yield event
 
-    def admit(self, requests: Sequence[dict]) -> tuple["TextToImage", list["GenerateRequest"]]:
+    def admit(self, requests: Sequence[dict]) -> tuple[Any, list["GenerateRequest"]]:
         """The model, loaded, and the requests as they stand. Raises `FewerError` for what cannot be drawn."""
         from fewer.core.config import validate
         from fewer.generate.request import GenerateRequest
 
-        wanted = [validate(GenerateRequest, request["generate"]) for request in requests]
-        return self._shelf.pipeline(wanted[0].model), wanted
+        wanted = [
+            validate(GenerateRequest, request["generate"] | {"lora": self._files(request["generate"])})
+            for request in requests
+        ]
+        name = wanted[0].model
+        opened = self._shelf.class_model(name) if name in self._classes else self._shelf.pipeline(name)
+        return opened, wanted
+
+    def _files(self, wanted: dict) -> tuple[str, ...]:
+        """Adapters by file, where the queue knows them by name. Raises `ConfigError` for one that is gone."""
+        from fewer.core.errors import ConfigError
+
+        files = []
+        for text in wanted.get("lora", ()):
+            name, separator, strength = text.partition(":")
+            if name not in self._loras:
+                raise ConfigError(f"lora {name!r} is no longer served")
+            files.append(self._loras[name] + separator + strength)
+        return tuple(files)
 
     def run_together(self, requests: Sequence[dict]) -> Iterator[tuple[int, EngineEvent | None]]:
         """Draws the pictures of all requests, alike ones side by side."""
         from fewer.generate.pipeline import Denoised
 
         pipe, wanted = self.admit(requests)
+        if wanted[0].model in self._classes:
+            from fewer.serve.class_drawing import draw_classes
+
+            yield from draw_classes(pipe, wanted)
+            return
         singles, homes = [], []
         for which, one in enumerate(wanted):
             for image, single in enumerate(one.singles()):

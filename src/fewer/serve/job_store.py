@@ -2,7 +2,8 @@
 
 A job is queued, running, done, failed or cancelled. Several servers may share one file: a running job is
 leased, and when its server stops renewing the lease another takes it over, at most `MAX_ATTEMPTS` times. Each
-job ends exactly once, because an end is written only over `running` or `queued`.
+job ends exactly once, because an end is written only over `running` or `queued`; and what a server says of a
+job counts only while the attempt is its own. Wall clocks may jump: leases are watched by a steady one.
 """
 
 import json
@@ -10,16 +11,22 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fewer.core.errors import CapacityError
+from fewer.core.errors import CapacityError, ConfigError, FileError
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 MAX_ATTEMPTS = 3
 LEASE_SECONDS = 10.0
+LONG_DEAD_SECONDS = 60.0
+"""A lease so old when a server starts was left by one that is gone: nothing is waited for."""
 ENDS = ("done", "failed", "cancelled")
+DISCONNECTED = "disconnected"
+"""Code of a job that was cancelled because its client went away: repeated under its key, it waits again."""
+_VERSION = 1
 
 _TABLE = """
 create table if not exists jobs (
@@ -61,19 +68,19 @@ class QueueFull(CapacityError):
     """There are as many waiting jobs as are allowed."""
 
 
+class KeyReused(ConfigError):
+    """An idempotency key came again with another request."""
+
+
 class JobStore:
     """All reads and writes of the queue; safe to use from several threads."""
 
-    def __init__(self, path: Path, limit: int = 32) -> None:
-        self.limit = limit
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, limit: int = 32, limit_each: int | None = None) -> None:
+        """`limit` jobs may wait, `limit_each` of one owner. Raises `FileError` for no queue of ours."""
+        self.limit, self.limit_each = limit, limit_each
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._db.row_factory = sqlite3.Row
-        self._db.execute("pragma journal_mode = wal")
-        self._db.execute("pragma synchronous = normal")
-        self._db.execute("pragma busy_timeout = 5000")
-        self._db.executescript(_TABLE)
+        self._db = _open(path)
+        self._leases: dict[str, tuple[float, float]] | None = None
 
     def close(self) -> None:
         """Ends the connection."""
@@ -81,28 +88,46 @@ class JobStore:
             self._db.close()
 
     def add(self, owner: str, kind: str, request: dict, idempotency: str | None = None) -> Job:
-        """Queues a job, or gives the one that was added under the same key before. Raises `QueueFull`."""
+        """Queues a job, or gives the one that was added under the same key before.
+
+        Raises `QueueFull`, and `KeyReused` when that one had another `fingerprint` in its request.
+        """
         with self._lock:
-            if idempotency is not None:
-                known = self._same(owner, idempotency)
-                if known is not None:
+            known = None if idempotency is None else self.named(owner, idempotency)
+            if known is not None:
+                asked = known.request.get("fingerprint")
+                if known.kind != kind or asked not in (None, request.get("fingerprint")):
+                    raise KeyReused("this idempotency key belongs to another request; use a new one for each")
+                if known.state != "cancelled" or known.code != DISCONNECTED:
                     return known
-            waiting = self.count("queued")
-            if waiting >= self.limit:
-                raise QueueFull(
-                    f"{waiting} jobs are waiting, {self.limit} are allowed; try again in a moment"
+            self._require_place(owner)
+            if known is not None:  # its client went away and has come back
+                self._db.execute(
+                    "update jobs set state = 'queued', attempts = 0, step = 0, started = null, code = null,"
+                    " finished = null where id = ? and state = 'cancelled'",
+                    (known.id,),
                 )
+                return self.get(known.id) or known
             now = time.time()
             identity = uuid.uuid4().hex
             # "or ignore": another server on this file may have added the same idempotency key just now.
+            # Behind all that wait, also when the clock was set back.
             self._db.execute(
                 "insert or ignore into jobs (id, owner, kind, request, state, rank, created, idempotency)"
-                " values (?, ?, ?, ?, 'queued', ?, ?, ?)",
+                " values (?, ?, ?, ?, 'queued', max(?, coalesce("
+                " (select max(rank) from jobs where state = 'queued') + 1e-6, 0)), ?, ?)",
                 (identity, owner, kind, json.dumps(request), now, now, idempotency),
             )
-            job = self.get(identity) or self._same(owner, idempotency)
+            job = self.get(identity) or self.named(owner, idempotency)
             assert job is not None
             return job
+
+    def _require_place(self, owner: str) -> None:
+        waiting = self.count("queued")
+        if waiting >= self.limit:
+            raise QueueFull(f"{waiting} jobs are waiting, {self.limit} are allowed; try again in a moment")
+        if self.limit_each is not None and self.count("queued", owner) >= self.limit_each:
+            raise QueueFull(f"{self.limit_each} jobs of yours are waiting, as many as one key may have")
 
     def take(self, identity: str | None = None) -> Job | None:
         """The first waiting job, or that one if it waits; now running. None if there is none."""
@@ -118,18 +143,23 @@ class JobStore:
             ).fetchall()
         return _job(rows[0]) if rows else None
 
-    def renew(self, identity: str) -> bool:
-        """The job's server is alive. False if the job has ended meanwhile: another server cancelled it."""
+    def renew(self, identity: str, attempt: int | None = None) -> bool:
+        """The job's server is alive. False if the job is no longer its own: cancelled, or taken over."""
         with self._lock:
             done = self._db.execute(
-                "update jobs set beat = ? where id = ? and state = 'running'", (time.time(), identity)
+                "update jobs set beat = ? where id = ? and state = 'running'"
+                " and attempts = coalesce(?, attempts)",
+                (time.time(), identity, attempt),
             )
             return done.rowcount == 1
 
     def progress(self, identity: str, step: int, steps: int) -> None:
         """Where a running job stands."""
         with self._lock:
-            self._db.execute("update jobs set step = ?, steps = ? where id = ?", (step, steps, identity))
+            self._db.execute(
+                "update jobs set step = ?, steps = ? where id = ? and state = 'running'",
+                (step, steps, identity),
+            )
 
     def finish(
         self,
@@ -139,22 +169,35 @@ class JobStore:
         result: dict | None = None,
         error: str | None = None,
         code: str | None = None,
+        attempt: int | None = None,
     ) -> bool:
-        """Ends a job once; False if it had ended before."""
+        """Ends a job once; False if it had ended before, or if `attempt` is no longer the one that runs."""
         with self._lock:
             done = self._db.execute(
-                "update jobs set state = ?, finished = ?, result = ?, error = ?, code = ?"
-                " where id = ? and state in ('queued', 'running')",
-                (state, time.time(), json.dumps(result) if result else None, error, code, identity),
-            )
+                "update jobs set state = ?, finished = ?, result = ?, error = ?, code = ? where id = ?"
+                " and (state = 'running' and attempts = coalesce(?, attempts)"
+                " or state = 'queued' and ? is null)",
+                (
+                    state, time.time(), json.dumps(result) if result else None, error, code, identity,
+                    attempt, attempt,
+                ),
+            )  # fmt: skip
             return done.rowcount == 1
 
-    def requeue(self, identity: str) -> bool:
-        """Gives back a job whose worker is gone; after too many attempts it fails instead (False)."""
+    def requeue(self, identity: str, *, attempt: int | None = None, blame: bool = True) -> bool:
+        """Gives back a job whose worker is gone; after too many attempts it fails instead (False).
+
+        Without `blame` the attempt does not count: the server is being stopped.
+        """
         with self._lock:
             job = self.get(identity)
-            if job is None or job.state != "running":
+            if job is None or job.state != "running" or attempt not in (None, job.attempts):
                 return False
+            if not blame:
+                self._db.execute(
+                    "update jobs set state = 'queued', attempts = attempts - 1 where id = ?", (identity,)
+                )
+                return True
             if job.attempts >= MAX_ATTEMPTS:
                 self.finish(
                     identity, "failed", code="worker_died",
@@ -164,14 +207,25 @@ class JobStore:
             self._db.execute("update jobs set state = 'queued' where id = ?", (identity,))
             return True
 
-    def recover(self) -> int:
-        """Jobs whose server no longer renews their lease wait again. Gives how many."""
+    def recover(self, but: Collection[str] = ()) -> int:
+        """Jobs, `but` for those here, whose server no longer renews their lease wait again. Gives how many.
+
+        A lease has ended when it stayed the same for `LEASE_SECONDS` by our own steady clock.
+        """
         with self._lock:
-            stale = time.time() - LEASE_SECONDS
-            rows = self._db.execute(
-                "select id from jobs where state = 'running' and beat < ?", (stale,)
-            ).fetchall()
-            return sum(self.requeue(row["id"]) for row in rows)
+            now, started = time.monotonic(), self._leases is None
+            rows = self._db.execute("select id, beat from jobs where state = 'running'").fetchall()
+            known = self._leases or {}
+            self._leases = {}
+            for identity, beat in map(tuple, rows):
+                before = known.get(identity)
+                self._leases[identity] = before if before is not None and before[0] == beat else (beat, now)
+            stale = [
+                identity
+                for identity, (beat, seen) in self._leases.items()
+                if now - seen > LEASE_SECONDS or (started and time.time() - beat > LONG_DEAD_SECONDS)
+            ]
+            return sum(self.requeue(identity) for identity in stale if identity not in but)
 
     def get(self, identity: str, owner: str | None = None) -> Job | None:
         """One job; with `owner`, only if it is theirs."""
@@ -180,7 +234,7 @@ class JobStore:
 
     def jobs(self, owner: str | None = None, state: str | None = None, limit: int = 100) -> list[Job]:
         """Newest first; waiting ones in the order in which they will run."""
-        order = "rank, created" if state == "queued" else "created desc"
+        order = "rank, created" if state == "queued" else "rowid desc"
         with self._lock:
             rows = self._db.execute(
                 f"select * from jobs where (? is null or owner = ?) and (? is null or state = ?)"  # noqa: S608
@@ -189,10 +243,11 @@ class JobStore:
             ).fetchall()
         return [_job(row) for row in rows]
 
-    def count(self, state: str) -> int:
-        """Jobs in a state."""
+    def count(self, state: str, owner: str | None = None) -> int:
+        """Jobs in a state, of everybody or of one owner."""
+        query = "select count(*) from jobs where state = ? and (? is null or owner = ?)"
         with self._lock:
-            return int(self._db.execute("select count(*) from jobs where state = ?", (state,)).fetchone()[0])
+            return int(self._db.execute(query, (state, owner, owner)).fetchone()[0])
 
     def position(self, identity: str) -> int | None:
         """How many jobs run before this one; None if it does not wait."""
@@ -235,13 +290,42 @@ class JobStore:
             ).fetchall()
         return [row["id"] for row in rows]
 
-    def _same(self, owner: str, idempotency: str | None) -> Job | None:
+    def named(self, owner: str, idempotency: str | None) -> Job | None:
+        """The owner's job that was added under this key."""
         return self._one("select * from jobs where owner = ? and idempotency = ?", owner, idempotency)
 
     def _one(self, query: str, *values: object) -> Job | None:
         with self._lock:
             row = self._db.execute(query, values).fetchone()
         return None if row is None else _job(row)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # prompts and pictures are private
+        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        db.row_factory = sqlite3.Row
+        db.execute("pragma busy_timeout = 5000")
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = normal")
+        version = db.execute("pragma user_version").fetchone()[0]
+        if version > _VERSION:
+            raise FileError(f"{path.name!r} is of a newer version of fewer; update, or use another --data")
+        db.executescript(_TABLE)
+        there = {row["name"] for row in db.execute("pragma table_info(jobs)")}
+        if missing := [name for name in Job.__dataclass_fields__ if name not in there]:
+            raise FileError(f"{path.name!r} is no queue of fewer: it has no {', '.join(missing)}")
+        if version < _VERSION:
+            db.execute(f"pragma user_version = {_VERSION}")
+    except OSError as error:
+        raise FileError(
+            f"cannot write into {str(path.parent)!r}: {error.strerror}; choose another --data"
+        ) from error
+    except sqlite3.Error as error:
+        raise FileError(
+            f"{path.name!r} cannot be used: {error}; free its disk or folder, or choose another --data"
+        ) from error
+    return db
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -5,14 +5,24 @@ counted while they are read and a stream is never held back.
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs
 
 MAX_BODY_BYTES = 10 * 2**20
 MAX_UPLOAD_BYTES = 2 * 2**30
 BODY_SECONDS = 10.0
+BODY_BYTES_A_SECOND = 1024
+"""A body that comes slower than this, after its first `BODY_SECONDS`, is given up."""
+MAX_OPEN = 512
+"""Requests, streams and sockets that one key may have open at a time."""
+URL_SECONDS = 3600
+"""How long the address of a picture opens by itself."""
 MAX_DEPTH = 32
 MAX_KEYS = 1000
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -36,6 +46,32 @@ class Gate:
     """API keys; none means that everybody who reaches the address may."""
     hosts: tuple[str, ...] = LOCAL_NAMES
     """Names that the Host header may carry (against DNS rebinding); empty allows all."""
+    addresses: bool = False
+    """Let any IP address through as Host: no site can rebind a name to one."""
+
+    def lets_in(self, host: str) -> bool:
+        """Whether the Host header names this server. Capitals do not matter."""
+        name = _name(host).lower()
+        return not self.hosts or name in self.hosts or (self.addresses and _is_address(name))
+
+    def signature(self, owner: str, path: str) -> str:
+        """The query that opens `path` for an hour without a key; empty where none is needed."""
+        key = next((key for key in self.keys if _identity(key) == owner), None)
+        until = int(time.time()) + URL_SECONDS
+        return "" if key is None else f"?until={until}&signature={_sign(key, path, until)}"
+
+    def signer(self, path: str, query: bytes) -> str | None:
+        """The identity whose signature the query carries, None if there is none that still holds."""
+        told = parse_qs(query.decode("latin-1"), max_num_fields=8) if query.count(b"&") < 8 else {}
+        until, given = told.get("until", [""])[0], told.get("signature", [""])[0]
+        if not until.isascii() or not until.isdecimal() or len(until) > 12 or int(until) < time.time():
+            return None
+        signed = [
+            key
+            for key in self.keys
+            if hmac.compare_digest(_sign(key, path, int(until)).encode(), given.encode())
+        ]
+        return _identity(signed[0]) if signed else None
 
     def owner(self, key: str | None) -> str | None:
         """The identity behind a key, None if there is none. Every key is compared in constant time."""
@@ -43,7 +79,23 @@ class Gate:
             return "local"
         given = (key or "").encode()
         matches = [known for known in self.keys if hmac.compare_digest(known.encode(), given)]
-        return hashlib.sha256(matches[0].encode()).hexdigest()[:16] if matches else None
+        return _identity(matches[0]) if matches else None
+
+
+def _identity(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _sign(key: str, path: str, until: int) -> str:
+    return hmac.digest(key.encode(), f"{path} {until}".encode(), "sha256").hex()[:32]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def api_error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict:
@@ -56,6 +108,7 @@ class Limits:
 
     def __init__(self, app: Any, gate: Gate, open_paths: Sequence[str] = ("/", "/health", "/static")) -> None:
         self._app, self._gate, self._open = app, gate, tuple(open_paths)
+        self._busy: Counter[str] = Counter()
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -66,6 +119,21 @@ class Limits:
         if problem is not None:
             await _refuse(scope, send, *problem)
             return
+        who = scope["state"]["owner"]
+        if who is None:  # the page and /health, which are short
+            await self._answer(scope, receive, send)
+            return
+        if self._busy[who] >= MAX_OPEN:
+            said = f"{MAX_OPEN} requests are open already; end some of them first"
+            await _refuse(scope, send, 429, api_error(said, "rate_limit_error", code="too_many_open"))
+            return
+        self._busy[who] += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._busy[who] -= 1
+
+    async def _answer(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
             await self._app(scope, receive, send)
             return
@@ -77,24 +145,26 @@ class Limits:
             body = api_error(f"the body exceeds {most:,} bytes", "invalid_request_error")
             await _refuse(scope, send, 413, body)
         except TooSlow:
-            body = api_error(f"no more of the body came for {BODY_SECONDS:g} s", "invalid_request_error")
+            body = api_error(f"the body did not come within {BODY_SECONDS:g} s", "invalid_request_error")
             await _refuse(scope, send, 408, body)
 
     def _problem(self, scope: dict, headers: dict[bytes, str]) -> tuple[int, dict] | None:
         host = headers.get(b"host", "")
-        if self._gate.hosts and _name(host) not in self._gate.hosts:
-            return 403, api_error(f"host {host[:80]!r} is not served here", "invalid_request_error", "host")
+        if not self._gate.lets_in(host):
+            said = f"host {host[:80]!r} is not served here; the server's --allowed-hosts names those that are"
+            return 403, api_error(said, "invalid_request_error", "host")
         origin = headers.get(b"origin")
         # "null" is what a sandboxed frame of any site sends; the page itself never does.
-        foreign = origin is not None and origin.split("://", 1)[-1] != host
+        foreign = origin is not None and origin.split("://", 1)[-1].lower() != host.lower()
         if foreign or (headers.get(b"sec-fetch-site") == "cross-site" and scope["path"] != "/"):
             return 403, api_error("requests from other sites are refused", "invalid_request_error", "origin")
         length = headers.get(b"content-length", "0")
         most = _most(scope)
         if not length.isdigit() or int(length) > most:
             return 413, api_error(f"the body exceeds {most:,} bytes", "invalid_request_error")
-        owner = self._gate.owner(_key(headers))
-        path = scope["path"]
+        owner, path = self._gate.owner(_key(headers)), scope["path"]
+        if owner is None and path.startswith("/files/"):
+            owner = self._gate.signer(path, scope.get("query_string", b""))
         is_open = path in self._open or any(
             path.startswith(f"{start}/") for start in self._open if start != "/"
         )
@@ -119,12 +189,15 @@ class TooSlow(Exception):
 class _Counted:
     def __init__(self, receive: Any, most: int) -> None:
         self._receive, self._most, self._read, self._whole = receive, most, 0, False
+        self._began = time.monotonic()
 
     async def __call__(self) -> dict:
         if self._whole:  # only the client's going away can come now, and that may take as long as it likes
             return await self._receive()
+        spent = time.monotonic() - self._began
+        patience = min(BODY_SECONDS, BODY_SECONDS + self._read / BODY_BYTES_A_SECOND - spent)
         try:
-            message = await asyncio.wait_for(self._receive(), BODY_SECONDS)
+            message = await asyncio.wait_for(self._receive(), max(0.0, patience))
         except TimeoutError as error:
             raise TooSlow from error
         self._read += len(message.get("body", b""))
@@ -139,7 +212,7 @@ def parse_body(raw: bytes) -> dict:
     if raw.count(b"{") + raw.count(b"[") > MAX_KEYS * 10:
         raise ValueError("the body nests too many lists and objects")
     try:
-        value = json.loads(raw)
+        value = json.loads(raw.decode())  # strictly UTF-8: else halves of characters slip in
     except RecursionError as error:
         raise ValueError(f"the body is nested deeper than {MAX_DEPTH}") from error
     except ValueError as error:
@@ -205,5 +278,7 @@ async def _refuse(scope: dict, send: Any, status: int, body: dict) -> None:
         return
     raw = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+    if status == 429:
+        headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS.items()]})
     await send({"type": "http.response.body", "body": raw})

@@ -1,6 +1,5 @@
 """`POST /v1/images/generations` and `GET /v1/models` as OpenAI's clients expect them, streaming included."""
 
-import asyncio
 import base64
 import json
 import secrets
@@ -12,24 +11,24 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from fewer.serve.answers import ApiError, body_schema, unfinished
 from fewer.serve.context import (
-    ApiError,
     Context,
-    body_schema,
     context_of,
     events_of,
-    failure,
     owner_of,
     submit,
     validated,
 )
-from fewer.serve.job_store import Job
-from fewer.serve.results import MEDIA_TYPES
+from fewer.serve.job_store import ENDS, Job
+from fewer.serve.results import MEDIA_TYPES, encode
+from fewer.serve.served_models import Served, ServedModel
 
 router = APIRouter()
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    status: {"description": "see error.message"} for status in (400, 401, 403, 404, 409, 413, 429, 500, 507)
+    status: {"description": "see error.message"}
+    for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
 }
 # One event of a stream: what testers of OpenAPI hold each of them against.
 EVENT_SCHEMA = {
@@ -46,7 +45,7 @@ _DRAWN: dict[int | str, dict[str, Any]] = {
 
 
 class ImageRequest(BaseModel):
-    """The published fields, and four of ours at the top level; anything else is refused by name."""
+    """The published fields, and five of ours at the top level; anything else is refused by name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -68,6 +67,7 @@ class ImageRequest(BaseModel):
     steps: Annotated[int, Field(ge=1, le=200)] | None = None
     guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     negative_prompt: Annotated[str, Field(max_length=10_000)] | None = None
+    lora: Annotated[list[Annotated[str, Field(max_length=220)]], Field(max_length=8)] | None = None
 
     @field_validator("size")
     @classmethod
@@ -80,13 +80,10 @@ class ImageRequest(BaseModel):
             raise ValueError("size is 'auto' or WIDTHxHEIGHT with sides of 1 to 8192, such as 1024x1024")
         return value
 
-    def job(self, models: dict[str, str]) -> dict:
-        """The queue's form of the request. Raises `ApiError` for a model that is not served."""
+    def job(self, served: Served) -> dict:
+        """The queue's form of the request. Raises `ApiError` for a model or an adapter that is not served."""
         model = self.model or "default"
-        if model not in models:
-            raise ApiError(
-                404, f"model {model!r} is not served; served: {', '.join(models)}", "model", "model_not_found"
-            )
+        self._check_classes(served.drawing(model))
         wanted: dict[str, object] = {
             "prompt": [self.prompt],
             "negative": self.negative_prompt or "",
@@ -98,6 +95,8 @@ class ImageRequest(BaseModel):
         }
         if self.size not in (None, "auto"):
             wanted["width"], wanted["height"] = (int(side) for side in self.size.split("x"))
+        if self.lora:
+            wanted["lora"] = [served.known_lora(one) for one in self.lora]
         return {
             "generate": wanted,
             "output_format": self.output_format or "png",
@@ -105,15 +104,47 @@ class ImageRequest(BaseModel):
             "partial_images": (self.partial_images or 0) if self.stream else 0,
         }
 
+    def _check_classes(self, model: ServedModel) -> None:
+        """A model that draws classes knows its names, or their numbers, and few options."""
+        if model.kind != "classes":
+            return
+        number = int(self.prompt) if self.prompt.isascii() and self.prompt.isdecimal() else len(model.classes)
+        if self.prompt not in model.classes and number >= len(model.classes):
+            names = ", ".join(model.classes)[:300]
+            raise ApiError(400, f"prompt {self.prompt[:60]!r} is no class of this model: {names}", "prompt")
+        for name in ("negative_prompt", "lora"):
+            if getattr(self, name):
+                raise ApiError(400, f"{name} has no effect on a model that draws classes; leave it out", name)
+        if self.size not in (None, "auto"):
+            raise ApiError(400, "a model that draws classes has one size; leave size out, or 'auto'", "size")
+
 
 @router.get("/v1/models", responses={401: {"description": "no valid key"}})
 async def models(request: Request) -> dict:
-    """The models that may be asked for."""
-    served = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "fewer"}
-        for name in context_of(request).models
-    ]
-    return {"object": "list", "data": served}
+    """The models that may be asked for; `kind` says for what, `classes` what such a model draws."""
+    served = context_of(request).served
+    every = [_model(served, name) for name in served.models]
+    return {"object": "list", "data": every, "loras": [*served.loras]}
+
+
+@router.get(
+    "/v1/models/{model}",
+    responses={401: {"description": "no valid key"}, 404: {"description": "no such model"}},
+)
+async def one_model(request: Request, model: str) -> dict:
+    """One of them."""
+    served = context_of(request).served
+    served.known(model)
+    return _model(served, model)
+
+
+def _model(served: Served, name: str) -> dict[str, object]:
+    model = served.models[name]
+    facts: dict[str, object] = {"id": name, "object": "model", "created": 0, "owned_by": "fewer"}
+    facts["kind"] = model.kind
+    if model.classes:
+        facts["classes"] = list(model.classes)
+    return facts
 
 
 @router.post("/v1/images/generations", responses=_DRAWN | _ANSWERS, openapi_extra=body_schema(ImageRequest))
@@ -123,28 +154,32 @@ async def generations(
     """Draws pictures. A client that goes away cancels its job, unless `x_fewer_keep` is true."""
     wanted: ImageRequest = await validated(request, ImageRequest)
     context = context_of(request)
-    job = submit(context, owner_of(request), "image", wanted.job(context.models), idempotency_key)
+    job = submit(context, owner_of(request), "image", wanted.job(context.served), idempotency_key, wanted)
     if wanted.stream:
         headers = {"X-Fewer-Job": job.id, "Cache-Control": "no-store"}
         stream = _stream(request, context, job, wanted, keep=x_fewer_keep)
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-    async for kind, value in events_of(context, job):
-        if kind == "tick" and not x_fewer_keep and await request.is_disconnected():
-            context.workers.cancel(job.id)
-        elif kind == "done":
-            return JSONResponse(_answer(context, job, wanted, value), headers={"X-Fewer-Job": job.id})
-        elif kind == "failed":
-            raise failure(value)
-        elif kind == "cancelled":
-            raise ApiError(409, "the job was cancelled", code="cancelled")
+    with context.waiting(job.id):
+        async for kind, value in events_of(context, job):
+            if kind == "tick" and not x_fewer_keep and await request.is_disconnected():
+                context.abandon(job.id)
+                return Response(status_code=499)  # nobody reads it
+            if kind == "done":
+                answer = _answer(request, context, job, wanted, value)
+                return JSONResponse(answer, headers={"X-Fewer-Job": job.id})
+            if kind in (*ENDS, "stopping"):
+                raise unfinished(job, kind, value)
     raise ApiError(500, "the job ended without a result")
 
 
-def _answer(context: Context, job: Job, wanted: ImageRequest, images: list[dict]) -> dict:
+def _answer(request: Request, context: Context, job: Job, wanted: ImageRequest, images: list[dict]) -> dict:
     data: list[dict[str, object]] = []
     for facts in images:
         if wanted.response_format == "url":
-            data.append({"url": f"/files/{job.id}/{facts['file']}", "seed": facts["seed"]})
+            path = f"/files/{job.id}/{facts['file']}"
+            # Whole and signed, as OpenAI's: it opens by itself, for an hour.
+            url = str(request.base_url).rstrip("/") + path + context.gate.signature(job.owner, path)
+            data.append({"url": url, "seed": facts["seed"]})
         else:
             raw = context.results.read(job.id, facts["file"])
             data.append({"b64_json": base64.b64encode(raw).decode(), "seed": facts["seed"]})
@@ -169,39 +204,31 @@ async def _stream(
     request: Request, context: Context, job: Job, wanted: ImageRequest, keep: bool
 ) -> AsyncIterator[bytes]:
     """Server-sent events. The generator is closed when the client goes away: then the job is cancelled."""
-    finished = False
-    shown = 0
-    try:
-        async for kind, value in events_of(context, job):
-            if kind == "step" and value.preview is not None:
-                yield _event(
-                    "image_generation.partial_image",
-                    _image_facts(wanted, value.preview) | {"partial_image_index": shown},
-                )
-                shown += 1
-            elif kind == "done":
-                finished = True
-                for facts in value:
-                    raw = context.results.read(job.id, facts["file"])
-                    facts_of_image = _image_facts(wanted, raw)
-                    facts_of_image["size"] = f"{facts['width']}x{facts['height']}"
-                    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-                    yield _event("image_generation.completed", facts_of_image | {"usage": usage})
-            elif kind in ("failed", "cancelled"):
-                finished = True
-                error = (
-                    failure(value)
-                    if kind == "failed"
-                    else ApiError(409, "the job was cancelled", code="cancelled")
-                )
-                yield _event("error", error.body)
-            elif kind == "tick":
-                yield b": waiting\n\n"  # also how a vanished client is noticed
-    except asyncio.CancelledError:
-        raise
-    finally:
-        if not finished and not keep:
-            context.workers.cancel(job.id)
+    finished, shown = False, 0
+    form = wanted.output_format or "png"
+    with context.waiting(job.id):
+        try:
+            async for kind, value in events_of(context, job):
+                if kind == "step" and value.preview is not None:
+                    preview = encode(value.preview, form, wanted.output_compression)
+                    facts = _image_facts(wanted, preview) | {"partial_image_index": shown}
+                    yield _event("image_generation.partial_image", facts)
+                    shown += 1
+                elif kind == "done":
+                    finished = True
+                    for image in value:
+                        facts = _image_facts(wanted, context.results.read(job.id, image["file"]))
+                        facts["size"] = f"{image['width']}x{image['height']}"
+                        usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+                        yield _event("image_generation.completed", facts | {"usage": usage})
+                elif kind in (*ENDS, "stopping"):
+                    finished = True
+                    yield _event("error", unfinished(job, kind, value).body)
+                elif kind == "tick":
+                    yield b": waiting\n\n"  # also how a vanished client is noticed
+        finally:
+            if not finished and not keep:
+                context.abandon(job.id)
 
 
 def _image_facts(wanted: ImageRequest, raw: bytes) -> dict[str, object]:

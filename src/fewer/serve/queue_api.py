@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from fewer.core.errors import FileError
 from fewer.core.files import safe_name
+from fewer.serve.answers import ApiError, body_schema
 from fewer.serve.context import (
-    ApiError,
     Context,
-    body_schema,
     context_of,
     events_of,
     owner_of,
@@ -43,43 +42,54 @@ class Move(BaseModel):
     position: Annotated[int, Field(ge=0, le=10_000)]
 
 
-@router.get("/health")
-async def health(request: Request) -> dict:
+@router.get("/health", responses={503: {"description": "no worker can be started, or the server stops"}})
+async def health(request: Request) -> JSONResponse:
     """Alive, and how busy."""
     context = context_of(request)
-    return {
-        "status": "ok",
+    status = (
+        "stopping" if context.workers.stopping else "ok" if context.workers.able() else "no_worker_starts"
+    )
+    facts = {
+        "status": status,
         "queued": context.store.count("queued"),
         "running": context.store.count("running"),
         "idle_workers": context.workers.idle(),
     }
+    return JSONResponse(facts, 200 if status == "ok" else 503)
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses={401: {"description": "no valid key"}})
 async def metrics(request: Request) -> PlainTextResponse:
     """For Prometheus."""
     context = context_of(request)
-    lines = [
+    counters = context.counters | {"worker_restarts": context.workers.restarts}
+    lines = ["# HELP fewer_jobs Jobs that are kept, by state.", "# TYPE fewer_jobs gauge"]
+    lines += [
         f'fewer_jobs{{state="{state}"}} {context.store.count(state)}'
         for state in ("queued", "running", "done", "failed", "cancelled")
     ]
-    lines += [f"fewer_{name}_total {value}" for name, value in sorted(context.counters.items())]
-    lines += [f"fewer_worker_restarts_total {context.workers.restarts}"]
+    lines += ["# TYPE fewer_idle_workers gauge", f"fewer_idle_workers {context.workers.idle()}"]
+    lines += ["# TYPE fewer_queue_limit gauge", f"fewer_queue_limit {context.store.limit}"]
+    for name, value in sorted(counters.items()):
+        lines += [f"# TYPE fewer_{name}_total counter", f"fewer_{name}_total {value}"]
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
 @router.post(
     "/jobs",
     status_code=202,
-    responses={status: {"description": "see error.message"} for status in (400, 401, 404, 413, 429)},
+    responses={
+        status: {"description": "see error.message"} for status in (400, 401, 404, 413, 422, 429, 503, 507)
+    },
     openapi_extra=body_schema(ImageRequest),
 )
 async def add(request: Request) -> JSONResponse:
     """Queues a picture and returns at once; the body is that of /v1/images/generations."""
     wanted: ImageRequest = await validated(request, ImageRequest)
     context = context_of(request)
-    job_request = wanted.job(context.models) | {"partial_images": wanted.partial_images or 0}
-    job = submit(context, owner_of(request), "image", job_request, request.headers.get("idempotency-key"))
+    job_request = wanted.job(context.served) | {"partial_images": wanted.partial_images or 0}
+    key = request.headers.get("idempotency-key")
+    job = submit(context, owner_of(request), "image", job_request, key, wanted)
     return JSONResponse(facts(context, job), status_code=202)
 
 
@@ -137,6 +147,8 @@ async def follow(request: Request, job: str) -> StreamingResponse:
                 body = {"image": value.image, "step": value.step, "steps": value.steps, "preview": preview}
             elif kind == "failed":
                 body = {"error": value[0], "code": value[1]}
+            elif kind == "stopping":
+                body = {"error": "the server is being stopped; the job waits for its next start"}
             yield f"event: {kind}\ndata: {json.dumps(body)}\n\n".encode()
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -152,8 +164,7 @@ async def file(request: Request, job: str, name: str) -> Response:
             return Response(results.read(own.id, name), media_type=media_type(name), headers=headers)
         # A page made from somebody's video must not run under this server's own name: it is only handed over.
         headers["Content-Disposition"] = f'attachment; filename="{safe_name(name.rsplit("/", 1)[-1])}"'
-        raw = results.read_file(own, name)
-        return Response(raw, media_type="application/octet-stream", headers=headers)
+        return FileResponse(results.file(own, name), media_type="application/octet-stream", headers=headers)
     except FileError as error:
         raise ApiError(404, "there is no such file", "name") from error
 

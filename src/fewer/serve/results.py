@@ -44,11 +44,14 @@ class Results:
             raise FileError("there is no such picture", missing=True)
         return read_bytes(inside(self.folder, f"{job}/{name}"), 2**28)
 
-    def read_file(self, job: Job, name: str) -> bytes:
+    def file(self, job: Job, name: str) -> Path:
         """A file of a job that drew nothing. Raises `FileError` for any that its result does not list."""
-        if name not in (job.result or {}).get("files", []):
+        path = (
+            inside(self.folder, f"{job.id}/{name}") if name in (job.result or {}).get("files", []) else None
+        )
+        if path is None or not path.is_file():
             raise FileError("there is no such file", missing=True)
-        return read_bytes(inside(self.folder, f"{job.id}/{name}"), 2**30)
+        return path
 
     def drop(self, job: str) -> None:
         """Deletes a job's pictures."""

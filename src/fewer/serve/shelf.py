@@ -1,15 +1,18 @@
 """Loaded models within a memory budget: the one used longest ago makes room for the one asked for."""
 
+from __future__ import annotations
+
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fewer.core.device import available_memory
 
 if TYPE_CHECKING:
+    from fewer.generate.class_pictures import ClassModel
     from fewer.generate.pipeline import TextToImage
 
 _HEADROOM = 1.25
@@ -25,7 +28,7 @@ class Shelf:
         device: str,
         dtype: str,
         memory: int | None = None,
-        spread: "Callable[[TextToImage], None] | None" = None,
+        spread: Callable[[TextToImage], None] | None = None,
     ) -> None:
         """`memory` is the most that all models may hold, in bytes; by default what the device has free.
 
@@ -33,24 +36,44 @@ class Shelf:
         """
         self._spread = spread
         self._folders, self._device, self._dtype, self._memory = folders, device, dtype, memory
-        self._loaded: OrderedDict[str, tuple[TextToImage, int]] = OrderedDict()
+        self._loaded: OrderedDict[str, tuple[TextToImage | ClassModel, int]] = OrderedDict()
 
     def names(self) -> list[str]:
         """Which are loaded, the one used last at the end."""
         return list(self._loaded)
 
-    def pipeline(self, name: str) -> "TextToImage":
+    def pipeline(self, name: str) -> TextToImage:
         """The model, loaded if it is not. Raises `FileError` and `ConfigError` as `TextToImage.load` does."""
         from fewer.compose import open_pipeline
 
+        def opened(folder: str) -> tuple[TextToImage, int]:
+            pipe = open_pipeline(folder, device=self._device, dtype=self._dtype).accelerate()
+            held = held_bytes(pipe.transformer, pipe.autoencoder, pipe.encoder.model)
+            if self._spread is not None:
+                self._spread(pipe)
+            return pipe, held
+
+        return self._kept(name, opened)
+
+    def class_model(self, name: str) -> ClassModel:
+        """One that draws classes; loaded and kept as the others are."""
+        from fewer.compose import open_classes
+        from fewer.core.device import pick_dtype
+
+        def opened(folder: str) -> tuple[ClassModel, int]:
+            place = torch.device(self._device)
+            dtype = pick_dtype("fp32" if self._dtype == "auto" else self._dtype, place)
+            model = open_classes(Path(folder), place, dtype)
+            networks = [one for one in (model.network, model.autoencoder) if one is not None]
+            return model, held_bytes(*networks)
+
+        return self._kept(name, opened)
+
+    def _kept(self, name: str, opened: Callable[[str], tuple[Any, int]]) -> Any:
         if name not in self._loaded:
             folder = self._folders.get(name, name)
             self._make_room(_weight_bytes(Path(folder)))
-            pipe = open_pipeline(folder, device=self._device, dtype=self._dtype).accelerate()
-            held = held_bytes(pipe)
-            if self._spread is not None:
-                self._spread(pipe)
-            self._loaded[name] = (pipe, held)
+            self._loaded[name] = opened(folder)
         self._loaded.move_to_end(name)
         return self._loaded[name][0]
 
@@ -66,9 +89,8 @@ class Shelf:
         return wanted <= available_memory(torch.device(self._device))
 
 
-def held_bytes(pipe: "TextToImage") -> int:
-    """Bytes of a pipeline's weights."""
-    networks = (pipe.transformer, pipe.autoencoder, pipe.encoder.model)
+def held_bytes(*networks: torch.nn.Module) -> int:
+    """Bytes of the weights."""
     tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

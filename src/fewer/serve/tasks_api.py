@@ -7,10 +7,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from fewer.core.errors import CapacityError, FileError
+from fewer.serve.answers import ApiError, body_schema
 from fewer.serve.context import (
-    ApiError,
-    Context,
-    body_schema,
     context_of,
     owner_of,
     submit,
@@ -19,7 +17,9 @@ from fewer.serve.context import (
 from fewer.serve.queue_api import facts
 
 router = APIRouter()
-_ERRORS = {status: {"description": "see error.message"} for status in (400, 401, 404, 408, 413, 429, 507)}
+_ERRORS = {
+    status: {"description": "see error.message"} for status in (400, 401, 404, 408, 413, 422, 429, 503, 507)
+}
 _Upload = Annotated[str, Field(min_length=1, max_length=60)]
 _Model = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -93,7 +93,7 @@ async def stitch(request: Request) -> JSONResponse:
     """Queues a video for `fewer stitch`."""
     wanted: StitchBody = await validated(request, StitchBody)
     options = wanted.model_dump(exclude={"upload"}) | {"file": _file(request, wanted.upload)}
-    return _queue(request, "stitch", options)
+    return _queue(request, "stitch", options, wanted)
 
 
 @router.post(
@@ -102,8 +102,9 @@ async def stitch(request: Request) -> JSONResponse:
 async def reconstruct(request: Request) -> JSONResponse:
     """Queues a picture for `fewer reconstruct`."""
     wanted: ReconstructBody = await validated(request, ReconstructBody)
-    model = _folder(context_of(request), wanted.model)
-    return _queue(request, "reconstruct", {"file": _file(request, wanted.upload), "model": model})
+    model = context_of(request).served.known(wanted.model, "pictures", "autoencoder").folder
+    options: dict[str, object] = {"file": _file(request, wanted.upload), "model": model}
+    return _queue(request, "reconstruct", options, wanted)
 
 
 @router.post("/jobs/classify", status_code=202, responses=_ERRORS, openapi_extra=body_schema(ClassifyBody))
@@ -111,21 +112,22 @@ async def classify(request: Request) -> JSONResponse:
     """Queues pictures for `fewer learn predict`."""
     wanted: ClassifyBody = await validated(request, ClassifyBody)
     files = [_file(request, identity) for identity in wanted.uploads]
-    return _queue(request, "classify", {"files": files, "model": _folder(context_of(request), wanted.model)})
+    model = context_of(request).served.known(wanted.model, "classifier").folder
+    return _queue(request, "classify", {"files": files, "model": model}, wanted)
 
 
 @router.post("/jobs/suggest", status_code=202, responses=_ERRORS, openapi_extra=body_schema(SuggestBody))
 async def suggest(request: Request) -> JSONResponse:
     """Queues a history for `fewer recommend suggest`."""
     wanted: SuggestBody = await validated(request, SuggestBody)
-    options = {"history": wanted.history, "k": wanted.k}
-    return _queue(request, "suggest", options | {"model": _folder(context_of(request), wanted.model)})
+    model = context_of(request).served.known(wanted.model, "recommender").folder
+    return _queue(request, "suggest", {"history": wanted.history, "k": wanted.k, "model": model}, wanted)
 
 
-def _queue(request: Request, task: str, options: dict[str, object]) -> JSONResponse:
+def _queue(request: Request, task: str, options: dict[str, object], asked: BaseModel) -> JSONResponse:
     context = context_of(request)
     body = {"task": task, "options": options}
-    job = submit(context, owner_of(request), task, body, request.headers.get("idempotency-key"))
+    job = submit(context, owner_of(request), task, body, request.headers.get("idempotency-key"), asked)
     return JSONResponse(facts(context, job), status_code=202)
 
 
@@ -134,10 +136,3 @@ def _file(request: Request, identity: str) -> str:
         return str(context_of(request).uploads.path(owner_of(request), identity))
     except FileError as error:
         raise ApiError(404, str(error), "upload") from error
-
-
-def _folder(context: Context, model: str) -> str:
-    if model not in context.models:
-        served = ", ".join(context.models)
-        raise ApiError(404, f"model {model!r} is not served; served: {served}", "model", "model_not_found")
-    return context.models[model]

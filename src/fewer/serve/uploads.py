@@ -12,6 +12,8 @@ from fewer.core.errors import CapacityError, FileError
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".dcm", ".png", ".jpg", ".jpeg", ".webp")
 
+MAX_FILES = 10_000
+"""Of one owner: many small ones fill a disk's table of files before its room."""
 CHECK_BYTES = 8 * 2**20
 """After so many more the owner's room is looked at again."""
 
@@ -31,7 +33,9 @@ class Uploads:
         if suffix.lower() not in SUFFIXES:
             raise FileError(f"files ending in {suffix[:20]!r} are not taken; allowed: {', '.join(SUFFIXES)}")
         folder = self._folder / owner
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if sum(1 for _ in folder.iterdir()) >= MAX_FILES:
+            raise CapacityError(f"{MAX_FILES:,} uploads are kept already; delete some")
         identity = uuid.uuid4().hex + suffix.lower()
         size, checked, room = 0, 0, self._max - _size(folder)
         part = folder / f"{identity}.part"
@@ -44,6 +48,8 @@ class Uploads:
                     if size > room:
                         raise CapacityError(f"uploads may hold {self._max:,} bytes together; delete some")
                     stream.write(chunk)
+            if not size:
+                raise FileError("the upload was empty; send the file as the body")
             part.rename(folder / identity)
         finally:
             part.unlink(missing_ok=True)

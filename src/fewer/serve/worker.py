@@ -3,8 +3,10 @@
 It ends when the pipe does, so a killed server leaves no orphan behind.
 """
 
+import contextlib
 import importlib
 import logging
+import signal
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +23,11 @@ Jobs = list[tuple[str, dict]]
 
 def worker_main(pipe: Connection, engine: str, options: dict) -> None:
     """`engine` is "module:function"; the function takes `options` and gives an `Engine`."""
+    # Ctrl-C reaches the whole terminal, and a service manager ends the whole group: the server alone decides
+    # what becomes of the work. A handler, unlike SIG_IGN, is not inherited by processes that a worker starts.
+    with contextlib.suppress(ValueError):  # in a thread, as in a test, there is nothing to hear
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _hear_nothing)
     module, _, function = engine.partition(":")
     drawer: Engine = getattr(importlib.import_module(module), function)(options)
     pipe.send(("ready", None, getattr(drawer, "together", 1)))
@@ -36,6 +43,10 @@ def worker_main(pipe: Connection, engine: str, options: dict) -> None:
                 _draw(pipe, drawer, message[1])
             except (BrokenPipeError, EOFError, OSError):
                 return
+
+
+def _hear_nothing(number: int, frame: object) -> None:
+    return
 
 
 def _draw(pipe: Connection, drawer: Engine, jobs: Jobs) -> None:

@@ -1,9 +1,11 @@
 """The supervisor: gives waiting jobs to idle workers, hears their events, replaces workers that die.
 
-Runs in one thread of the server; listeners (HTTP handlers) get a copy of every event of their job.
+Runs in one thread of the server; listeners (HTTP handlers) get a copy of every event of their job. When the
+queue's file cannot be written (a full disk), the thread goes on: what was not written is left to the lease.
 """
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -13,12 +15,16 @@ from typing import Any
 
 from fewer.core.errors import FileError
 from fewer.serve.engine import ImageEvent, OutcomeEvent, StepEvent, batch_key
-from fewer.serve.job_store import Job, JobStore
+from fewer.serve.job_store import ENDS, Job, JobStore
 from fewer.serve.results import Results
 from fewer.serve.worker import worker_main
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[str, Any], None]
+GRACE_SECONDS = 25.0
+"""What running jobs have to end in when the server is stopped; its connections have a little more."""
+DEAF_SECONDS = 60.0
+"""A worker that goes on with a cancelled job for so long is replaced."""
 
 
 @dataclass(slots=True)
@@ -30,6 +36,10 @@ class _Held:
     outcome: OutcomeEvent | None = None
     unsaved: bool = False
     noted: float = 0.0
+    cancelled: float | None = None
+    """When it was told to stop."""
+    why: str | None = None
+    """The code under which it then ends."""
 
 
 @dataclass(slots=True)
@@ -63,9 +73,10 @@ class Workers:
         self._stopping = threading.Event()
         # Anybody who adds or cancels a job wakes the thread through this pipe.
         self._bell, self._bell_in = self._context.Pipe(duplex=False)
-        self._cancels: list[str] = []
+        self._cancels: list[tuple[str, str | None]] = []
         self._thread = threading.Thread(target=self._loop, name="workers", daemon=True)
         self._renewed = 0.0
+        self._grace = GRACE_SECONDS
         self._stillborn, self._next_start = 0, 0.0
         self.restarts = 0
         if start:
@@ -92,16 +103,19 @@ class Workers:
             if not listeners:
                 self._listeners.pop(job, None)
 
-    def cancel(self, job: str) -> bool:
-        """Ends a waiting job at once and a running one before its next step; False if it has ended."""
+    def cancel(self, job: str, why: str | None = None) -> bool:
+        """Ends a waiting job at once and a running one before its next step; False if it has ended.
+
+        `why` becomes the job's code.
+        """
         found = self._store.get(job)
-        if found is None or found.state not in ("queued", "running"):
+        if found is None or found.state in ENDS:
             return False
-        if found.state == "queued" and self._store.finish(job, "cancelled"):
+        if found.state == "queued" and self._store.finish(job, "cancelled", code=why):
             self._tell(job, "cancelled", None)
             return True
         with self._lock:
-            self._cancels.append(job)
+            self._cancels.append((job, why))
         self.ring()
         return True
 
@@ -109,43 +123,91 @@ class Workers:
         """Workers that wait for work."""
         return sum(worker.ready and not worker.held for worker in self._workers)
 
-    def stop(self, grace_seconds: float = 30.0) -> None:
-        """Takes no more jobs; running ones may end within the grace, then go back to the queue."""
+    def able(self) -> bool:
+        """Whether jobs are being done, or soon will be: not if every worker dies while it starts."""
+        ended = self._thread.ident is not None and not self._thread.is_alive()
+        return not ended and (self._stillborn < 3 or any(one.ready for one in self._workers))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the server has been told to end."""
+        return self._stopping.is_set()
+
+    def begin_stop(self) -> None:
+        """Hands out no more jobs; those that run have `GRACE_SECONDS`. Returns at once."""
         self._stopping.set()
         self.ring()
-        self._thread.join(grace_seconds + 5)
+
+    def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        """Takes no more jobs; running ones may end within the grace, then go back to the queue."""
+        self._grace = min(self._grace, grace_seconds)
+        self.begin_stop()
+        if self._thread.ident is not None:
+            self._thread.join(grace_seconds + 8)
 
     def _loop(self) -> None:
-        deadline = None
+        stopped_at, told, complaint = None, False, ""
         while True:
             if self._stopping.is_set():
-                deadline = deadline or time.monotonic() + 30
-                if not any(worker.held for worker in self._workers) or time.monotonic() > deadline:
+                stopped_at = stopped_at or time.monotonic()
+                if not any(worker.held for worker in self._workers):
                     break
+                if time.monotonic() > stopped_at + self._grace:
+                    break
+                if not told:
+                    told = True
+                    self._send_home()
+            try:
+                self._turn()
+            except (sqlite3.Error, OSError) as error:  # a full disk, no more processes: it may pass
+                if str(error) != complaint:
+                    complaint = str(error)
+                    logger.exception("the queue waits, something could not be written or started")
+                time.sleep(0.5)
+        self._end_workers()
+
+    def _turn(self) -> None:
+        if not self._stopping.is_set():
+            while len(self._workers) < self._count and time.monotonic() >= self._next_start:
+                self._workers.append(self._start())
+            self._hand_out()
+        self._send_cancels()
+        self._keep_leases()
+        waiting = [self._bell, *(worker.pipe for worker in self._workers)]
+        sentinels = {worker.process.sentinel: worker for worker in self._workers}
+        for thing in connection.wait([*waiting, *sentinels], timeout=1.0):
+            if thing is self._bell:
+                while self._bell.poll():
+                    self._bell.recv()
+            elif thing in sentinels:
+                self._bury(sentinels[thing])
             else:
-                while len(self._workers) < self._count and time.monotonic() >= self._next_start:
-                    self._workers.append(self._start())
-                self._hand_out()
-            self._send_cancels()
-            self._keep_leases()
-            waiting = [self._bell, *(worker.pipe for worker in self._workers)]
-            sentinels = {worker.process.sentinel: worker for worker in self._workers}
-            for thing in connection.wait([*waiting, *sentinels], timeout=1.0):
-                if thing is self._bell:
-                    while self._bell.poll():
-                        self._bell.recv()
-                elif thing in sentinels:
-                    self._bury(sentinels[thing])
-                else:
-                    self._hear(next(worker for worker in self._workers if worker.pipe is thing))
+                worker = next((one for one in self._workers if one.pipe is thing), None)
+                if worker is not None:  # it may have been buried in this very turn
+                    self._hear(worker)
+
+    def _send_home(self) -> None:
+        """Clients of jobs that will not run any more hear of it now, not when their patience ends."""
+        held = {job for worker in self._workers for job in worker.held}
+        with self._lock:
+            waiting = [job for job in self._listeners if job not in held]
+        for job in waiting:
+            self._tell(job, "stopping", None)
+
+    def _end_workers(self) -> None:
         for worker in self._workers:
-            for job in worker.held:
-                self._store.requeue(job)
-            worker.process.terminate()
+            worker.process.kill()  # it ends by nothing less, and holds nothing that must be saved
+            for held in worker.held.values():
+                try:
+                    self._store.requeue(held.job.id, attempt=held.job.attempts, blame=False)
+                except sqlite3.Error:  # its lease ends, then it waits again
+                    logger.exception("job %s could not be given back", held.job.id)
+        with self._lock:
+            waiting = list(self._listeners)
+        for job in waiting:
+            self._tell(job, "stopping", None)
         for worker in self._workers:
             worker.process.join(5)
-            if worker.process.is_alive():
-                worker.process.kill()
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -190,23 +252,32 @@ class Workers:
 
     def _keep_leases(self) -> None:
         """Once a second: renews what runs here, takes over what another server has left behind."""
-        if time.monotonic() - self._renewed < 1.0:
+        now = time.monotonic()
+        if now - self._renewed < 1.0:
             return
-        self._renewed = time.monotonic()
+        self._renewed = now
         for worker in self._workers:
-            for job in worker.held:
-                if not self._store.renew(job):
-                    self._send(worker, ("cancel", job))
-        self._store.recover()
+            for held in worker.held.values():
+                if not self._store.renew(held.job.id, held.job.attempts):
+                    self._stop_drawing(worker, held)
+            if any(held.cancelled and now - held.cancelled > DEAF_SECONDS for held in worker.held.values()):
+                logger.warning("a worker did not stop within %g s; it is replaced", DEAF_SECONDS)
+                worker.process.kill()
+        self._store.recover({job for worker in self._workers for job in worker.held})
+
+    def _stop_drawing(self, worker: _Worker, held: _Held, why: str | None = None) -> None:
+        if held.cancelled is None:
+            held.cancelled, held.why = time.monotonic(), why
+            self._send(worker, ("cancel", held.job.id))
 
     def _send_cancels(self) -> None:
         with self._lock:
             wanted, self._cancels = self._cancels, []
-        held = {job: worker for worker in self._workers for job in worker.held}
-        for job in wanted:
-            if job in held:
-                self._send(held[job], ("cancel", job))
-            elif self._store.finish(job, "cancelled"):  # its own server sees that when it renews the lease
+        holders = {job: worker for worker in self._workers for job in worker.held}
+        for job, why in wanted:
+            if job in holders:
+                self._stop_drawing(holders[job], holders[job].held[job], why)
+            elif self._store.finish(job, "cancelled", code=why):  # its own server sees that when it renews
                 self._tell(job, "cancelled", None)
 
     def _send(self, worker: _Worker, message: tuple) -> bool:
@@ -255,7 +326,7 @@ class Workers:
         except (OSError, FileError):  # a full disk ends this job, not the supervisor
             logger.exception("the result of job %s could not be saved", held.job.id)
             held.unsaved = True
-            self._send(worker, ("cancel", held.job.id))
+            self._stop_drawing(worker, held)
             return
         held.images.append(facts)
         self._tell(held.job.id, "image", facts)
@@ -265,19 +336,26 @@ class Workers:
         del worker.held[job]
         if held.unsaved:
             kind, value = "failed", ("the picture could not be saved on the server", "storage")
+        if self.stopping and kind == "failed" and value[1] == "group_failed":  # type: ignore[index]
+            # Whoever ends the server may have ended a worker's ranks before.
+            self._store.requeue(job, attempt=held.job.attempts, blame=False)
+            self._tell(job, "stopping", None)
+            return
         if kind == "done":
             result: dict[str, object] = {"images": held.images}
             if held.outcome is not None:
                 result = {"images": [], "facts": held.outcome.facts, "files": list(held.outcome.files)}
-            self._store.finish(job, "done", result=result)
-            self._tell(job, "done", held.images)
+            self._finish(held, "done", held.images, result=result)
         elif kind == "cancelled":
-            self._store.finish(job, "cancelled")
-            self._tell(job, "cancelled", None)
+            self._finish(held, "cancelled", None, code=held.why)
         else:
             error, code = value  # type: ignore[misc]
-            self._store.finish(job, "failed", error=error, code=code)
-            self._tell(job, "failed", (error, code))
+            self._finish(held, "failed", (error, code), error=error, code=code)
+
+    def _finish(self, held: _Held, state: Any, value: object, **facts: Any) -> None:
+        """Ends a job, if it is still ours to end, and says so to those who wait."""
+        if self._store.finish(held.job.id, state, attempt=held.job.attempts, **facts):
+            self._tell(held.job.id, state, value)
 
     def _bury(self, worker: _Worker) -> None:
         """A worker is gone: its job is tried again or fails, a new worker takes its place."""
@@ -299,7 +377,9 @@ class Workers:
         for held in worker.held.values():
             identity = held.job.id
             logger.warning("a worker died (exit code %s) with job %s", worker.process.exitcode, identity)
-            if not self._store.requeue(identity):
+            if held.cancelled is not None and not held.unsaved:
+                self._finish(held, "cancelled", None, code=held.why)
+            elif not self._store.requeue(identity, attempt=held.job.attempts, blame=not self.stopping):
                 ended = self._store.get(identity)
                 if ended is not None and ended.state == "failed":
                     self._tell(identity, "failed", (ended.error, ended.code))
