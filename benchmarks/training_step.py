@@ -3,16 +3,18 @@
 python benchmarks/training_step.py [--batch 256] [--forms ...] writes benchmarks/results/training_step.json.
 Forms: `blocks` is what `fewer train sana` does (blocks compiled, weights in fp32, products in bf16, one call
 after another); `graph` the same step captured whole as a CUDA graph; `narrow` weights and stream in bf16 with
-fp32 masters in the optimizer; `middle` the Mix-FFN's depthwise convolution and gate, with their gradients, in
-kernels of our own; several words together are several of these. FLOPs are those of the products, counted once
-forward and twice backward; the share is of 989 TFLOP/s (H100 and H200, dense bf16). With --profile the
-slowest kernels of `blocks` are listed. Random data: the time of a step does not depend on it.
+fp32 masters in the optimizer; `middle` what lies between the Mix-FFN's products, with its gradients, in two
+kernels of our own; `text` the attention to the text likewise; several words together are several of these.
+FLOPs are those of the products, once forward and twice backward; the share is of 989 TFLOP/s (H100 and H200,
+dense bf16). With --profile FORM its slowest kernels are listed. Random data: the time of a step does
+not depend on it.
 """
 # bench: gpu, 3 min:
 
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -21,7 +23,7 @@ from record import record
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewer.generate.scenes.presets import preset
+from fewer.generate.scenes.presets import EmojiPreset, preset
 from fewer.generate.scenes.recipe import fresh_transformer
 from fewer.generate.training.flow import FlowBatch, flow_loss
 from fewer.generate.training.transformer import is_plain, precision
@@ -41,9 +43,9 @@ def random_batch(net: SanaTransformer, count: int, length: int, device: torch.de
 class Trainer:
     """One form of the step: loss, gradients, clipping, AdamW, EMA."""
 
-    def __init__(self, form: str, count: int, length: int, device: torch.device) -> None:
+    def __init__(self, form: str, count: int, length: int, width: int, device: torch.device) -> None:
         self.form, self.device = form, device
-        self.net = fresh_transformer(preset("emoji"), 0).to(device).train()
+        self.net = fresh_transformer(of_width(width), 0).to(device).train()
         self.narrow = "narrow" in form
         self.masters = (
             [nn.Parameter(p.detach().clone()) for p in self.net.parameters()] if self.narrow else []
@@ -53,7 +55,7 @@ class Trainer:
         if device.type == "cuda":
             self.net.fuse_attention(is_plain(self.net))
             for block in self.net.transformer_blocks:
-                block.ff.own_middle = "middle" in form
+                block.ff.own_middle, block.attn2.fused = "middle" in form, "text" in form
             for block in self.net.transformer_blocks:
                 block.compile(dynamic=False)
         self.own = list(self.net.parameters())
@@ -61,7 +63,7 @@ class Trainer:
         graph = "graph" in form
         self.optimizer = torch.optim.AdamW(
             self.moving, lr=torch.tensor(1e-4, device=device) if graph else 1e-4,
-            betas=(0.9, 0.95), fused=device.type == "cuda", capturable=graph,
+            betas=(0.9, 0.95), fused=device.type == "cuda", capturable=graph and device.type == "cuda",
         )  # fmt: skip
         self.average = [p.detach().clone() for p in self.moving]
         self.batch = random_batch(self.net, count, length, device)
@@ -107,18 +109,27 @@ class Trainer:
         return graph.replay
 
 
+def of_width(width: int) -> EmojiPreset:
+    """The built-in model's preset, with a transformer of that width (heads keep their size)."""
+    chosen = preset("emoji")
+    heads = width // chosen.transformer.head_dim
+    return replace(chosen, transformer=replace(chosen.transformer, heads=heads, cross_heads=heads))
+
+
 @lru_cache(maxsize=8)
-def flops(count: int, length: int) -> float:
+def flops(count: int, length: int, width: int) -> float:
     """Of one training step: products of a small batch forward, three times, in proportion."""
-    net = fresh_transformer(preset("emoji"), 0)
+    net = fresh_transformer(of_width(width), 0)
     with FlopCounterMode(display=False) as counter:
         flow_loss(net, random_batch(net, 2, length, torch.device("cpu")))
     return 3 * counter.get_total_flops() * count / 2
 
 
-def measure(form: str, count: int, length: int, seconds: float, device: torch.device) -> dict[str, object]:
+def measure(
+    form: str, count: int, length: int, width: int, seconds: float, device: torch.device
+) -> dict[str, object]:
     began = time.perf_counter()
-    trainer = Trainer(form, count, length, device)
+    trainer = Trainer(form, count, length, width, device)
     cuda = device.type == "cuda"
     run = trainer.captured() if "graph" in form and cuda else trainer.step
     for _ in range(3):
@@ -142,15 +153,15 @@ def measure(form: str, count: int, length: int, seconds: float, device: torch.de
         "step_ms": round(1e3 * median, 2),
         "step_ms_range": [round(1e3 * each[0], 2), round(1e3 * each[-1], 2)],
         "samples_a_second": round(count / median),
-        "tflops": round(flops(count, length) / median / 1e12, 1),
-        "share_of_bf16": round(flops(count, length) / median / PEAK, 4),
+        "tflops": round(flops(count, length, width) / median / 1e12, 1),
+        "share_of_bf16": round(flops(count, length, width) / median / PEAK, 4),
         "gigabytes": round(torch.cuda.max_memory_allocated() / 1e9, 1) if cuda else None,
     }
 
 
-def slowest(count: int, length: int, device: torch.device) -> list[dict[str, object]]:
-    """Kernels of a step of `blocks` by their time."""
-    trainer = Trainer("blocks", count, length, device)
+def slowest(form: str, count: int, length: int, width: int, device: torch.device) -> list[dict[str, object]]:
+    """Kernels of a step by their time."""
+    trainer = Trainer(form, count, length, width, device)
     for _ in range(3):
         trainer.step()
     torch.cuda.synchronize()
@@ -175,30 +186,39 @@ def main() -> None:
     parser.add_argument(
         "--forms",
         nargs="+",
-        default=["blocks", "middle", "narrow middle graph", "graph", "narrow", "narrow middle graph@512"],
+        default=["blocks", "graph", "narrow graph", "narrow middle graph", "narrow middle text graph"],
         help="FORM or FORM@BATCH",
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each, after its warm-up")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument(
+        "--profile", metavar="FORM", help="a form without the graph, whose kernels are listed"
+    )
     parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--width", type=int, default=384, help="of the transformer; others go to a file of their own"
+    )
     options = parser.parse_args()
+    name_of_file = "training_step" if options.width == 384 else f"training_step_{options.width}"
     device = torch.device(options.device)
     torch.backends.cudnn.benchmark = True
     rows: dict[str, object] = {}
-    facts: dict[str, object] = {"length": options.length, "forms": rows}
+    facts: dict[str, object] = {"length": options.length, "width": options.width, "forms": rows}
     if options.profile and device.type == "cuda":
-        facts["slowest"] = slowest(options.batch, options.length, device)
-        record("training_step", facts)
+        facts["slowest_of"] = options.profile
+        facts["slowest"] = slowest(options.profile, options.batch, options.length, options.width, device)
+        record(name_of_file, facts)
     for form in options.forms:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         name, _, batch = form.partition("@")
         try:
-            rows[form] = measure(name, int(batch or options.batch), options.length, options.seconds, device)
+            rows[form] = measure(
+                name, int(batch or options.batch), options.length, options.width, options.seconds, device
+            )
         except Exception as error:  # a form that cannot be: say so, and go on
             rows[form] = {"failed": f"{type(error).__name__}: {error}"[:300]}
         print(form, rows[form], flush=True)
-        record("training_step", facts)
+        record(name_of_file, facts)
 
 
 if __name__ == "__main__":

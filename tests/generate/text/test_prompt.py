@@ -1,8 +1,13 @@
 """Layout, masks and hidden states against diffusers' pipeline with the same language model."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import SanaPipeline
+from transformers import AutoTokenizer
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.generate.text import INSTRUCTION, PromptEncoder, TextEmbedding
@@ -10,10 +15,12 @@ from fewer.generate.text import INSTRUCTION, PromptEncoder, TextEmbedding
 PROMPTS = ["A Cat  ", "", "a very long prompt about colours and shapes " * 20]
 
 
-def diffusers_embedding(encoder: PromptEncoder, prompts: list[str], instruction: list[str] | None):
+def diffusers_embedding(
+    encoder: PromptEncoder, folder: Path, prompts: list[str], instruction: list[str] | None
+):
     """The embedding code of diffusers' pipeline, run on a bare object that holds only what it reads."""
     pipe = SanaPipeline.__new__(SanaPipeline)
-    object.__setattr__(pipe, "tokenizer", encoder.tokenizer)
+    object.__setattr__(pipe, "tokenizer", AutoTokenizer.from_pretrained(folder, local_files_only=True))
     object.__setattr__(pipe, "text_encoder", encoder.model)
     with torch.no_grad():
         return pipe.encode_prompt(
@@ -30,7 +37,7 @@ def diffusers_embedding(encoder: PromptEncoder, prompts: list[str], instruction:
 @pytest.mark.parametrize("instruction", [INSTRUCTION, None])
 def test_equals_diffusers(gemma_folder, length, instruction):
     encoder = PromptEncoder.load(gemma_folder, length=length, instruction=instruction)
-    expected = diffusers_embedding(encoder, PROMPTS, list(instruction) if instruction else None)
+    expected = diffusers_embedding(encoder, gemma_folder, PROMPTS, list(instruction) if instruction else None)
     positive = encoder.encode(PROMPTS)
     negative = encoder.encode(["Blurred"] * 3, instruct=False)
     for ours, states, mask in ((positive, *expected[:2]), (negative, *expected[2:])):
@@ -71,15 +78,32 @@ def test_a_prompt_does_not_depend_on_its_neighbours(llama_folder):
 
 
 def test_fewer_layers_is_the_front_of_the_model(llama_folder):
-    whole = PromptEncoder.load(llama_folder, length=8)
+    from transformers import LlamaModel
+
+    whole = LlamaModel.from_pretrained(llama_folder)
     cut = PromptEncoder.load(llama_folder, length=8, layers=2)
-    assert len(cut.model.layers) == 2 and len(whole.model.layers) == 3
+    assert len(cut.model.layers) == 2 and len(whole.layers) == 3
     ids = torch.tensor([[2, 5, 9]])
     with torch.no_grad():
-        inner = whole.model(ids, output_hidden_states=True).hidden_states[2]
-        torch.testing.assert_close(cut.model(ids)[0], whole.model.norm(inner))
+        inner = whole(ids, output_hidden_states=True).hidden_states[2]
+        torch.testing.assert_close(cut.model(ids)[0], whole.norm(inner))
     with pytest.raises(ConfigError, match="text_layers was 4"):
         PromptEncoder.load(llama_folder, layers=4)
+
+
+def test_other_models_keep_their_first_layers_too(gemma_folder):
+    assert len(PromptEncoder.load(gemma_folder, length=8, layers=2).model.layers) == 2
+    with pytest.raises(ConfigError, match="text_layers was 4"):
+        PromptEncoder.load(gemma_folder, layers=4)
+
+
+def test_a_plain_llama_is_read_without_transformers(llama_folder):
+    code = (
+        "import sys; from fewer.generate.text import PromptEncoder\n"
+        f"PromptEncoder.load({str(llama_folder)!r}, length=8).encode(['a cat'])\n"
+        "sys.exit(any(name in sys.modules for name in ('transformers', 'torch._dynamo')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_half_precision_is_bfloat(llama_folder):

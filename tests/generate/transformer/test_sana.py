@@ -178,13 +178,16 @@ def test_the_kernels_made_for_training_change_neither_result_nor_gradients() -> 
     params = replace(params, in_channels=4, out_channels=4, caption_channels=12, sample_size=4)
     torch.manual_seed(0)
     model = SanaTransformer(params)
-    inputs = (torch.randn(2, 4, 4, 5), torch.tensor([10.0, 900.0]), torch.randn(2, 3, 12))
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    inputs = (torch.randn(2, 4, 4, 5), torch.tensor([10.0, 900.0]), torch.randn(2, 3, 12), mask)
     found = []
-    for fused in (False, True):
-        result = model.fuse_attention(fused)(*inputs)
+    for fused, own in ((False, False), (True, False), (True, True)):
+        result = model.fuse_attention(fused, own=own)(*inputs)
         found.append((result, *torch.autograd.grad(result.square().mean(), list(model.parameters()))))
-    for plain, quick in zip(*found, strict=True):
-        assert torch.allclose(plain, quick, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))
+    assert model.transformer_blocks[0].attn2.fused and model.transformer_blocks[0].ff.own_middle
+    for plain, *forms in zip(*found, strict=True):
+        for quick in forms:
+            assert torch.allclose(plain, quick, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))
 
 
 def test_an_empty_prompt_is_not_asked_and_the_picture_is_the_same(tiny) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fewer.core.blank import without_values
 from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import inside, read_json, write_json
@@ -45,7 +46,7 @@ def load_autoencoder(folder: Path, *, dtype: torch.dtype | None, device: torch.d
     native = is_native(shapes)
     shapes = split_native(shapes, _third_of_shape) if native else shapes
     config = _read_config(folder, shapes)
-    with torch.device("meta"):
+    with without_values():
         model = DCAutoencoder(config)
     compare(state_shapes(model), shapes, folder.name)
     tensors: dict[str, Tensor] = {}
@@ -123,7 +124,7 @@ def _read_config(folder: Path, shapes: Shapes) -> DCAutoencoderConfig:
         except ConfigError:
             continue
     for name in published_names():
-        with torch.device("meta"):
+        with without_values():
             model = DCAutoencoder(published_config(name))
         if state_shapes(model) == shapes:
             logger.warning("no config.json: tensors are those of %s, whose scaling factor is used", name)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.generate.text.instruction import INSTRUCTION
+from fewer.generate.text.llama import llama_config, load_llama
+from fewer.generate.text.tokens import plain_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,11 @@ class PromptEncoder:
     ) -> "PromptEncoder":
         """Opens any decoder-only model that transformers knows from a local folder; nothing is downloaded.
 
+        A plain Llama (as the built-in model has) is read without transformers, which takes seconds to import.
         `layers` keeps the first blocks only (and the final norm). fp16 is read as bf16, because the hidden
         states of such models overflow it. Raises `FileError` if the folder holds no such model.
         """
-        model = _open_model(Path(folder), torch.bfloat16 if dtype == torch.float16 else dtype)
-        if layers is not None:
-            _keep_layers(model, layers)
+        model = _open_model(Path(folder), torch.bfloat16 if dtype == torch.float16 else dtype, layers)
         opened = _open_tokenizer(Path(tokenizer or folder))
         return cls(model.to(device), opened, length=length, instruction=instruction)
 
@@ -160,8 +161,10 @@ class PromptEncoder:
         return [ids if ids[:1] == [begin] else [begin, *ids] for ids in rows]
 
 
-def _open_model(folder: Path, dtype: torch.dtype) -> nn.Module:
+def _open_model(folder: Path, dtype: torch.dtype, layers: int | None) -> nn.Module:
     _require_config(folder)
+    if (plain := llama_config(folder)) is not None:
+        return load_llama(folder, plain, dtype, layers)
     from transformers import AutoModel
 
     with silence_transformers():
@@ -173,12 +176,16 @@ def _open_model(folder: Path, dtype: torch.dtype) -> nn.Module:
             raise FileError(f"{folder.name!r} holds no language model that opens: {error}") from error
     if not hasattr(model, "layers") or not hasattr(model.config, "hidden_size"):
         raise FileError(f"{folder.name!r} holds a {type(model).__name__}, not a decoder-only language model")
+    if layers is not None:
+        _keep_layers(model, layers)
     return model
 
 
 def _open_tokenizer(folder: Path) -> Tokenizer:
     if not folder.is_dir():
         raise FileError(f"the tokenizer's folder {folder.name!r} is not there", missing=True)
+    if (plain := plain_tokenizer(folder)) is not None:
+        return plain
     from transformers import AutoTokenizer
 
     with silence_transformers():

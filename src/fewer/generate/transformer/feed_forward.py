@@ -24,19 +24,21 @@ class MixFFN(nn.Module):
         self.fused = False
         """Training on a GPU: 1x1 convolutions as products, cuBLAS's own work. The same result."""
         self.own_middle = False
-        """With `fused`: depthwise convolution and gate in one kernel, their gradients in two."""
+        """With `fused`: SiLU, depthwise convolution and gate in one kernel, their gradients in another."""
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]
     ) -> Float[Tensor, "batch tokens dim"]:
         """`tokens` lie row by row on a grid of (rows, columns)."""
         if self.fused or self._drawing_on_a_cpu(tokens):
-            hidden = silu(linear(tokens, self.conv_inverted.weight.flatten(1), self.conv_inverted.bias))
+            wide = linear(tokens, self.conv_inverted.weight.flatten(1), self.conv_inverted.bias)
             if self.fused and self.own_middle:
-                image = rearrange(hidden, "batch (h w) dim -> batch h w dim", h=grid[0])
-                mixed = gated_depthwise(image, self.conv_depth.weight, self.conv_depth.bias)  # type: ignore[arg-type]
+                image = rearrange(wide, "batch (h w) dim -> batch h w dim", h=grid[0])
+                mixed = gated_depthwise(image, self.conv_depth.weight, self.conv_depth.bias, True)  # type: ignore[arg-type]
                 return linear(mixed.flatten(1, 2), self.conv_point.weight.flatten(1))
-            image = rearrange(hidden, "batch (h w) dim -> batch dim h w", h=grid[0])  # a view, channels last
+            image = rearrange(
+                silu(wide), "batch (h w) dim -> batch dim h w", h=grid[0]
+            )  # a view, channels last
             value, gate = rearrange(self.conv_depth(image), "batch dim h w -> batch (h w) dim").chunk(
                 2, dim=2
             )

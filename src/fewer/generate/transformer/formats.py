@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewer.core.blank import without_values
 from fewer.core.config import validate
 from fewer.core.device import require_memory
 from fewer.core.errors import ConfigError, FileError
@@ -143,7 +144,7 @@ def compare_shapes(
 
 
 def _empty(params: SanaParams) -> SanaTransformer:
-    with torch.device("meta"):
+    with without_values():
         return SanaTransformer(params)
 
 

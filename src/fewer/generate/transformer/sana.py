@@ -53,10 +53,14 @@ class SanaTransformer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch * patch * params.out_channels)
 
-    def fuse_attention(self, on: bool = True) -> "SanaTransformer":
-        """Lets the blocks use the kernels made for training (few tokens, plain layers); returns itself."""
+    def fuse_attention(self, on: bool = True, *, own: bool = False) -> "SanaTransformer":
+        """Lets the blocks use the kernels made for training (few tokens, plain layers); returns itself.
+
+        `own` adds the kernels for the middle of the Mix-FFN and for the attention to the text.
+        """
         for block in self.transformer_blocks:
             block.attn1.fused = block.ff.fused = on
+            block.attn2.fused = block.ff.own_middle = on and own
         return self
 
     def forward(
