@@ -1,6 +1,7 @@
 """The contract of every verb: exit codes, one JSON object, flags win over TOML."""
 
 import errno
+import importlib
 import io
 import json
 import os
@@ -129,6 +130,13 @@ def test_every_verb_leads_to_a_request_and_a_function() -> None:
         module = importlib.import_module(verb.module)
         assert callable(getattr(module, verb.function)), name
         assert hasattr(getattr(module, verb.request), "__dataclass_fields__"), name
+
+
+@pytest.mark.parametrize("name", [name for name in cli.VERBS if name.startswith("learn ")])
+def test_every_learning_verb_takes_seed_device_and_dtype(name: str) -> None:
+    verb = cli.VERBS[name]
+    request = getattr(importlib.import_module(verb.module), verb.request)
+    assert {"seed", "device", "dtype"} <= set(request.__dataclass_fields__)
 
 
 def test_help_and_version_are_quick() -> None:

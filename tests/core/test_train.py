@@ -92,6 +92,16 @@ def test_the_average_of_a_short_run_is_not_its_random_start() -> None:
     assert (average - end).norm() < 0.5 * (start - end).norm()
 
 
+def test_a_run_is_resumed_on_what_it_was_started_with(tmp_path: Path) -> None:
+    known = {"pictures": "abc", "rate": "0.1"}
+    run(network(), FitPlan(steps=3, checkpoint_folder=tmp_path, identity=known))
+    same = FitPlan(steps=6, checkpoint_folder=tmp_path, identity=known | {"new setting": "1"}, resume=True)
+    assert len(run(network(), same).losses) == 3
+    other = FitPlan(steps=9, checkpoint_folder=tmp_path, identity=known | {"pictures": "abd"}, resume=True)
+    with pytest.raises(ConfigError, match="with pictures abc, not abd"):
+        run(network(), other)
+
+
 def test_another_seed_is_refused_on_resume(tmp_path: Path) -> None:
     run(network(), FitPlan(steps=3, checkpoint_folder=tmp_path, seed=1))
     with pytest.raises(ConfigError, match="seed 1"):

@@ -42,3 +42,12 @@ def test_pictures_are_brought_to_the_size_of_the_model(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", test_images=pixels, test_labels=np.arange(6)[:, None] % 2)
     request = EvaluateRequest(model=tmp_path / "model", data=tmp_path / "set.npz", device="cpu")
     assert evaluate_command(request, SilentProgress())["count"] == 6
+
+
+def test_sixteen_bits_are_for_classifiers_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    pixels = np.zeros((6, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", test_images=pixels, test_labels=np.arange(6) % 2)
+    request = EvaluateRequest(model=tmp_path / "x.safetensors", data=tmp_path / "set.npz", dtype="bf16")
+    with pytest.raises(ConfigError, match="computes in fp32"):
+        evaluate_command(request, SilentProgress())

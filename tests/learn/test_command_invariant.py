@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,8 @@ def test_plans_take_options_and_settings() -> None:
     plans = plans_of(request)
     assert list(plans) == ["erm + evil (extended)", "erm + rigl", "erm + magnitude", "erm"]
     assert plans["erm + rigl"].alpha == 0.3
+    assert plans["erm"].dtype == "auto"
+    assert plans_of(replace(request, dtype="bf16"))["erm"].dtype == "bf16"
     for settings, message in (
         ({"magic": 1}, "magic"),
         ({"steps": 1}, "repeats steps"),

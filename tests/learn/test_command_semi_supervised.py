@@ -96,7 +96,7 @@ def test_labelled_lists(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 3"):
         read_rows(tmp_path / "b.csv")
     (tmp_path / "c.csv").write_text("")
-    with pytest.raises(DataError, match="missing: row"):
+    with pytest.raises(FileError, match="missing: row"):
         read_rows(tmp_path / "c.csv")
     (tmp_path / "e.csv").write_text("row\n")
     with pytest.raises(DataError, match="no rows"):

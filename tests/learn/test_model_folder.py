@@ -30,6 +30,16 @@ def test_round_trip_gives_equal_probabilities(model: TrainedClassifier, tmp_path
     assert "| method | none |" in (tmp_path / "model" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("dtype", "near"), [("bf16", 0.03), ("fp16", 0.004)])
+def test_sixteen_bits_answer_nearly_the_same(
+    model: TrainedClassifier, tmp_path: Path, dtype: str, near: float
+) -> None:
+    model.save(tmp_path / "model")
+    answers = TrainedClassifier.load(tmp_path / "model", "cpu", dtype).predict(IMAGES)
+    assert answers.dtype == torch.float32
+    assert 0 < (answers - model.predict(IMAGES)).abs().max() < near
+
+
 def test_batch_size_does_not_matter_and_rows_sum_to_one(model: TrainedClassifier) -> None:
     whole = model.predict(IMAGES)
     torch.testing.assert_close(model.predict(IMAGES, batch=2), whole)

@@ -68,8 +68,8 @@ def test_lists_as_spreadsheets_write_them(tmp_path: Path, separator: str, encodi
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
-        (b"path,diagnosis\na.png,x\n", DataError, "missing: file, label; found: path, diagnosis"),
-        (b"", DataError, "found: nothing"),
+        (b"path,diagnosis\na.png,x\n", FileError, "missing: file, label; found: path, diagnosis"),
+        (b"", FileError, "found: nothing"),
         (b"file,label,split\na.png,x,somewhere\n", DataError, "line 2: split 'somewhere'"),
         (b"file,label\na.png,x\na.png,y\n", DataError, "line 3: 'a.png' is listed already in line 2"),
         (b"file,label\na.png,x\nnone.png,y\n", FileError, "line 3: 'none.png' is not there"),

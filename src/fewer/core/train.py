@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +61,9 @@ class FitPlan:
     """Ends after so much time instead: `schedule` then runs over the time, not over the steps. What comes
     before the first look (compiling, mostly) counts as time, but not for the schedule."""
     seed: int = 0
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What else a resumed run must share with the one that was started (the data's fingerprint, settings that
+    decide the result), by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +267,7 @@ def _save(
     }
     tensors |= {f"ema:{name}/{key}": v for name, average in averages.items() for key, v in average.items()}
     optimizer_tensors, rest = flatten_state(optimizer.state_dict(), "optimizer")
-    facts = {"seed": plan.seed, "steps": plan.steps, "optimizer": rest}
+    facts = {"seed": plan.seed, "steps": plan.steps, "identity": dict(plan.identity), "optimizer": rest}
     save_checkpoint(plan.checkpoint_folder, done, tensors | optimizer_tensors, facts, plan.keep)
 
 
@@ -281,6 +284,13 @@ def _restore(
         raise ConfigError(
             f"the run was started with seed {found.facts['seed']}, not {plan.seed}; give that seed"
         )
+    started = found.facts.get("identity", {})
+    for name, value in plan.identity.items():
+        if started.get(name, value) != value:
+            raise ConfigError(
+                f"the run was started with {name} {started[name]}, not {value}; resume with what it was "
+                "started with, or give another output folder"
+            )
     for name, module in modules.items():
         copy_into(module, found.tensors, name)
         for key, average in averages.get(name, {}).items():

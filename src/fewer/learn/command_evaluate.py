@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from tyro.conf import Positional
 
-from fewer.core.device import DeviceName
+from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.progress import Progress
 from fewer.learn.data import ImageSplits, LabelledImages, load_images
@@ -33,11 +33,13 @@ class EvaluateRequest:
     split: Literal["test", "validation", "train", "auto"] = "auto"
     """Which part of the data; auto: test, else validation, else train."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    """Resize all pictures to this side; default that of the model."""
+    """Resize both sides of all pictures to this; default that of the model."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
     """For a distilled set: the network that is trained on it."""
     device: DeviceName = "auto"
     """Where to compute."""
+    dtype: DtypeName = "fp32"
+    """Number format of a classifier; auto: bf16 on a GPU. What a distilled set trains computes in fp32."""
 
 
 def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, object]:
@@ -46,7 +48,7 @@ def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, 
     if kind == "distilled":
         splits = load_images(request.data, size=request.image_size)
         return _evaluate_distilled(request, choose_split(splits, request.split), progress)
-    model = TrainedClassifier.load(request.model, request.device)
+    model = TrainedClassifier.load(request.model, request.device, request.dtype)
     # Pictures that differ from the model's in size are resized, as `fewer learn predict` does it.
     side = model.plan.height if model.plan.height == model.plan.width else None
     splits = load_images(request.data, size=request.image_size or side)
@@ -80,6 +82,10 @@ def _evaluate_distilled(
     request: EvaluateRequest, data: LabelledImages, progress: Progress
 ) -> dict[str, object]:
     """The part for distilled data sets; their own file does the work."""
+    if request.dtype not in ("auto", "fp32"):
+        raise ConfigError(
+            f"dtype {request.dtype}: what a distilled set trains computes in fp32; leave it out"
+        )
     try:
         from fewer.learn.distillation.evaluate_file import evaluate_file
     except ModuleNotFoundError as error:

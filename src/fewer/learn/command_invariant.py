@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from fewer.core.config import validate
-from fewer.core.device import DeviceName
+from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError
 from fewer.core.files import write_bytes, write_json
 from fewer.core.progress import Progress
@@ -61,7 +61,7 @@ class InvariantRequest:
     network_weights: str | None = None
     """ImageNet weights for resnet-18-imagenet or resnet-50-imagenet (safetensors, torchvision's names)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    """Resize all pictures to this side."""
+    """Resize both sides of all pictures to this; what is not square is squeezed."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Optimizer steps of a run."""
     batch: Annotated[int, Field(ge=1, le=4096)] = 24
@@ -86,6 +86,8 @@ class InvariantRequest:
     """Decides splits, weights and batches."""
     device: DeviceName = "auto"
     """Where to compute."""
+    dtype: DtypeName = "auto"
+    """Number format of the network; auto: bf16 on a GPU, fp32 on a CPU."""
 
 
 def invariant_command(request: InvariantRequest, progress: Progress) -> dict[str, object]:

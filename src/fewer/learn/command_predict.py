@@ -6,13 +6,14 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from tyro.conf import Positional
 
-from fewer.core.device import DeviceName
+from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import DataError, FileError
 from fewer.core.files import read_arrays, read_image, write_bytes
 from fewer.core.progress import Progress
@@ -33,13 +34,17 @@ class PredictRequest:
     """PNG, JPEG or WebP files, folders of them, or an .npz with an array `images` or `test_images`."""
     output: Path | None = None
     """Also write all probabilities to this CSV file."""
+    seed: Annotated[int, Field(ge=0, le=2**62)] = 0
+    """Accepted as by every verb; nothing is drawn here."""
     device: DeviceName = "auto"
     """Where to compute."""
+    dtype: DtypeName = "fp32"
+    """Number format of the network; auto: bf16 on a GPU, fp32 on a CPU."""
 
 
 def predict_command(request: PredictRequest, progress: Progress) -> dict[str, object]:
     """One entry a picture: file, class, confidence; at most 100 of them in the answer."""
-    model = TrainedClassifier.load(request.model, request.device)
+    model = TrainedClassifier.load(request.model, request.device, request.dtype)
     names, images = gather(request.pictures, model)
     probabilities = model.predict(images)
     confidence, labels = probabilities.max(1)

@@ -48,7 +48,7 @@ class SemiSupervisedRequest:
     network_folder: str | None = None
     """Local folder of a pretrained vit (transformers' format)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    """Resize all pictures to this side."""
+    """Resize both sides of all pictures to this; what is not square is squeezed."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Optimizer steps."""
     batch: Annotated[int, Field(ge=1, le=4096)] = 32

@@ -13,6 +13,7 @@ Every fault in them ends in `DataError` or `FileError` with the place of the fau
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,12 @@ class LabelledImages:
     def as_float(self) -> Float[Tensor, "n channels height width"]:
         """The pictures in [0, 1], channels first."""
         return self.images.permute(0, 3, 1, 2).float() / 255.0
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the pictures' and labels' bytes, as 64 hexadecimal digits."""
+        digest = hashlib.sha256(self.images.contiguous().numpy().tobytes())
+        digest.update(self.labels.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def mean_and_deviation(self) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
         """Per channel over all pixels of the pictures in [0, 1]; a constant channel has deviation 1."""

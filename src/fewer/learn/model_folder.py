@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from fewer.core.config import validate
-from fewer.core.device import pick_device
+from fewer.core.device import pick_device, pick_dtype
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_json, write_bytes, write_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
@@ -57,6 +57,8 @@ class TrainedClassifier:
     deviation: Float[Tensor, " channels"]
     training: dict[str, object] = field(default_factory=dict)
     figures: dict[str, object] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    """In which answers are reckoned (16 bits: under autocast); not stored."""
 
     def normalise(
         self, images: UInt8[Tensor, "n height width channels"]
@@ -78,7 +80,10 @@ class TrainedClassifier:
             )
         was_training = self.network.training
         self.network.eval()
-        parts = [self.network(self.normalise(part)).float().softmax(1).cpu() for part in images.split(batch)]
+        device = next(self.network.parameters()).device.type
+        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            outputs = [self.network(self.normalise(part)).float() for part in images.split(batch)]
+        parts = [one.softmax(1).cpu() for one in outputs]
         self.network.train(was_training)
         return torch.cat(parts) if parts else torch.zeros(0, len(self.class_names))
 
@@ -118,9 +123,10 @@ class TrainedClassifier:
         write_bytes(folder / "README.md", _card(config).encode())
 
     @staticmethod
-    def load(folder: Path | str, device: str = "cpu") -> TrainedClassifier:
-        """`folder` is a model's, or that of a run with one in `model/`. Raises `FileError` when a file is
-        missing or does not fit, `ConfigError` for a bad config."""
+    def load(folder: Path | str, device: str = "cpu", dtype: str = "fp32") -> TrainedClassifier:
+        """`folder` is a model's, or that of a run with one in `model/`; `dtype` is that of the answers.
+
+        Raises `FileError` when a file is missing or does not fit, `ConfigError` for a bad config."""
         folder = Path(folder)
         if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
             folder = folder / "model"
@@ -146,6 +152,7 @@ class TrainedClassifier:
             torch.tensor(config.deviation),
             config.training,
             config.figures,
+            pick_dtype(dtype, pick_device(device)),
         )
 
 

@@ -89,7 +89,7 @@ def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, s
     """(line number, cells by column) of a CSV file as spreadsheets write it: with or without a byte order
     mark, separated by comma, semicolon or tab, names of columns in any case. Empty lines are left out.
 
-    Raises `FileError` for what is no UTF-8 text, `DataError` when a column is missing.
+    Raises `FileError` for what is no UTF-8 text or lacks a column.
     """
     try:
         text = read_bytes(path, MOST_TABLE_BYTES).decode("utf-8-sig")
@@ -104,7 +104,7 @@ def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, s
     columns = [cell.strip().lower() for cell in table[0]] if table else []
     missing = [name for name in needed if name not in columns]
     if missing:
-        raise DataError(
+        raise FileError(
             f"{path.name}: the first line must name the columns {', '.join(needed)}; missing: "
             f"{', '.join(missing)}; found: {', '.join(columns[:8]) or 'nothing'}"
         )

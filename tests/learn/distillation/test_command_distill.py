@@ -71,6 +71,7 @@ def test_a_private_run_reports_epsilon_per_patient(data: Path, tmp_path: Path, c
         (["--method", "magic"], 2, "magic"),
         (["--method", "random", "--images-per-class", "21"], 3, "has 20 pictures"),
         (["--patients", "patients.npz"], 2, "--epsilon"),
+        (["--dtype", "bf16"], 2, "dtype"),
         (["--data", "nothing.npz"], 4, "nothing.npz"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from fewer.core.errors import FileError
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.learn.data import load_images
-from fewer.learn.distillation.distilled_set import DistilledSet, source_digest
+from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.loop import distill
 from tests.learn.distillation.conftest import make_pictures, tiny_plan
 
@@ -63,8 +63,8 @@ def test_nothing_private_is_in_the_file(made: DistilledSet, tmp_path: Path) -> N
 
 
 def test_the_source_is_fingerprinted(made: DistilledSet) -> None:
-    assert made.datasheet.sources[0].sha256 == source_digest(make_pictures(count=60))
-    assert source_digest(make_pictures(seed=1)) != source_digest(make_pictures(seed=2))
+    assert made.datasheet.sources[0].sha256 == make_pictures(count=60).fingerprint()
+    assert make_pictures(seed=1).fingerprint() != make_pictures(seed=2).fingerprint()
     assert made.datasheet.sources[0].pictures_per_class == (20, 20, 20)
 
 

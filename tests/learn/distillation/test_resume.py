@@ -19,9 +19,9 @@ def test_pictures_and_momentum_come_back(tmp_path: Path) -> None:
     for _ in range(3):
         synthetic.images.grad = torch.ones_like(synthetic.images)
         optimizers[0].step()
-    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 3)
+    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 3, "abc")
     other, others = started()
-    assert resume_run(tmp_path, other, others, DistillPlan(seconds=9.0)) == 3
+    assert resume_run(tmp_path, other, others, DistillPlan(seconds=9.0), "abc") == 3
     for one, optimizer in ((synthetic, optimizers[0]), (other, others[0])):
         one.images.grad = torch.ones_like(one.images)
         optimizer.step()
@@ -30,17 +30,24 @@ def test_pictures_and_momentum_come_back(tmp_path: Path) -> None:
 
 def test_nothing_to_resume_and_other_settings(tmp_path: Path) -> None:
     synthetic, optimizers = started()
-    assert resume_run(tmp_path, synthetic, optimizers, DistillPlan()) == 0
-    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 1)
+    assert resume_run(tmp_path, synthetic, optimizers, DistillPlan(), "abc") == 0
+    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 1, "abc")
     with pytest.raises(ConfigError, match="other settings"):
-        resume_run(tmp_path, synthetic, optimizers, DistillPlan(learning_rate=2.0))
+        resume_run(tmp_path, synthetic, optimizers, DistillPlan(learning_rate=2.0), "abc")
     with pytest.raises(ConfigError, match="checkpoints"):
-        resume_run(None, synthetic, optimizers, DistillPlan())
+        resume_run(None, synthetic, optimizers, DistillPlan(), "abc")
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     synthetic, optimizers = started()
-    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 1)
+    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 1, "abc")
     larger = Synthetic(torch.zeros(4, 1, 5, 5, requires_grad=True), 2)
     with pytest.raises(ConfigError, match=r"other data: its images are \(4, 1, 3, 3\), this run's \(4, 1, 5"):
-        resume_run(tmp_path, larger, [torch.optim.SGD([larger.images], lr=0.5)], DistillPlan())
+        resume_run(tmp_path, larger, [torch.optim.SGD([larger.images], lr=0.5)], DistillPlan(), "abc")
+
+
+def test_other_pictures_of_the_same_shape_are_refused(tmp_path: Path) -> None:
+    synthetic, optimizers = started()
+    save_run(tmp_path, synthetic, optimizers, DistillPlan(), 1, "abc")
+    with pytest.raises(ConfigError, match="made from other pictures"):
+        resume_run(tmp_path, synthetic, optimizers, DistillPlan(), "abd")

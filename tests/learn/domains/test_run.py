@@ -47,6 +47,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(stop: int, domains: Domains,
         invariant(domains, "c", plan=replace(PLAN, density=0.5), checkpoints=tmp_path, resume=True)
 
 
+def test_other_pictures_of_the_same_shape_are_not_resumed(domains: Domains, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        invariant(domains, "c", plan=PLAN, checkpoints=tmp_path, progress=StopAt(3))
+    first = domains.images[0]
+    darker = LabelledImages(first.images // 2, first.labels, first.class_names)
+    other = Domains(domains.names, (darker, *domains.images[1:]))
+    with pytest.raises(ConfigError, match="other pictures"):
+        invariant(other, "c", plan=PLAN, checkpoints=tmp_path, resume=True)
+
+
 @pytest.mark.parametrize("method", ["evil", "none"])
 def test_averaged_weights_are_judged_and_kept(method: str, domains: Domains, tmp_path: Path) -> None:
     plan = replace(PLAN, average=0.7, method=method)  # pyright: ignore

@@ -28,6 +28,9 @@ def test_a_sweep_resumes_where_it_stopped(domains: Domains, tmp_path: Path) -> N
         list(
             run_sweep(domains, [replace(jobs[0], plan=replace(jobs[0].plan, steps=5))], tmp_path, resume=True)
         )
+    turned = [replace(one, images=one.images.flip(1)) for one in domains.images]
+    with pytest.raises(ConfigError, match="other pictures"):
+        list(run_sweep(replace(domains, images=tuple(turned)), jobs, tmp_path, resume=True))
 
 
 def test_domainbed_can_read_the_lines(domains: Domains, tmp_path: Path) -> None:

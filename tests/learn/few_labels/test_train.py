@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewer.core.errors import DataError
+from fewer.core.errors import ConfigError, DataError
 from fewer.learn.data import LabelledImages, pick_labels
 from fewer.learn.few_labels.plan import SemiSupervisedPlan
 from fewer.learn.few_labels.train import SemiSupervisedResult, semi_supervised
@@ -51,6 +51,24 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
         torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True)
     )
     assert resumed.curves == whole.curves
+
+
+def test_a_run_is_resumed_with_the_same_pictures_labels_and_settings_alone(
+    train: LabelledImages, tmp_path: Path
+) -> None:
+    rows = pick_labels(train.labels, 2, 3, seed=0)
+    with pytest.raises(Stop):
+        semi_supervised(train, rows, plan=PLAN, checkpoints=tmp_path, progress=StopAt(3))
+    darker = LabelledImages(train.images // 2, train.labels, train.class_names)
+    others = pick_labels(train.labels, 2, 3, seed=1)
+    faster = replace(PLAN, rate=PLAN.rate * 2)
+    for data, labelled, plan, what in (
+        (darker, rows, PLAN, "with pictures"),
+        (train, others, PLAN, "with labelled rows"),
+        (train, rows, faster, "with rate"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            semi_supervised(data, labelled, plan=plan, checkpoints=tmp_path, resume=True)
 
 
 def test_pictures_without_labels_help_on_an_easy_task(

@@ -19,6 +19,7 @@ from fewer.learn.distillation.audit import AuditReport, audit
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.membership import membership_by_shadows
 from fewer.learn.distillation.page import picture_source
+from fewer.learn.distillation.plan import FullPrecision
 from fewer.learn.distillation.scores import fit_to
 
 MOST_SHOWN = 100
@@ -47,6 +48,8 @@ class AuditRequest:
     """Also the likelihood-ratio attack on the method: distils so many halves of the data (8 or more)."""
     seed: Annotated[int, Field(ge=0)] = 0
     device: DeviceName = "auto"
+    dtype: FullPrecision = "auto"
+    """Networks compute in fp32."""
 
 
 def audit_command(request: AuditRequest, progress: Progress) -> dict[str, object]:

@@ -21,7 +21,14 @@ from fewer.learn.distillation.datasheet import Datasheet, to_markdown
 from fewer.learn.distillation.distilled_set import SUFFIX, DistilledSet
 from fewer.learn.distillation.loop import RunOptions, distill
 from fewer.learn.distillation.page import to_html
-from fewer.learn.distillation.plan import DistillPlan, MethodName, PrivacyPlan, StartName, TrajectoryPlan
+from fewer.learn.distillation.plan import (
+    DistillPlan,
+    FullPrecision,
+    MethodName,
+    PrivacyPlan,
+    StartName,
+    TrajectoryPlan,
+)
 from fewer.learn.distillation.scores import (
     Score,
     TestPictures,
@@ -51,7 +58,7 @@ class DistillRequest:
     seconds: Annotated[float, Field(gt=0)] | None = None
     """Stop after this time."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Resize every picture to this side first."""
+    """Resize both sides of every picture to this first; what is not square is squeezed."""
     start: StartName | None = None
     """noise, class-means (noised means of 32 pictures) or real (best figures, least privacy)."""
     factor: Annotated[int, Field(ge=1, le=4)] | None = None
@@ -109,6 +116,8 @@ class DistillRequest:
     resume: bool = False
     """Go on from the newest checkpoint beside the output."""
     device: DeviceName = "auto"
+    dtype: FullPrecision = "auto"
+    """fp32, whatever the device: gradients of gradients do not bear 16 bits."""
 
 
 def distill_command(request: DistillRequest, progress: Progress) -> dict[str, object]:

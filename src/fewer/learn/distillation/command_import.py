@@ -9,11 +9,13 @@ from typing import Annotated
 import tyro
 from pydantic import ConfigDict, Field
 
+from fewer.core.device import DeviceName
 from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress
 from fewer.core.tensors import read_tensors
 from fewer.learn.data import load_images
 from fewer.learn.distillation.distilled_set import SUFFIX
+from fewer.learn.distillation.plan import FullPrecision
 from fewer.learn.distillation.published import published_set, published_tensors
 
 
@@ -37,6 +39,10 @@ class ImportRequest:
     """Which of several runs in the file; the last by default."""
     learned_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     """The learning rate that was learnt along (MTT's lr_best.pt)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Accepted as by every verb, as are the next two; nothing is drawn or learnt here."""
+    device: DeviceName = "auto"
+    dtype: FullPrecision = "auto"
 
 
 def import_command(request: ImportRequest, progress: Progress) -> dict[str, object]:

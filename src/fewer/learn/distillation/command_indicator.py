@@ -18,6 +18,7 @@ from fewer.core.progress import Progress
 from fewer.learn.data import load_images
 from fewer.learn.distillation.architectures import NetworkPlan
 from fewer.learn.distillation.indicator import IndicatorPoint, fit_indicator, forecast
+from fewer.learn.distillation.plan import FullPrecision
 from fewer.learn.distillation.study import study_indicator
 from fewer.learn.distillation.training import Recipe
 
@@ -49,6 +50,8 @@ class IndicatorRequest:
     networks: Annotated[int, Field(ge=1, le=100)] = 2
     seed: Annotated[int, Field(ge=0)] = 0
     device: DeviceName = "auto"
+    dtype: FullPrecision = "auto"
+    """Networks compute in fp32."""
 
 
 def indicator_command(request: IndicatorRequest, progress: Progress) -> dict[str, object]:

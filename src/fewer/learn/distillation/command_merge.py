@@ -9,12 +9,14 @@ from typing import Annotated
 import tyro
 from pydantic import ConfigDict, Field
 
+from fewer.core.device import DeviceName
 from fewer.core.errors import ConfigError
 from fewer.core.files import write_bytes
 from fewer.core.progress import Progress
 from fewer.learn.distillation.distilled_set import SUFFIX, DistilledSet
 from fewer.learn.distillation.merge import merge
 from fewer.learn.distillation.page import to_html
+from fewer.learn.distillation.plan import FullPrecision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,10 @@ class MergeRequest:
     output: Path
     """FILE.distilled.safetensors"""
     title: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Accepted as by every verb, as are the next two; nothing is drawn or learnt here."""
+    device: DeviceName = "auto"
+    dtype: FullPrecision = "auto"
 
 
 def merge_command(request: MergeRequest, progress: Progress) -> dict[str, object]:
@@ -57,6 +63,10 @@ class ExportRequest:
     """NAME.npz (MedMNIST's keys), NAME.html (the page), NAME.md (the datasheet), or a folder for PNG
     files.
     """
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Accepted as by every verb, as are the next two; nothing is drawn or learnt here."""
+    device: DeviceName = "auto"
+    dtype: FullPrecision = "auto"
 
 
 def export_command(request: ExportRequest, progress: Progress) -> dict[str, object]:

@@ -16,7 +16,7 @@ from fewer.learn.data import LabelledImages, load_images
 from fewer.learn.distillation.architectures import NetworkPlan
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.loop import distill
-from fewer.learn.distillation.plan import DistillPlan, MethodName
+from fewer.learn.distillation.plan import DistillPlan, FullPrecision, MethodName
 from fewer.learn.distillation.training import Recipe
 from fewer.learn.distillation.variation import study_variation
 
@@ -39,6 +39,8 @@ class VariationRequest:
     networks: Annotated[int, Field(ge=1, le=100)] = 3
     seed: Annotated[int, Field(ge=0)] = 0
     device: DeviceName = "auto"
+    dtype: FullPrecision = "auto"
+    """Networks compute in fp32."""
 
 
 def variation_command(request: VariationRequest, progress: Progress) -> dict[str, object]:

@@ -7,7 +7,6 @@ Tensors: `images` uint8 (n, channels, height, width) (or normalised floats), `la
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -219,16 +218,9 @@ def package(
     )
 
 
-def source_digest(data: LabelledImages) -> str:
-    """SHA-256 over the pictures' and labels' bytes."""
-    digest = hashlib.sha256(data.images.contiguous().numpy().tobytes())
-    digest.update(data.labels.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _source_facts(train: LabelledImages, *, fingerprint: bool) -> SourceFacts:
     """Under differential privacy without the fingerprint: a hash of the data is not a noised answer."""
-    digest = source_digest(train) if fingerprint else ""
+    digest = train.fingerprint() if fingerprint else ""
     return SourceFacts(sha256=digest, pictures_per_class=tuple(train.counts().tolist()))
 
 

@@ -111,7 +111,10 @@ def distill(
         if plan.privacy:
             private = _private(task, options)
             matching = private
-        synthetic, reached = _match(task, matching, options, progress)
+        # A hash of the data is not a noised answer: under differential privacy no checkpoint holds one.
+        known = options.checkpoint_folder is not None and plan.privacy is None
+        pictures = train.fingerprint() if known else ""
+        synthetic, reached = _match(task, matching, options, progress, pictures)
         if plan.privacy:
             unit = "image" if options.units is None else "patient"
             report = spent(plan.privacy, private.noise_multiplier, reached, unit)
@@ -172,12 +175,14 @@ def _select(task: Task) -> Synthetic:
     return Synthetic(source.images[rows.to(source.images.device)].clone(), source.classes)
 
 
-def _match(task: Task, matching: Matching, options: RunOptions, progress: Progress) -> tuple[Synthetic, int]:
-    """The loop. Returns the learnt set and the iterations done."""
-    plan = task.plan
+def _match(
+    task: Task, matching: Matching, options: RunOptions, progress: Progress, pictures: str
+) -> tuple[Synthetic, int]:
+    """The loop. Returns the learnt set and the iterations done. `pictures`: the data's fingerprint."""
+    plan, folder = task.plan, options.checkpoint_folder
     synthetic = starting_set(task)
     optimizers = _optimizers(task, synthetic)
-    first = resume_run(options.checkpoint_folder, synthetic, optimizers, plan) if options.resume else 0
+    first = resume_run(folder, synthetic, optimizers, plan, pictures) if options.resume else 0
     total = plan.iterations or 1
     deadline = time.monotonic() + plan.seconds if plan.seconds else None
     progress.start(f"distil with {plan.method}", total)
@@ -200,10 +205,10 @@ def _match(task: Task, matching: Matching, options: RunOptions, progress: Progre
             continue
         step += 1
         progress.advance(loss=loss)
-        if options.checkpoint_folder and (step % options.checkpoint_every == 0 or step == total):
-            save_run(options.checkpoint_folder, synthetic, optimizers, plan, step)
-    if options.checkpoint_folder and step < total:
-        save_run(options.checkpoint_folder, synthetic, optimizers, plan, step)
+        if folder and (step % options.checkpoint_every == 0 or step == total):
+            save_run(folder, synthetic, optimizers, plan, step, pictures)
+    if folder and step < total:
+        save_run(folder, synthetic, optimizers, plan, step, pictures)
     progress.stop()
     for name, value in synthetic.learnt().items():
         setattr(synthetic, name, value.detach())

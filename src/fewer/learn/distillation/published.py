@@ -17,7 +17,7 @@ from torch import Tensor
 from fewer.core.errors import DataError, FileError
 from fewer.learn.data import LabelledImages
 from fewer.learn.distillation.datasheet import NOT_ANONYMOUS, Datasheet, SourceFacts
-from fewer.learn.distillation.distilled_set import DistilledSet, source_digest
+from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.training import Recipe
 
 WHITENED = (
@@ -84,7 +84,7 @@ def published_set(
         value_range="normalized",
         method=method,
         recipe=Recipe(),
-        sources=(SourceFacts(sha256=source_digest(data), pictures_per_class=tuple(data.counts().tolist())),),
+        sources=(SourceFacts(sha256=data.fingerprint(), pictures_per_class=tuple(data.counts().tolist())),),
         warnings=(NOT_ANONYMOUS, WHITENED),
     )
     return DistilledSet(

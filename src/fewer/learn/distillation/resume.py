@@ -22,21 +22,27 @@ def save_run(
     optimizers: list[torch.optim.Optimizer],
     plan: DistillPlan,
     step: int,
+    pictures: str,
 ) -> None:
-    """Writes a checkpoint of `step` finished iterations."""
+    """Writes a checkpoint of `step` finished iterations on the data with the fingerprint `pictures`."""
     states = {f"optimizer{k}": optimizer.state_dict() for k, optimizer in enumerate(optimizers)}
     tensors, rest = flatten_state(states, "optimizers")
     learnt = {f"learnt/{name}": value.detach() for name, value in synthetic.learnt().items()}
-    save_checkpoint(folder, step, {**learnt, **tensors}, {"plan": _plan_text(plan), "optimizers": rest})
+    facts = {"plan": _plan_text(plan), "pictures": pictures, "optimizers": rest}
+    save_checkpoint(folder, step, {**learnt, **tensors}, facts)
 
 
 def resume_run(
-    folder: Path | None, synthetic: Synthetic, optimizers: list[torch.optim.Optimizer], plan: DistillPlan
+    folder: Path | None,
+    synthetic: Synthetic,
+    optimizers: list[torch.optim.Optimizer],
+    plan: DistillPlan,
+    pictures: str,
 ) -> int:
     """Puts the newest checkpoint into `synthetic` and `optimizers`; returns its iteration, 0 if there is
     none.
 
-    Raises `ConfigError` if it belongs to a run with other settings.
+    Raises `ConfigError` if it belongs to a run with other settings or on other data.
     """
     if folder is None:
         raise ConfigError("--resume needs the checkpoints of an earlier run")
@@ -45,6 +51,11 @@ def resume_run(
         return 0
     if found.facts.get("plan") != _plan_text(plan):
         raise ConfigError("the checkpoint has other settings; use the same ones or leave --resume out")
+    if found.facts.get("pictures", pictures) != pictures:
+        raise ConfigError(
+            "the checkpoint was made from other pictures; give the data it was started with or leave "
+            "--resume out"
+        )
     saved = {name: found.tensors[f"learnt/{name}"] for name in synthetic.learnt()}
     for name, value in synthetic.learnt().items():
         if saved[name].shape != value.shape:

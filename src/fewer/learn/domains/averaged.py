@@ -19,7 +19,7 @@ def follow(smooth: nn.Module, network: nn.Module, share: float) -> None:
 
 @torch.no_grad()
 def measure_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Running statistics of batch norms become those of `batches` under the weights as they are (as SWAD does,
+    """Running statistics of batch norms become those of `batches` under the weights as they are (as in SWAD,
     arXiv 2102.08604): a trained network's statistics do not fit the average of its weights. Leaves the
     network in evaluation; does nothing without batch norms."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]

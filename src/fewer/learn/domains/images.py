@@ -3,6 +3,8 @@ TerraIncognita, DomainNet and of any own data; or a folder of sheets like data/e
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,15 @@ class Domains:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.images[0].class_names
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names of the domains, their pictures, labels, objects and splits."""
+        digest = hashlib.sha256(json.dumps([self.names, self.class_names]).encode())
+        for data in self.images:
+            digest.update(data.fingerprint().encode())
+        for part in (*(self.objects or ()), *(self.unseen or ())):
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def index(self, name: str) -> int:
         """A domain's number. Raises `ConfigError` listing the names there are."""

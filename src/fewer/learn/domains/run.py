@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from fewer.learn.domains.picture_table import PictureTable, normalised
 from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod
 from fewer.learn.domains.protocol import best_record, source_validation, split_domain
 from fewer.learn.domains.training import MaskedTraining
+from fewer.learn.domains.training_state import restore_training, training_state, under
 from fewer.learn.few_labels.augment import draw_shifts
 from fewer.learn.imagenet_networks import DEVIATION, MEAN, ImageNetResNet, freeze_norms, load_weights
 from fewer.learn.model_folder import TrainedClassifier
@@ -281,11 +283,17 @@ class Run:
             found = [network(normalised(piece, self.statistics)).argmax(1) for piece in pieces]
         return (torch.cat(found) == labels).float().cpu()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the pictures; a checkpoint belongs to them."""
+        return self.domains.fingerprint()
+
     def save(self, folder: Path) -> None:
-        tensors, facts = self.training.tensors()
+        tensors, facts = training_state(self.training)
         tensors |= {f"best/{name}": value for name, value in self.best[0].items()}
         tensors |= {f"best_mask/{name}": value for name, value in self.best[1].items()}
-        facts = {**facts, "records": self.records, "plan": asdict(self.plan), "held": self.held}
+        facts |= {"records": self.records, "plan": asdict(self.plan), "held": self.held}
+        facts["pictures"] = self.fingerprint
         save_checkpoint(folder, self.training.step_number, tensors, facts)
 
     def restore(self, folder: Path) -> int:
@@ -301,11 +309,16 @@ class Run:
                 f"the checkpoint was made with {odd[0]} = {theirs.get(odd[0])}, not {mine[odd[0]]}; "
                 "resume with the settings the run was started with, or give another --output"
             )
-        self.training.restore(found.tensors, found.facts)
+        if found.facts.get("pictures", self.fingerprint) != self.fingerprint:
+            raise ConfigError(
+                "the checkpoint was made with other pictures; resume with the data the run was started with, "
+                "or give another --output"
+            )
+        restore_training(self.training, found.tensors, found.facts)
         self.records = found.facts["records"]
         self.best = (
-            _under(found.tensors, "best/", self.device),
-            {k: v.bool() for k, v in _under(found.tensors, "best_mask/", self.device).items()},
+            {k: v.to(self.device) for k, v in under(found.tensors, "best").items()},
+            {k: v.to(self.device).bool() for k, v in under(found.tensors, "best_mask").items()},
         )
         logger.info("resuming at step %d", found.step)
         return found.step
@@ -368,7 +381,3 @@ def _draw(rows: Int64[Tensor, " n"], wanted: int, generator: torch.Generator) ->
     if wanted <= len(rows):
         return rows[torch.randperm(len(rows), generator=generator)[:wanted]]
     return rows[torch.randint(len(rows), (wanted,), generator=generator)]
-
-
-def _under(tensors: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}

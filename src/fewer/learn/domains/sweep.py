@@ -87,13 +87,13 @@ def run_sweep(
     With `side_by_side` above 1 so many runs share the device; there are no checkpoints then, and the runs
     come in the order in which they end.
     """
-    progress = progress or SilentProgress()
+    progress, pictures = progress or SilentProgress(), domains.fingerprint()
     if side_by_side > 1:
-        yield from _side_by_side(domains, jobs, root, resume, models, side_by_side, progress)
+        yield from _side_by_side(domains, jobs, root, resume, models, side_by_side, progress, pictures)
         return
     for number, job in enumerate(jobs):
         folder = job.folder(root)
-        done = finished(folder, job) if resume else None
+        done = finished(folder, job, pictures) if resume else None
         if done is None:
             progress.say(f"run {number + 1} of {len(jobs)}: {folder.name}")
             result = invariant(
@@ -105,7 +105,7 @@ def run_sweep(
                 resume=resume and checkpoints,
                 progress=progress,
             )
-            done = _write(folder, domains, job, result, models)
+            done = _write(folder, domains, job, result, models, pictures)
         yield job, done
 
 
@@ -117,21 +117,24 @@ def _side_by_side(
     models: bool,
     lanes: int,
     progress: Progress,
+    pictures: str,
 ) -> Iterator[tuple[Job, dict]]:
     left = []
     for job in jobs:
-        done = finished(job.folder(root), job) if resume else None
+        done = finished(job.folder(root), job, pictures) if resume else None
         if done is None:
             left.append(job)
         else:
             yield job, done
     wanted = [Wanted(job.target, job.plan, job.left_out) for job in left]
     for number, result in invariant_side_by_side(domains, wanted, lanes, progress):
-        yield left[number], _write(left[number].folder(root), domains, left[number], result, models)
+        job = left[number]
+        yield job, _write(job.folder(root), domains, job, result, models, pictures)
 
 
-def finished(folder: Path, job: Job) -> dict | None:
-    """The `run.json` of a finished run with the same plan. Raises `ConfigError` when the plan differs."""
+def finished(folder: Path, job: Job, pictures: str | None = None) -> dict | None:
+    """The `run.json` of a finished run with the same plan. Raises `ConfigError` when the plan differs or,
+    where `pictures` (a fingerprint) is given, the data."""
     path = folder / "run.json"
     if not path.exists():
         return None
@@ -146,10 +149,17 @@ def finished(folder: Path, job: Job) -> dict | None:
             f"{folder.name} was run with {odd[0]} = {theirs.get(odd[0])}, not {mine[odd[0]]}; "
             "resume with the same settings or give another --output"
         )
+    if pictures is not None and found.get("pictures", pictures) != pictures:
+        raise ConfigError(
+            f"{folder.name} was run on other pictures; resume with the data it was started with or give "
+            "another --output"
+        )
     return found
 
 
-def _write(folder: Path, domains: Domains, job: Job, result: InvariantResult, models: bool) -> dict:
+def _write(
+    folder: Path, domains: Domains, job: Job, result: InvariantResult, models: bool, pictures: str
+) -> dict:
     if models:
         result.save(folder / "model")
     held = [domains.index(name) for name in (job.target, *job.left_out)]
@@ -165,6 +175,7 @@ def _write(folder: Path, domains: Domains, job: Job, result: InvariantResult, mo
         "layers": [layer.as_dict() for layer in result.layers],
         "updates": result.updates,
         "seconds": result.seconds,
+        "pictures": pictures,
     }
     write_json(folder / "run.json", done)
     return done

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewer.core.checkpoint import flatten_state, unflatten_state
 from fewer.core.device import isolated_randomness, pick_dtype, seeded
-from fewer.core.errors import DataError, FileError
+from fewer.core.errors import DataError
 from fewer.learn.domains.averaged import follow
 from fewer.learn.domains.bases import (
     BaseResult,
@@ -333,60 +331,3 @@ class MaskedTraining:
             forget_moments(optimizer)
         self.average.forget()
         self.masks, self.first_masks, self.updates, self.step_number = {}, {}, [], 0
-
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """Everything that the next step depends on: (tensors, JSON-able facts)."""
-        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
-        smooth = {} if self.smooth is None else self.smooth.state_dict()
-        tensors |= {f"smooth/{k}": v for k, v in smooth.items()}
-        tensors |= {f"head/{k}": v for k, v in self.head.state_dict().items()}
-        tensors |= {f"base/{k}": v for k, v in self.state.state_dict().items()}
-        tensors |= {f"mask/{k}": v for k, v in self.masks.items()}
-        tensors |= {f"first/{k}": v for k, v in self.first_masks.items()}
-        tensors |= {f"gathered/{k}": v for k, v in self.average.tensors().items()}
-        facts: dict[str, object] = {
-            "step": self.step_number,
-            "updates": self.updates,
-            "counts": self.average.counts,
-        }
-        for name, optimizer in (("optimizer", self.optimizer), ("head_optimizer", self.head_optimizer)):
-            flat, rest = flatten_state(optimizer.state_dict(), name)
-            tensors |= flat
-            facts[name] = rest
-        return tensors, facts
-
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping) -> None:
-        """Inverse of `tensors`. Raises `FileError` where the checkpoint is of another network."""
-        for prefix, module in (("network", self.network), ("head", self.head), ("base", self.state)):
-            _load(module, _under(tensors, prefix), prefix)
-        if self.smooth is not None:
-            _load(self.smooth, _under(tensors, "smooth"), "smooth")
-        self.masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "mask").items()}
-        self.spare_masks = dict(self.masks)
-        self.first_masks = {k: v.to(self.device).bool() for k, v in _under(tensors, "first").items()}
-        gathered = {k: v.to(self.device) for k, v in _under(tensors, "gathered").items()}
-        self.graphs = {}
-        self.average = GradientAverage()
-        self.average.restore(gathered, facts["counts"])
-        self.updates, self.step_number = list(facts["updates"]), int(facts["step"])
-        for name, optimizer in (("optimizer", self.optimizer), ("head_optimizer", self.head_optimizer)):
-            optimizer.load_state_dict(unflatten_state(tensors, facts[name], name))
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = f"{prefix}/"
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-
-
-def _load(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    own = module.state_dict()
-    for name, tensor in own.items():
-        given = tensors.get(name)
-        if given is None or given.shape != tensor.shape:
-            shape = None if given is None else tuple(given.shape)
-            raise FileError(
-                f"the checkpoint holds {what} {name!r} with shape {shape}, this run needs "
-                f"{tuple(tensor.shape)}: it is of another network or another number of classes or domains; "
-                "give the settings it was started with, or another --output"
-            )
-    module.load_state_dict({name: tensors[name] for name in own})

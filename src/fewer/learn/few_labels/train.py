@@ -7,6 +7,7 @@ figures on held-out pictures, and what the threshold thinks of every unlabelled 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -100,6 +101,7 @@ def semi_supervised(
             look_every=1 if run.device.type == "cpu" else 10,
             resume=resume,
             seed=plan.seed,
+            identity=_identity(plan, train, rows),
         ),
         {"network": run.network, "method": run.state, "diary": run.diary},
         optimizer,
@@ -116,6 +118,13 @@ def semi_supervised(
     return SemiSupervisedResult(
         model, rows, curves, verdicts, run.state, result.seconds, len(result.losses), figures
     )
+
+
+def _identity(plan: SemiSupervisedPlan, train: LabelledImages, rows: Tensor) -> dict[str, str]:
+    """What decides the result besides the number of steps; where it is computed does not."""
+    settings = {name: str(value) for name, value in asdict(plan).items() if name not in ("steps", "device")}
+    labels = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+    return {"pictures": train.fingerprint(), "labelled rows": labels, **settings}
 
 
 class _Run:
