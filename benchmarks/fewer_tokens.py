@@ -26,23 +26,25 @@ from pathlib import Path
 
 import torch
 from can_judge import Judge
-from crop_pool import PHOTOS, crop_pool
-from fresh_crops import FreshCrops
-from graphed import Trainee, train_side_by_side
+from crop_pool import crop_pool
+from graphed import Trainee, steps_within, train_side_by_side
 from record import record
-from residual_autoencoding import build as build_autoencoder
-from residual_autoencoding import small_config, start_quietly
-from residual_curve import QUARTER, WIDTHS, Draw, autoencoder_trainee, cut_fresh, from_pool, quality
+from small_autoencoders import from_pool, quality
+from step_forms import FORMS, fastest
 from stopwatch import captured, measure
+from tokens_autoencoders import (
+    autoencoder_alone,
+    autoencoder_to_train,
+    crops_to_train_on,
+    fresh_autoencoder,
+    load_kept,
+    refine,
+    train_fitted,
+)
 from torch import Tensor, nn
 
 from fewer.core.device import isolated_randomness
-from fewer.core.tensors import read_tensors, write_tensors
-from fewer.generate.autoencoder import DCAutoencoder
-from fewer.generate.autoencoder.discriminator import PatchDiscriminator
-from fewer.generate.autoencoder.phases import prepare
 from fewer.generate.autoencoder.report import RandomFeatures, frechet_distance
-from fewer.generate.autoencoder.training import TrainingOptions, training_losses
 from fewer.generate.conditional import ClassConditionalParams
 from fewer.generate.conditional.build import build
 from fewer.generate.conditional.params import PUBLISHED
@@ -185,11 +187,28 @@ def pictures_quality(options: argparse.Namespace) -> None:
     autoencoders = {ratio: fresh_autoencoder(ratio, options) for ratio in (8, 32)}
     fresh = {ratio: model for ratio, model in autoencoders.items() if not load_kept(model, ratio, options)}
     cut = crops_to_train_on(crops.train, options) if fresh else from_pool(crops.train, 1)
-    trainees = [
-        autoencoder_trainee(f"f{ratio}", model, cut, 1e-3, options.autoencoder_steps, 0)
-        for ratio, model in fresh.items()
-    ]
-    train_side_by_side([*trainees, crops.judge_trainee()])
+    form = FORMS[0]
+    if options.form == "fastest" and fresh:
+        new = lambda form: autoencoder_to_train(32, fresh_autoencoder(32, options), cut, options, form)  # noqa: E731
+        form = fastest(new)
+    trainees = [autoencoder_to_train(ratio, model, cut, options, form) for ratio, model in fresh.items()]
+    train_side_by_side([crops.judge_trainee()])
+    for trainee in trainees:
+        trainee.prepare()
+    if options.fit and trainees:
+        steps_within(trainees, options.fit, options.autoencoder_steps)
+    train_fitted(trainees, options.fit)
+    options.autoencoder_steps = trainees[0].steps if trainees else 0
+    print(f"{options.autoencoder_steps} steps after {time.monotonic() - began:.0f} s", flush=True)
+    rows: dict[str, dict] = {}
+    if options.refine_steps:
+        for ratio, model in fresh.items():
+            back = encoded(model, crops, options)[2]
+            rows[f"autoencoder f{ratio} before phase 3"] = {
+                "psnr_held_out": quality(model, crops.test),
+                **{f"{k}_reconstructed": v for k, v in crops.distances(back).items()},
+            }
+            print(rows, flush=True)
     refine(fresh, cut, options)
     print(f"autoencoders and judge after {time.monotonic() - began:.0f} s", flush=True)
     with torch.no_grad():
@@ -199,11 +218,11 @@ def pictures_quality(options: argparse.Namespace) -> None:
                 crops.train[:2048].split(512), crops.labels[:2048].split(512), strict=True
             )
         ]
-    rows: dict[str, dict] = {"judge": {"accuracy_on_training_crops": float(torch.cat(right).mean())}}
+    rows["judge"] = {"accuracy_on_training_crops": float(torch.cat(right).mean())}
     latents, scales = {}, {}
     for ratio, model in autoencoders.items():
         rows[f"autoencoder f{ratio}"] = {"psnr_held_out": quality(model, crops.test)}
-        latents[ratio], scales[ratio], back = encoded(model, crops)
+        latents[ratio], scales[ratio], back = encoded(model, crops, options)
         rows[f"autoencoder f{ratio}"] |= {f"{k}_reconstructed": v for k, v in crops.distances(back).items()}
     rows["other crops of the same photographs"] = crops.distances(crops.train[: len(crops.fresh)])
     print(rows, flush=True)
@@ -215,13 +234,20 @@ def pictures_quality(options: argparse.Namespace) -> None:
         if seed == 0 or name in list(DIFFUSION)[:2]
     ]
     nets = [diffusion_trainee(name, seed, crops, latents, options) for name, seed in wave]
-    train_side_by_side(nets)
+    for net in nets:
+        net.prepare()
+    left = 0.0
+    if options.fit:
+        left = options.seconds - (time.monotonic() - began) - 5 * len(nets)
+        steps_within(nets, left, options.steps)
+    train_fitted(nets, left)
+    options.steps = nets[0].steps
     print(f"transformers after {time.monotonic() - began:.0f} s", flush=True)
     for (name, seed), net in zip(wave, nets, strict=True):
         ratio = DIFFUSION[name][0]
         drawn = draw(net.model, autoencoders[ratio], scales[ratio], latents[ratio].shape[1:], crops)
         rows[f"{name}, seed {seed}"] = {
-            "last_loss": float(net.history[-100:].mean()), **crops.distances(drawn),
+            "last_loss": float(net.history[: net.steps][-100:].mean()), **crops.distances(drawn),
             "tokens": (latents[ratio].shape[-1] // DIFFUSION[name][1]) ** 2,
             "wave_seconds": round(net.seconds, 1),
         }  # fmt: skip
@@ -230,76 +256,16 @@ def pictures_quality(options: argparse.Namespace) -> None:
         record("fewer_tokens_quality", {"rows": rows, "settings": settings})
 
 
-def fresh_autoencoder(ratio: int, options: argparse.Namespace) -> DCAutoencoder:
-    widths = QUARTER if options.published_widths else WIDTHS
-    model = build_autoencoder(small_config(ratio, widths, True), True, False, 0)
-    return (start_quietly(model) if options.quiet else model).to(options.device)
-
-
-def crops_to_train_on(pool: Tensor, options: argparse.Namespace) -> Draw:
-    """For the autoencoders: from the pool, or cut anew at every step."""
-    if not options.fresh:
-        return from_pool(pool, options.autoencoder_batch)
-    whole = FreshCrops(PHOTOS, options.device, largest=options.largest)
-    return cut_fresh(whole, options.autoencoder_batch, 128, options.leaves)
-
-
-def refine(models: dict[int, DCAutoencoder], draw: Draw, options: argparse.Namespace) -> None:
-    """Phase 3 of the paper for each: the decoder's head against a critic of its own. No latent changes."""
-    if not options.refine_steps:
-        return
-    device = options.device
-    settings = TrainingOptions(device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    trainees = []
-    for ratio, model in models.items():
-        head = prepare(model, 3, options.refine_depth)
-        with isolated_randomness(0):
-            critic = PatchDiscriminator(3).to(device)
-
-        def loss(
-            generator: torch.Generator, model: DCAutoencoder = model, critic: PatchDiscriminator = critic
-        ) -> Tensor:
-            return training_losses(model, critic, draw(generator), settings, generator)["loss"]
-
-        groups = [{"params": [*head, *critic.parameters()], "weight_decay": 0.01}]
-        trainees.append(
-            Trainee(
-                name=f"f{ratio} refined", model=model, loss=loss, groups=groups, rate=2e-4,
-                steps=options.refine_steps, warmup=min(50, options.refine_steps // 2), final_rate=0.1, seed=1,
-                betas=(0.5, 0.9), clip=None, captured=False,
-            )
-        )  # fmt: skip
-    train_side_by_side(trainees)
-
-
-def load_kept(model: nn.Module, ratio: int, options: argparse.Namespace) -> bool:
-    """Whether this autoencoder was trained before, by `--parts f8` or `f32`, and is now in the model."""
-    path = (options.kept or Path()) / f"f{ratio}.safetensors"
-    if not path.exists():
-        return False
-    model.load_state_dict(read_tensors(path))
-    model.requires_grad_(False).eval()
-    return True
-
-
-def autoencoder_alone(ratio: int, options: argparse.Namespace) -> None:
-    """Trains one autoencoder and keeps it."""
-    began = time.monotonic()
-    pool = crop_pool(128, options.each, 0, folder=options.pool)[0][: -options.drawn].to(options.device)
-    model = fresh_autoencoder(ratio, options)
-    cut = crops_to_train_on(pool, options)
-    trainee = autoencoder_trainee(f"f{ratio}", model, cut, 1e-3, options.autoencoder_steps, 0)
-    train_side_by_side([trainee])
-    refine({ratio: model}, cut, options)
-    write_tensors(options.kept / f"f{ratio}.safetensors", model.state_dict())
-    print(f"f{ratio} after {time.monotonic() - began:.0f} s, loss {float(trainee.history[-50:].mean()):.4f}")
-
-
 @torch.no_grad()
-def encoded(model: nn.Module, crops: Crops) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Latents of the training crops at unit variance a channel, their mean and spread, and crops decoded."""
+def encoded(
+    model: nn.Module, crops: Crops, options: argparse.Namespace
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Latents of the training crops at unit variance (a channel, or as published in all of them together),
+    their mean and spread, and crops decoded."""
     raw = torch.cat([model.encoder(p.float() / 127.5 - 1) for p in crops.train.split(256)])  # type: ignore
     mean, spread = raw.mean((0, 2, 3), keepdim=True), raw.std((0, 2, 3), keepdim=True)
+    if options.one_scale:
+        spread = spread.square().mean().sqrt().expand_as(spread)
     some = raw[: len(crops.fresh)].split(256)
     back = torch.cat([model.decoder(part).clamp(-1, 1) for part in some])  # type: ignore[operator]
     return (raw - mean) / spread, (mean, spread), back
@@ -378,6 +344,15 @@ def main() -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="autoencoders: cut crops anew at every step")
     parser.add_argument("--quiet", action="store_true", help="autoencoders: blocks start silent")
+    parser.add_argument("--upright", action="store_true", help="with --fresh: neither turned nor coloured")
+    parser.add_argument("--beforehand", type=int, default=0, help="with --fresh: draw so many crops once")
+    parser.add_argument("--error", default="l1", choices=["l1", "squared", "decibel"], help="autoencoders")
+    parser.add_argument("--orthogonal", action="store_true", help="autoencoders: matrices by Muon's steps")
+    parser.add_argument("--rate", type=float, default=1e-3, help="autoencoders: learning rate")
+    parser.add_argument("--form", default="as written", choices=["as written", "fastest"])
+    parser.add_argument("--one-scale", action="store_true", help="latents: one factor for all channels")
+    parser.add_argument("--fit", type=float, default=0, help="autoencoders: steps that fit so many seconds")
+    parser.add_argument("--seconds", type=float, default=1e9, help="with --fit: for everything")
     parser.add_argument("--leaves", type=float, default=0.0, help="with --fresh: this share is dead leaves")
     parser.add_argument("--largest", type=int, default=2048, help="with --fresh: shrink photographs to this")
     parser.add_argument("--refine-steps", type=int, default=0, help="autoencoders: of phase 3, with a critic")

@@ -25,9 +25,13 @@ SAMPLES = 4
 
 
 class FreshCrops:
-    """Photographs to train on, whole, on one device. `left_out` of the last ones stay out, to choose with."""
+    """Photographs to train on, whole, on one device. `left_out` of the last ones stay out, to choose with.
+    `upright`: only mirrored, at their own size or halved, as in `crop_pool.py`, but anywhere."""
 
-    def __init__(self, folder: Path, device: str, left_out: int = 0, largest: int = 2048) -> None:
+    def __init__(
+        self, folder: Path, device: str, left_out: int = 0, largest: int = 2048, upright: bool = False
+    ) -> None:
+        self.upright = upright
         paths = PictureFolder(folder).train
         pictures = []
         for path in paths[: len(paths) - left_out]:
@@ -51,11 +55,14 @@ class FreshCrops:
         layer = torch.randint(layers, (count,), generator=generator, device=device)
         random = torch.rand(6, count, generator=generator, device=device)
         height, width = self.heights[layer], self.widths[layer]
-        # A turned window needs its diagonal's room.
-        most = (torch.minimum(height, width) / (side * math.sqrt(2)) * 0.98).clamp(max=SHRINK)
-        scale = torch.minimum(most, torch.exp(random[0] * math.log(SHRINK)))
+        room = 1.0 if self.upright else math.sqrt(2)  # a turned window needs its diagonal's
+        most = (torch.minimum(height, width) / (side * room) * 0.98).clamp(max=SHRINK)
+        scale = torch.exp(random[0] * math.log(SHRINK))
         angle = 2 * math.pi * random[1]
-        reach = side * scale / math.sqrt(2)
+        if self.upright:
+            scale, angle = 1 + (random[0] < 0.5).float(), torch.zeros_like(angle)
+        scale = torch.minimum(most, scale)
+        reach = side * scale * room / 2
         middle = [
             reach + random[2 + axis] * (whole - 2 * reach) for axis, whole in enumerate((height, width))
         ]
@@ -69,7 +76,7 @@ class FreshCrops:
         grid = torch.stack([2 * x / columns - 1, 2 * y / rows - 1, z], -1)
         found = functional.grid_sample(self.volume, grid[None], align_corners=False, padding_mode="border")
         crops = functional.avg_pool2d(found[0].transpose(0, 1), SAMPLES)
-        return self._coloured(crops, random[5], generator)
+        return crops if self.upright else self._coloured(crops, random[5], generator)
 
     def _coloured(self, crops: Tensor, coin: Tensor, generator: torch.Generator) -> Tensor:
         """Half of the crops with exchanged colours, all with another contrast and brightness."""

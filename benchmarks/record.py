@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,7 +24,7 @@ def record(name: str, figures: dict[str, object]) -> Path:
     }
     facts = {
         "when": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "python": platform.python_version(),
         "versions": {package: version for package, version in versions.items() if version},
         "machine": machine,

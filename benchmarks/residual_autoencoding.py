@@ -22,7 +22,7 @@ from torch import nn
 from fewer.core.device import isolated_randomness
 from fewer.core.progress import LineProgress, SilentProgress
 from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig, ReconstructionWeights
-from fewer.generate.autoencoder.blocks import DownBlock, GLUMBConv, LinearAttention, ResBlock, UpBlock
+from fewer.generate.autoencoder.blocks import DownBlock, UpBlock
 from fewer.generate.autoencoder.crops import PictureFolder
 from fewer.generate.autoencoder.phases import PhasePlan
 from fewer.generate.autoencoder.training import TrainingOptions, train_autoencoder
@@ -62,17 +62,6 @@ def build(config: DCAutoencoderConfig, residual: bool, preserve_variance: bool, 
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-    return model
-
-
-def start_quietly(model: DCAutoencoder) -> DCAutoencoder:
-    """Silences every branch of a block (its last norm starts at zero): the net starts linear, and so it finds
-    soon what linear projections can keep. What the blocks add they learn from there."""
-    for module in model.modules():
-        if isinstance(module, ResBlock | GLUMBConv):
-            nn.init.zeros_(module.norm.weight)  # pyright: ignore[reportArgumentType]
-        if isinstance(module, LinearAttention):
-            nn.init.zeros_(module.norm_out.weight)  # pyright: ignore[reportArgumentType]
     return model
 
 

@@ -6,29 +6,30 @@ writes benchmarks/results/residual_curve.json after every wave. Widths 32 to 256
 published ones (then f64 has 512 in its deepest stage), one block a stage, 64-px crops of data/photos, batch
 64, AdamW, cosine. Every compression, with and without shortcuts, takes the best of its learning rates on
 crops of three photographs that are not trained on; PSNR is that on crops of the held-out photographs. The
-plain net may also start with its variance kept. `--fresh --leaves 0.25 --squared --final-rate 0.02` trains on
-crops cut anew at every step, a quarter of them dead leaves, for what PSNR counts; `--quiet` starts every net
-linear, and `--linear` says what the best linear projection of as many numbers would keep.
+plain net may also start with its variance kept. `--fresh --leaves 0.25 --error decibel --final-rate 0.02`
+trains on crops that are cut anew, a quarter of them dead leaves, for what PSNR counts; `--quiet` starts every
+net linear, and `--linear` says what the best linear projection of as many numbers would keep. `--together
+--fit 300` trains all nets side by side for as many steps as fit 300 seconds.
 """
 # bench: gpu, 5 min:
 
 import argparse
 import json
 import time
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import torch
 from crop_pool import PHOTOS, crop_pool
-from fresh_crops import FreshCrops, dead_leaves
-from graphed import Trainee, train_side_by_side
+from fresh_crops import FreshCrops
+from graphed import Trainee, keep_within, steps_within, train_side_by_side
+from linear_projection import linear
 from record import RESULTS, record
-from residual_autoencoding import LATENTS, build, small_config, start_quietly
+from residual_autoencoding import LATENTS, build, small_config
+from small_autoencoders import Draw, autoencoder_trainee, beforehand, cut_fresh, from_pool, quality
+from step_forms import FORMS, Form, fastest, put_in_form
 
-from fewer.generate.autoencoder import ReconstructionWeights
-from fewer.generate.autoencoder.losses import reconstruction_loss
-from fewer.generate.image_metrics import psnr
+from fewer.generate.autoencoder.quiet_start import start_quietly
 
 WIDTHS = (32, 64, 128, 256, 256, 256, 256)
 QUARTER = (32, 64, 128, 128, 256, 256, 512)
@@ -36,6 +37,7 @@ QUARTER = (32, 64, 128, 128, 256, 256, 512)
 RUNS = {
     "residual, published widths, lr 1e-3": (True, False, 1e-3),
     "plain, published widths, variance kept, lr 1e-3": (False, True, 1e-3),
+    "plain, published widths, lr 1e-3": (False, False, 1e-3),
     "residual, lr 1e-3": (True, False, 1e-3),
     "plain, variance kept, lr 1e-3": (False, True, 1e-3),
     "residual, published widths, lr 5e-4": (True, False, 5e-4),
@@ -46,82 +48,20 @@ RUNS = {
     "plain, variance kept, lr 3e-4": (False, True, 3e-4),
     "plain, lr 1e-3": (False, False, 1e-3),
 }
+Recipe = tuple[bool, float, str, bool]
+"""Orthogonal steps (or AdamW's), rate, error, quiet start."""
+RECIPES: tuple[Recipe, ...] = (
+    (False, 1e-3, "decibel", True),
+    (False, 1e-3, "decibel", False),
+    (True, 1e-3, "decibel", True),
+    (True, 3e-3, "decibel", True),
+    (True, 1e-3, "squared", True),
+    (False, 3e-4, "decibel", True),
+    (False, 1e-3, "squared", True),
+    (False, 3e-4, "squared", True),
+)
 VALIDATION = 3
 """So many of the photographs to train on choose the learning rate instead."""
-LOSS = ReconstructionWeights(gradients=0.5, pyramid=0.0)
-
-
-Draw = Callable[[torch.Generator], torch.Tensor]
-"""A batch of crops in [-1, 1]."""
-
-
-def from_pool(pool: torch.Tensor, batch: int, turned: bool = False) -> Draw:
-    """Crops drawn from the pool; `turned`: also on their sides, with colours exchanged."""
-    device = pool.device
-
-    def draw(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(pool), (batch,), generator=generator, device=device)
-        images = pool[rows].float() / 127.5 - 1
-        if turned:
-            coins = torch.rand(2, batch, 1, 1, 1, generator=generator, device=device) < 0.5
-            images = torch.where(coins[0], images.transpose(2, 3), images)
-            colours = torch.rand(3, generator=generator, device=device).argsort()
-            images = torch.where(coins[1], images[:, colours], images)
-        return images
-
-    return draw
-
-
-def cut_fresh(crops: FreshCrops, batch: int, side: int, leaves: float = 0.0) -> Draw:
-    """Crops that nobody has seen before; the share `leaves` of them shows dead leaves."""
-    painted = round(leaves * batch)
-
-    def draw(generator: torch.Generator) -> torch.Tensor:
-        images = crops.draw(batch - painted, side, generator)
-        if painted:
-            device = str(images.device)
-            images = torch.cat([images, dead_leaves(painted, side, generator, device)])
-        return images
-
-    return draw
-
-
-def autoencoder_trainee(
-    name: str,
-    model: torch.nn.Module,
-    draw: Draw,
-    rate: float,
-    steps: int,
-    seed: int,
-    squared: bool = False,
-    final_rate: float = 0.1,
-) -> Trainee:
-    """Trains on what `draw` gives, for L1 and gradients or the squared error; bf16 products on a GPU."""
-    device = next(model.parameters()).device.type
-
-    def loss(generator: torch.Generator) -> torch.Tensor:
-        images = draw(generator)
-        with torch.autocast(device, torch.bfloat16, cache_enabled=False, enabled=device == "cuda"):
-            back = model(images)
-        if squared:
-            return (back.float() - images).square().mean()
-        return reconstruction_loss(back, images, LOSS)
-
-    groups = [{"params": list(model.parameters()), "weight_decay": 0.01}]
-    return Trainee(
-        name=name, model=model, loss=loss, groups=groups, rate=rate, steps=steps, warmup=50,
-        final_rate=final_rate, seed=seed, betas=(0.9, 0.999),
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def quality(model: torch.nn.Module, test: torch.Tensor) -> float:
-    """Mean PSNR in dB."""
-    found = []
-    for part in test.split(64):
-        images = part.float() / 127.5 - 1
-        found.append(psnr(model(images).float().clamp(-1, 1).cpu(), images.cpu()))
-    return float(torch.cat(found).mean())
 
 
 def main() -> None:
@@ -139,40 +79,149 @@ def main() -> None:
         return table(found)
     pool, validation, test = pools(options)
     if options.linear:
-        linear(options, pool, validation, test)
-    draw = from_pool(pool, options.batch, options.turned)
-    if options.fresh:
-        whole = FreshCrops(PHOTOS, options.device, VALIDATION, options.largest)
-        draw = cut_fresh(whole, options.batch, options.crop, options.leaves)
-    keys = ("run", "ratio", "seed", "steps")
-    beside = options.beside or len(options.ratios)
-    groups = [options.ratios[first : first + beside] for first in range(0, len(options.ratios), beside)]
-    for seed, group in product(options.seeds, groups):
-        for run in options.runs:
-            wave = [(run, ratio, seed, options.steps) for ratio in group]
-            wave = [row for row in wave if not any(tuple(r[k] for k in keys) == row for r in found)]
-            residual, kept, rate = RUNS[run]
-            widths = QUARTER if "published" in run else WIDTHS
-            started = start_quietly if options.quiet else lambda model: model
-            trainees = [
-                autoencoder_trainee(
-                    f"{run} f{ratio}",
-                    started(build(small_config(ratio, widths, residual), residual, kept, seed)).to(
-                        options.device
-                    ),
-                    draw, rate, options.steps, seed, options.squared, options.final_rate,
-                )
-                for _, ratio, _, _ in wave
-            ]  # fmt: skip
-            if time.monotonic() > deadline or not train_side_by_side(trainees, deadline):
-                print("out of time", flush=True)
-                return table(found)
-            for row, trainee in zip(wave, trainees, strict=True):
-                figures = dict(zip(keys, row, strict=True)) | figures_of(options, trainee, test, validation)
-                found.append(figures | {"latent_channels": LATENTS[row[1]], "rate": rate})
-                print(json.dumps(found[-1]), flush=True)
+        linear(options.ratios, pool, validation, test)
+    draw = drawn(options, pool)
+    form = next((form for form in FORMS if form.name == options.form), FORMS[0])
+    if options.form == "fastest":
+        largest = options.runs[0], max(options.ratios), 0
+        form = fastest(lambda form: trainee_of(*largest, draw, form, options))
+    recipes = {}
+    if options.trial:
+        recipes = best_recipes(draw, form, options, validation)
+        facts["trial"] = recipes["trial"]
+    for wave in waves(options):
+        wave = [row for row in wave if not any(same(r, row, options) for r in found)]
+        if not wave:
+            continue
+        if time.monotonic() > deadline - 15:
+            print("out of time", flush=True)
+            break
+        nets = [trainee_of(*row, draw, form, options, recipes.get(row[0])) for row in wave]
+        rows, finished = train_wave(wave, nets, form, options, deadline, (validation, test))
+        for row in rows:
+            if row["run"] in recipes:
+                keys = ("orthogonal", "rate", "error", "quiet")
+                row |= dict(zip(keys, recipes[row["run"]], strict=True))
+        if finished or options.together:
+            found += rows
             record(options.name, {"runs": found, **facts})
     return table(found)
+
+
+def waves(options: argparse.Namespace) -> list[list[tuple[str, int, int]]]:
+    """(run, ratio, seed) of the nets that are trained side by side, wave by wave."""
+    beside = options.beside or len(options.ratios)
+    groups = [options.ratios[first : first + beside] for first in range(0, len(options.ratios), beside)]
+    runs = [options.runs] if options.together else [[run] for run in options.runs]
+    return [
+        [(run, ratio, seed) for ratio in group for run in some]
+        for seed, group, some in product(options.seeds, groups, runs)
+    ]  # fmt: skip
+
+
+def same(found: dict, row: tuple[str, int, int], options: argparse.Namespace) -> bool:
+    """Whether a run that was found is this one."""
+    alike = tuple(found[key] for key in ("run", "ratio", "seed")) == row
+    return alike and (bool(options.fit) or found["steps"] == options.steps)
+
+
+def drawn(options: argparse.Namespace, pool: torch.Tensor) -> Draw:
+    """Where batches come from."""
+    if not options.fresh:
+        return from_pool(pool, options.batch, options.turned)
+    whole = FreshCrops(PHOTOS, options.device, VALIDATION, options.largest)
+    if not options.beforehand:
+        return cut_fresh(whole, options.batch, options.crop, options.leaves)
+    generator = torch.Generator(options.device).manual_seed(0)
+    many = cut_fresh(whole, min(512, options.beforehand), options.crop, options.leaves)
+    return from_pool(beforehand(many, options.beforehand, generator), options.batch)
+
+
+def best_recipes(draw: Draw, form: Form, options: argparse.Namespace, validation: torch.Tensor) -> dict:
+    """For every run the recipe that is best for its own net of most compression after `--trial` steps, by the
+    validation crops; and the figures of all under "trial"."""
+    recipes = [r for r in RECIPES if not (options.adamw and r[0])]
+    tried = list(product(options.runs, recipes))
+    trainees = [trainee_of(run, max(options.ratios), 1, draw, form, options, r) for run, r in tried]
+    for trainee in trainees:
+        trainee.steps = options.trial
+    train_side_by_side(trainees)
+    found = [round(quality(trainee.model, validation), 2) for trainee in trainees]
+    trainees.clear()
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+    figures = [(*pair, decibels) for pair, decibels in zip(tried, found, strict=True)]
+    best: dict = {"trial": figures}
+    for run in options.runs:
+        best[run] = max((row for row in figures if row[0] == run), key=lambda row: row[2])[1]
+    for row in figures:
+        print("trial:", *row, "<- taken" if best[row[0]] == row[1] else "", flush=True)
+    return best
+
+
+def trainee_of(
+    run: str,
+    ratio: int,
+    seed: int,
+    draw: Draw,
+    form: Form,
+    options: argparse.Namespace,
+    recipe: Recipe | None = None,
+) -> Trainee:
+    """A net that has learned nothing yet."""
+    residual, kept, rate = RUNS[run]
+    orthogonal, rate, error, quiet = recipe or (options.orthogonal, rate, options.error, options.quiet)
+    widths = QUARTER if "published" in run else WIDTHS
+    if options.tiny:
+        widths = (8, 16, 32, 32, 32, 32, 128)
+    model = build(small_config(ratio, widths, residual), residual, kept, seed)
+    if quiet:
+        start_quietly(model)
+    model = put_in_form(model.to(options.device), form)
+    shaped = draw
+    if form.channels_last:
+        shaped = lambda generator: draw(generator).to(memory_format=torch.channels_last)  # noqa: E731
+    return autoencoder_trainee(
+        f"{run} f{ratio}", model, shaped, rate, options.steps, seed, error, options.final_rate, orthogonal
+    )  # fmt: skip
+
+
+def train_wave(
+    wave: list[tuple[str, int, int]],
+    trainees: list[Trainee],
+    form: Form,
+    options: argparse.Namespace,
+    deadline: float,
+    crops: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[list[dict], bool]:
+    """What each net of the wave reaches after equal steps, and whether all steps were made in time."""
+    for trainee in trainees:
+        trainee.prepare()
+    left = 0.0
+    if options.fit:
+        left = min(options.fit, deadline - time.monotonic() - 5)
+        print(f"{steps_within(trainees, 0.95 * left, options.steps)} steps in {left:.0f} s", flush=True)
+    courses: list[list[float]] = [[] for _ in trainees]
+    began = time.monotonic()
+
+    def look() -> None:
+        if options.fit:
+            keep_within(trainees, began, 0.97 * left)
+        done, steps = trainees[0].done, trainees[0].steps
+        if options.look and done * options.look // steps > len(courses[0]) and done < steps:
+            for trainee, course in zip(trainees, courses, strict=True):
+                course.append(round(quality(trainee.model, crops[0]), 2))
+            print(done, {t.name: course[-1] for t, course in zip(trainees, courses, strict=True)}, flush=True)
+
+    finished = train_side_by_side(trainees, deadline, prepared=True, look=look)
+    rows = []
+    for (run, ratio, seed), trainee, course in zip(wave, trainees, courses, strict=True):
+        row = {"run": run, "ratio": ratio, "seed": seed, "steps": trainee.steps, "done": trainee.done}
+        row |= figures_of(options, trainee, crops[1], crops[0]) | {"form": form.name, "course": course}
+        row |= {"latent_channels": LATENTS[ratio], "rate": trainee.rate, "orthogonal": trainee.orthogonal}
+        rows.append(row)
+        print(json.dumps(rows[-1]), flush=True)
+    return rows, finished
 
 
 def arguments() -> argparse.Namespace:
@@ -189,7 +238,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turned", action="store_true", help="also on their sides, with colours exchanged")
     parser.add_argument("--fresh", action="store_true", help="cut crops anew at every step (fresh_crops.py)")
     parser.add_argument("--leaves", type=float, default=0.0, help="with --fresh: this share is dead leaves")
-    parser.add_argument("--squared", action="store_true", help="train for the squared error, as PSNR counts")
+    parser.add_argument("--error", default="l1", choices=["l1", "squared", "decibel"], help="trained for")
+    parser.add_argument("--orthogonal", action="store_true", help="matrices take orthogonal steps (Muon)")
+    parser.add_argument("--beforehand", type=int, default=0, help="with --fresh: draw so many crops once")
+    parser.add_argument("--adamw", action="store_true", help="with --trial: only recipes with AdamW")
+    parser.add_argument("--form", default="as written", choices=["fastest", *(f.name for f in FORMS)])
+    parser.add_argument(
+        "--together", action="store_true", help="all runs side by side: equal steps in any case"
+    )
+    parser.add_argument(
+        "--fit", type=float, default=0, help="as many steps as fit these seconds, --steps at most"
+    )
+    parser.add_argument(
+        "--look", type=int, default=0, help="so many looks at the validation crops on the way"
+    )
+    parser.add_argument(
+        "--trial", type=int, default=0, help="so many steps with every recipe; the best is taken"
+    )
+    parser.add_argument("--tiny", action="store_true", help="narrow nets, to see that it runs")
     parser.add_argument("--quiet", action="store_true", help="blocks start silent, so every net linear")
     parser.add_argument("--crop", type=int, default=64, help="side of all crops")
     parser.add_argument("--final-rate", type=float, default=0.1, help="share of the rate left at the end")
@@ -205,7 +271,18 @@ def arguments() -> argparse.Namespace:
 
 def facts_of(options: argparse.Namespace) -> dict[str, object]:
     """What stands beside the runs: how the crops were made and what was trained for."""
-    keys = ("batch", "halvings", "turned", "crop", "fresh", "leaves", "squared", "quiet", "final_rate")
+    keys = (
+        "batch",
+        "halvings",
+        "turned",
+        "crop",
+        "fresh",
+        "leaves",
+        "error",
+        "orthogonal",
+        "quiet",
+        "final_rate",
+    )
     return {key: getattr(options, key) for key in keys} | {"widths": WIDTHS, "published_widths": QUARTER}
 
 
@@ -213,7 +290,7 @@ def figures_of(
     options: argparse.Namespace, trainee: Trainee, test: torch.Tensor, validation: torch.Tensor
 ) -> dict[str, object]:
     """What one trained net reaches, and how it was trained."""
-    keys = ("halvings", "turned", "fresh", "leaves", "squared", "quiet", "crop")
+    keys = ("halvings", "turned", "fresh", "leaves", "error", "orthogonal", "quiet", "crop")
     return {
         "psnr": quality(trainee.model, test),
         "validation_psnr": quality(trainee.model, validation),
@@ -232,32 +309,6 @@ def pools(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torc
     others, of = crop_pool(side, min(options.each, 160), 7, folder=options.pool)
     parts = (crops[~chosen], others[of > int(of.max()) - VALIDATION], test)
     return tuple(part.to(options.device) for part in parts)  # type: ignore[return-value]
-
-
-def linear(options: argparse.Namespace, pool: torch.Tensor, *others: torch.Tensor) -> None:
-    """What the best linear projection of as many numbers keeps (principal components of blocks of ratio x
-    ratio pixels of crops to train on): PSNR on the others. A net that keeps less has not learned yet."""
-    for ratio in options.ratios:
-        vectors = blocks(pool, ratio)
-        vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:4000]]
-        mean = vectors.mean(0)
-        count = LATENTS[ratio]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            _, _, basis = torch.svd_lowrank(vectors - mean, q=count + 20, niter=3)
-        basis = basis[:, :count]
-        found = []
-        for crops in others:
-            rest = blocks(crops, ratio) - mean
-            error = (rest - rest @ basis @ basis.T).square().mean(1).view(len(crops), -1).mean(1)
-            found.append(round(float((10 * torch.log10(4 / error)).mean()), 2))
-        print(f"f{ratio}, linear: {found[0]} dB on validation crops, {found[1]} on test crops", flush=True)
-
-
-def blocks(crops: torch.Tensor, ratio: int) -> torch.Tensor:
-    """Every block of ratio x ratio pixels as a vector in [-1, 1], crop by crop."""
-    columns = torch.nn.functional.unfold(crops.float() / 127.5 - 1, ratio, stride=ratio)
-    return columns.transpose(1, 2).flatten(0, 1)
 
 
 def table(found: list[dict]) -> None:

@@ -108,6 +108,15 @@ def test_another_seed_is_refused_on_resume(tmp_path: Path) -> None:
         run(network(), FitPlan(steps=6, checkpoint_folder=tmp_path, seed=2, resume=True))
 
 
+def test_another_optimizer_is_refused_on_resume(tmp_path: Path) -> None:
+    run(network(), FitPlan(steps=3, checkpoint_folder=tmp_path))
+    net = network()
+    other = torch.optim.SGD(net.parameters(), lr=0.1)
+    plan = FitPlan(steps=6, checkpoint_folder=tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="started with AdamW, not SGD"):
+        fit(plan, {"model": net}, other, lambda batch, _: net(batch).mean(), lambda *_: torch.ones(1, 3))
+
+
 @pytest.mark.parametrize("every", [4, 100])
 def test_looking_seldom_changes_nothing(every: int) -> None:
     often, seldom = network(), network()

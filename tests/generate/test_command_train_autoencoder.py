@@ -62,6 +62,10 @@ def test_trains_saves_and_reports(
     DCAutoencoder(tiny_config("no_latent_shortcuts", latent_channels=2)).save(tmp_path / "other")
     assert main(command(data, tmp_path / "other", tmp_path / "out", "--resume")) == 2
     assert "of another shape" in capsys.readouterr().err
+    assert main(command(data, start, tmp_path / "out", "--resume", "--optimizer", "muon")) == 2
+    assert "started with AdamW, not Muon" in capsys.readouterr().err
+    assert main(command(data, start, tmp_path / "out", "--resume", "--adapt-depth", "0")) == 2
+    assert "trains other parameters" in capsys.readouterr().err
 
 
 def test_refining_alone_moves_no_latent(

@@ -268,6 +268,7 @@ def _save(
     tensors |= {f"ema:{name}/{key}": v for name, average in averages.items() for key, v in average.items()}
     optimizer_tensors, rest = flatten_state(optimizer.state_dict(), "optimizer")
     facts = {"seed": plan.seed, "steps": plan.steps, "identity": dict(plan.identity), "optimizer": rest}
+    facts["optimizer_kind"] = type(optimizer).__name__
     save_checkpoint(plan.checkpoint_folder, done, tensors | optimizer_tensors, facts, plan.keep)
 
 
@@ -284,6 +285,9 @@ def _restore(
         raise ConfigError(
             f"the run was started with seed {found.facts['seed']}, not {plan.seed}; give that seed"
         )
+    kind = found.facts.get("optimizer_kind", type(optimizer).__name__)  # not noted in older runs
+    if kind != type(optimizer).__name__:
+        raise ConfigError(f"the run was started with {kind}, not {type(optimizer).__name__}; give that")
     started = found.facts.get("identity", {})
     for name, value in plan.identity.items():
         if started.get(name, value) != value:
@@ -295,6 +299,13 @@ def _restore(
         copy_into(module, found.tensors, name)
         for key, average in averages.get(name, {}).items():
             average.copy_(found.tensors.get(f"ema:{name}/{key}", average))
-    optimizer.load_state_dict(unflatten_state(found.tensors, found.facts["optimizer"], "optimizer"))
+    state = unflatten_state(found.tensors, found.facts["optimizer"], "optimizer")
+    if [len(g["params"]) for g in state["param_groups"]] != [
+        len(g["params"]) for g in optimizer.param_groups
+    ]:
+        raise ConfigError(
+            "the checkpoint's run trains other parameters; resume with the options it began with"
+        )
+    optimizer.load_state_dict(state)
     logger.info("resuming at step %d", found.step)
     return min(found.step, plan.steps)

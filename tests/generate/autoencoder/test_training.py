@@ -41,9 +41,11 @@ def state(model: DCAutoencoder) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_phase_one_learns() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_phase_one_learns(optimizer: str) -> None:
     model = model_of(encoder_out_shortcut=True, decoder_in_shortcut=True)
-    losses = train_autoencoder(model, draw, [plan(1, 60)], OPTIONS)[1].losses
+    options = replace(OPTIONS, optimizer=optimizer)
+    losses = train_autoencoder(model, draw, [plan(1, 60)], options)[1].losses
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
 
@@ -99,11 +101,12 @@ def test_adaptive_weight_is_finite_and_positive() -> None:
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
-def test_resuming_is_bit_identical_through_all_phases(stop: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stop", "optimizer"), [(1, "muon"), (4, "adamw"), (7, "muon")])
+def test_resuming_is_bit_identical_through_all_phases(stop: int, optimizer: str, tmp_path: Path) -> None:
     """Stopped in phase 1, 2 or 3 and resumed: the weights of the run that was not stopped."""
     plans = [plan(1), plan(2), plan(3)]
     options = replace(OPTIONS, checkpoint_folder=tmp_path / "a", checkpoint_every=2, ema_decay=0.1)
+    options = replace(options, optimizer=optimizer)
     whole = model_of()
     train_autoencoder(whole, draw, plans, options)
 

@@ -45,6 +45,24 @@ def test_training_leaves_the_base_alone_and_merging_gives_a_sana() -> None:
     assert plain.state_dict().keys() == tiny_sana().state_dict().keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_base_of_another_dtype_keeps_it_and_its_adapter_trains_in_fp32(dtype: torch.dtype) -> None:
+    base = tiny_sana().to(dtype)
+    inputs = (INPUTS[0].to(dtype), INPUTS[1], INPUTS[2].to(dtype))
+    before = base(*inputs)
+    model = adapter(base, ["flat", "glossy"], ConditionPlan(rank=2), width=6)
+    assert (model(*inputs, condition=STYLES) - before).abs().max() <= 4 * torch.finfo(dtype).eps
+    randomise(model.can)
+    changed = model(*inputs, condition=STYLES)
+    assert changed.dtype == dtype and not torch.equal(changed, before)
+    changed.square().mean().backward()
+    gradients = [p.grad for p in adapter_parameters(model)]
+    assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+    plain = model.merge(model.embed(torch.tensor([1])))
+    difference = (plain(*(part[:1] for part in inputs)) - changed[:1]).abs().max()
+    assert difference <= 30 * torch.finfo(dtype).eps * changed.abs().max() + 1e-7
+
+
 def test_set_to_a_name_it_is_called_like_the_base() -> None:
     model = trained()
     glossy = model(*INPUTS, condition=torch.tensor([1, 1]))

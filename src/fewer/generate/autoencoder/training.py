@@ -27,6 +27,7 @@ from fewer.generate.autoencoder.discriminator import (
     generator_loss,
 )
 from fewer.generate.autoencoder.losses import ReconstructionWeights, reconstruction_loss
+from fewer.generate.autoencoder.orthogonal_steps import Muon
 from fewer.generate.autoencoder.perceptual import LPIPS
 from fewer.generate.autoencoder.phases import PhasePlan, prepare
 
@@ -56,6 +57,8 @@ class TrainingOptions:
     ema_decay: float | None = 0.999
     warmup: int = 100
     schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon (orthogonal_steps.py) for phases 1 and 2; phase 3 is a game of two players and keeps AdamW."""
     gradient_checkpointing: bool = False
     checkpoint_folder: Path | None = None
     checkpoint_every: int = 500
@@ -102,7 +105,8 @@ def run_phase(
             critic = PatchDiscriminator(model.config.in_channels, options.critic_width).to(options.device)
         modules["critic"] = critic
         groups.append({"params": list(critic.parameters())})
-    optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
+    kind = Muon if options.optimizer == "muon" and plan.phase != 3 else torch.optim.AdamW
+    optimizer = kind(groups, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
     folder = options.checkpoint_folder
     fit_plan = FitPlan(
         steps=plan.steps,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
-from fewer.generate.conditional.condition import ConditionAware, condition_aware
+from fewer.generate.conditional.condition import ConditionAware, condition_aware, device_of
 from fewer.generate.conditional.generator_files import (
     check_generators,
     fill_generators,
@@ -84,7 +84,7 @@ class AtCondition(nn.Module):
 def adapter(base: nn.Module, names: Sequence[str], plan: ConditionPlan, width: int = 64) -> ConditionAware:
     """Freezes `base` and makes it follow a new condition. Only the adapter's parameters ask for gradients."""
     base.requires_grad_(False)
-    return condition_aware(base, plan, NamedCondition(names, width), width)
+    return condition_aware(base, plan, NamedCondition(names, width).to(device_of(base)), width)
 
 
 def adapter_parameters(model: ConditionAware) -> list[nn.Parameter]:

@@ -66,7 +66,7 @@ class ConditionAware(nn.Module):
         """Inside, the layers use weights generated from `condition`, one row a sample."""
         try:
             for key, generator in self.can.items():
-                addition = generator(condition)
+                addition = generator(_in_dtype_of(generator, condition))
                 for name in self.layers[key]:
                     self.layer(name).addition = addition
             yield
@@ -110,7 +110,9 @@ class MergedSchedule:
     @torch.no_grad()
     def __init__(self, model: ConditionAware, conditions: Float[Tensor, "steps condition_dim"]) -> None:
         self.module = model.static_twin().requires_grad_(False)
-        self._additions = {key: generator(conditions) for key, generator in model.can.items()}
+        self._additions = {
+            key: generator(_in_dtype_of(generator, conditions)) for key, generator in model.can.items()
+        }
         self._layers = model.layers
         self._weights: dict[str, Tensor] = {}
         for names in self._layers.values():
@@ -134,17 +136,31 @@ class MergedSchedule:
         return self.module
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's tensors are, quantized ones (buffers) included; the CPU where it has none."""
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def _in_dtype_of(generator: nn.Module, condition: Tensor) -> Tensor:
+    """Generators may stay in fp32 on a base of 16 bits, to be trained; autocast sees to itself."""
+    if torch.is_autocast_enabled(condition.device.type):
+        return condition
+    return condition.to(next(generator.parameters()).dtype)
+
+
 def condition_aware(
     base: nn.Module, plan: ConditionPlan, source: nn.Module, condition_dim: int
 ) -> ConditionAware:
     """Makes the plan's layers of `base` follow the condition; `base` is changed in place and kept inside.
+    Generators are made in fp32 on the device of `base`, whatever its dtype.
 
     `source(base, condition, *inputs)` gives the condition embedding of width `condition_dim`. Raises
     `ConfigError` for an unknown target, or one that the network does not have.
     """
     layers = planned_layers(base, plan)
+    device = device_of(base)
     generators = {
-        key: build_generator(plan, base.get_submodule(names[0]), condition_dim)
+        key: build_generator(plan, base.get_submodule(names[0]), condition_dim).to(device)
         for key, names in layers.items()
     }
     for names in layers.values():

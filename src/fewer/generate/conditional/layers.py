@@ -5,6 +5,7 @@ W and b are those of an ordinary layer, which stays inside untouched; W_c is bou
 
 from typing import Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class ConditionAwareLayer(nn.Module):
                 f"conditions for {addition.shape[0]} samples meet a batch of {features.shape[0]}; "
                 "give one condition a sample"
             )
+        if not torch.is_autocast_enabled(features.device.type):
+            addition = addition.to(features.dtype)
         static = self.static
         if self.form == "joined":
             assert isinstance(static, nn.Linear | nn.Conv2d)
