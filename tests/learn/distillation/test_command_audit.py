@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,27 @@ def files(tmp_path: Path) -> dict[str, str]:
 def test_copies_may_not_be_shared_unless_the_risk_is_accepted(files: dict, capsys) -> None:
     words = ["learn", "audit", files["random"], "--data", files["data"], "--networks", "1", "--for-sharing"]
     assert main(words) == 3
-    assert "6 of 6 pictures" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "6 of 6 pictures" in said and "holds pixels of real pictures" in said
     assert main([*words, "--accept-risk", "--output", files["out"], "--update", files["new"]]) == 0
     page = (Path(files["out"]) / "audit.html").read_text()
     assert page.count("<img") == 12 and "<script" not in page
     assert json.loads((Path(files["out"]) / "audit.json").read_text())["flagged"] == 6
     assert DistilledSet.load(files["new"]).datasheet.privacy["audit"]["flagged"] == 6
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_crops_of_real_pictures_may_not_be_shared_even_if_none_is_flagged(
+    files: dict, tmp_path: Path, merged: bool, capsys
+) -> None:
+    made = DistilledSet.load(files["dm"])
+    privacy = {"start": "real", "real_pixels": True, "dp": None}
+    privacy = {"parts": [dict(made.datasheet.privacy), privacy]} if merged else privacy
+    crops = replace(made, datasheet=replace(made.datasheet, privacy=privacy))
+    crops.save(tmp_path / "crops.distilled.safetensors")
+    words = ["learn", "audit", str(tmp_path / "crops.distilled.safetensors"), "--data", files["data"]]
+    assert main([*words, "--networks", "1", "--for-sharing"]) == 3
+    assert "holds pixels of real pictures (and 0 of" in capsys.readouterr().err
 
 
 def test_a_clean_set_passes_and_shadows_can_be_asked(files: dict, capsys) -> None:

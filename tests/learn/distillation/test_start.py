@@ -1,11 +1,14 @@
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fewer.learn.distillation.plan import resolve
+from fewer.learn.distillation.plan import TrajectoryPlan, resolve
+from fewer.learn.distillation.stacked import logits
 from fewer.learn.distillation.start import MEAN_OF, starting_set
 from fewer.learn.distillation.task import Task
+from fewer.learn.distillation.trajectory import snapshot, train_experts
 from tests.learn.distillation.conftest import make_pictures, tiny_plan
 
 
@@ -31,6 +34,23 @@ def test_real_starts_are_real_pictures_of_their_class() -> None:
     for row, picture in enumerate(images):
         same = (task.source.of_class(row // 2) == picture).flatten(1).all(1)
         assert bool(same.any())
+
+
+def test_datm_starts_from_pictures_that_an_expert_knows() -> None:
+    """Every fourth label is wrong, so that an expert disagrees with many."""
+    data = make_pictures(count=120)
+    labels = data.labels.clone()
+    labels[::4] = (labels[::4] + 1) % 3
+    plan = tiny_plan(
+        "datm", images_per_class=8, trajectory=TrajectoryPlan(experts=1, epochs=12, latest_start=1)
+    )
+    task = Task.of(replace(data, labels=labels), resolve(plan, ()), torch.device("cpu"))
+    task = replace(task, trajectories=train_experts(task, momentum=0.9))
+    expert = snapshot(task.trajectories, -1, 0)
+    synthetic = starting_set(task)
+    assert torch.equal(logits(task.network, expert, synthetic.images).argmax(1), synthetic.labels())
+    everyone = logits(task.network, expert, task.source.images).argmax(1)
+    assert 0.4 < float((everyone == task.source.labels).float().mean()) < 0.9
 
 
 def test_class_means_are_near_the_mean_and_near_nobody() -> None:

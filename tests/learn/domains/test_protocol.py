@@ -5,7 +5,7 @@ import torch
 
 from fewer.core.errors import DataError
 from fewer.learn.domains.images import Domains
-from fewer.learn.domains.plan import InvariantPlan
+from fewer.learn.domains.plan import InvariantPlan, mask_policy
 from fewer.learn.domains.protocol import (
     best_record,
     drawn_plan,
@@ -51,13 +51,20 @@ def test_the_oracle_takes_the_last_checkpoint() -> None:
     assert run_score(RUN, 2, "oracle") == 0.5
 
 
-def test_leave_one_out_scores_by_the_sources_left_out() -> None:
+def test_leave_one_out_picks_run_and_step_by_the_sources_left_out() -> None:
+    """DomainBed: at each step the mean "in" accuracy on the domain left out; the best step counts."""
     without_0 = [record(1, (0.2, 0.9, 0.0), (0.4, 0, 0)), record(2, (1.0, 0.1, 0.0), (1.0, 0, 0))]
-    without_1 = [record(1, (0.9, 0.6, 0.0), (0, 0.8, 0))]
-    # Of the run without 0 and 2, domain 1 alone validates: step 1, where domain 0 has (0.2 + 0.4) / 2.
-    assert run_score(RUN, 2, "leave-one-out", {0: without_0, 1: without_1}) == pytest.approx((0.3 + 0.7) / 2)
+    without_1 = [record(1, (0.9, 0.6, 0.0), (0, 0.8, 0)), record(2, (0.9, 0.4, 0.0), (0, 0.5, 0))]
+    inner = {0: without_0, 1: without_1}
+    assert run_score(RUN, 2, "leave-one-out", inner) == pytest.approx((1.0 + 0.5) / 2)
+    assert best_record(RUN, [2], "leave-one-out", inner)["step"] == 2
+    # A step that one of the runs did not evaluate cannot be picked.
+    cut = {0: without_0, 1: without_1[:1]}
+    assert run_score(RUN, 2, "leave-one-out", cut) == pytest.approx((0.4 + 0.8) / 2)
     with pytest.raises(DataError, match="leave out"):
         run_score(RUN, 2, "leave-one-out")
+    with pytest.raises(DataError, match="other steps"):
+        run_score(RUN, 2, "leave-one-out", {0: [record(9, (0, 0, 0), (0, 0, 0))], 1: without_1})
 
 
 def test_source_validation_needs_a_source() -> None:
@@ -104,3 +111,18 @@ def test_draws_are_streams_by_name() -> None:
         assert 0.1 <= drawn.density <= 0.9
         assert 0.05 <= drawn.alpha <= 0.4
         assert drawn_plan(InvariantPlan(base="irm"), draw).penalty is not None
+
+
+@pytest.mark.parametrize(("steps", "mode"), [(5001, "faithful"), (40, "faithful"), (300, "extended")])
+def test_every_draw_of_a_mask_can_run_and_lies_in_the_published_ranges(steps: int, mode: str) -> None:
+    plan = InvariantPlan(method="evil", steps=steps, mode=mode)  # pyright: ignore
+    draws = [drawn_plan(plan, draw) for draw in range(1, 60)]
+    for one in draws:
+        mask_policy(one)
+        assert 0.019 <= (one.delta or 0) / steps <= 0.11
+        assert 0.1 <= one.density <= 0.9 and 0.05 <= one.alpha <= 0.4
+    if steps == 5001:
+        assert {one.delta for one in draws} == {100, 200, 300, 400, 500}
+        assert {one.accumulation for one in draws} == {1, 5, 10, 15, 20}
+    masks = {None} if mode == "extended" else {"random", "sensitivity", "fisher"}
+    assert {one.first_mask for one in draws} == masks

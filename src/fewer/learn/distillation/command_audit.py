@@ -16,6 +16,7 @@ from fewer.core.files import write_bytes, write_json
 from fewer.core.progress import Progress
 from fewer.learn.data import LabelledImages, load_images
 from fewer.learn.distillation.audit import AuditReport, audit
+from fewer.learn.distillation.datasheet import holds_real_pixels
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.membership import membership_by_shadows
 from fewer.learn.distillation.page import picture_source
@@ -53,7 +54,7 @@ class AuditRequest:
 
 
 def audit_command(request: AuditRequest, progress: Progress) -> dict[str, object]:
-    """Raises `DataError` with --for-sharing when pictures are flagged."""
+    """Raises `DataError` with --for-sharing when pictures are flagged or were cut from real ones."""
     distilled = DistilledSet.load(request.file)
     splits = load_images(request.data)
     train, held_out = splits.train.labelled(), splits.evaluation()
@@ -66,6 +67,14 @@ def audit_command(request: AuditRequest, progress: Progress) -> dict[str, object
     if request.output is not None:
         write_json(request.output / "audit.json", {**report.as_dict(), "summary": summary})
         write_bytes(request.output / "audit.html", _page(report, distilled, train).encode())
+    # Crops of real pictures lie farther from the whole ones than copies do and may pass unflagged.
+    crops = holds_real_pixels(distilled.datasheet)
+    if crops and request.for_sharing and not request.accept_risk:
+        raise DataError(
+            f"the file says that it holds pixels of real pictures (and {report.flagged} of "
+            f"{len(report.neighbours)} pictures are flagged); distil from noise or with --epsilon, or give "
+            "--accept-risk"
+        )
     if report.flagged and request.for_sharing and not request.accept_risk:
         raise DataError(
             f"{report.flagged} of {len(report.neighbours)} pictures are closer to a real one than "
@@ -78,6 +87,7 @@ def audit_command(request: AuditRequest, progress: Progress) -> dict[str, object
         replace(distilled, datasheet=changed).save(request.update)
     return {
         **summary,
+        "real_pixels": crops,
         "true_positives_at_1_percent": report.by_loss.true_positives_at_1_percent,
         "held_out_copies": report.duplicates,
         "output": str(request.output) if request.output else None,

@@ -78,6 +78,16 @@ class Datasheet:
     warnings: tuple[str, ...] = (NOT_ANONYMOUS,)
 
 
+def holds_real_pixels(sheet: Datasheet) -> bool:
+    """Whether the set, or a part of a merged one, was made of real pictures or crops of them."""
+    parts = sheet.privacy.get("parts")
+    parts = parts if isinstance(parts, (list, tuple)) else ()
+    known = any(
+        isinstance(part, dict) and part.get("real_pixels") is True for part in (sheet.privacy, *parts)
+    )
+    return known or REAL_PIXELS in sheet.warnings
+
+
 def to_text(sheet: Datasheet) -> str:
     """JSON, keys in the order of the fields."""
     return json.dumps(asdict(sheet), ensure_ascii=False, allow_nan=False)

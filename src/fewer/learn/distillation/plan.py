@@ -32,6 +32,8 @@ class TrajectoryPlan:
     experts: Annotated[int, Field(ge=1, le=200)] = 20
     epochs: Annotated[int, Field(ge=1, le=200)] = 30
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    balanced: bool = False
+    """Experts see every class equally often. Published experts do not: their data is balanced by itself."""
     student_steps: Annotated[int, Field(ge=1, le=200)] = 20
     """N: steps of the student on the synthetic set."""
     expert_steps: Annotated[int, Field(ge=1, le=100)] = 2

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewer.core.device import seeded
 from fewer.learn.distillation.formation import encode
+from fewer.learn.distillation.stacked import logits
 from fewer.learn.distillation.task import Source, Synthetic, Task
 from fewer.learn.distillation.trajectory import recorded, snapshot
 
@@ -33,8 +34,13 @@ def starting_set(task: Task) -> Synthetic:
             task.device
         )
     else:
-        pick = _class_means if plan.start == "class-means" else _real
-        images = encode(pick(source, wanted, generator), factor)
+        if plan.start == "class-means":
+            pictures = _class_means(source, wanted, generator)
+        elif plan.method == "datm":
+            pictures = _known(task, wanted, generator)
+        else:
+            pictures = _real(source, wanted, generator)
+        images = encode(pictures, factor)
     synthetic = Synthetic(images.contiguous(), source.classes, factor)
     if plan.method in ("mtt", "datm"):
         synthetic.learning_rate = torch.tensor(plan.trajectory.learning_rate, device=task.device)
@@ -64,10 +70,25 @@ def _real(source: Source, wanted: int, generator: torch.Generator) -> Float[Tens
     return images.flatten(0, 1)
 
 
+def _known(task: Task, wanted: int, generator: torch.Generator) -> Float[Tensor, "m c h w"]:
+    """DATM: real pictures that a trained expert classifies rightly; of a class without enough of them any."""
+    source, expert = task.source, snapshot(recorded(task), -1, 0)
+    if any(source.count(label) < wanted for label in range(source.classes)):
+        return _real(source, wanted, generator)
+    with torch.no_grad():
+        found = [logits(task.network, expert, part).argmax(1) for part in source.images.split(1024)]
+    right = (torch.cat(found) == source.labels).cpu()
+    chosen = []
+    for label in range(source.classes):
+        own = torch.arange(source.starts[label], source.starts[label + 1])
+        known = own[right[own]]
+        own = known if len(known) >= wanted else own
+        chosen.append(own[torch.randperm(len(own), generator=generator)[:wanted]])
+    return source.images[torch.cat(chosen).to(source.images.device)]
+
+
 def _expert_logits(task: Task, synthetic: Synthetic) -> Float[Tensor, "m classes"]:
     """DATM starts its labels from an expert, pulled towards the true class where the expert is wrong."""
-    from fewer.learn.distillation.stacked import logits
-
     with torch.no_grad():
         outputs = logits(task.network, snapshot(recorded(task), -1, 0), synthetic.decoded())
     labels = synthetic.labels()

@@ -53,10 +53,7 @@ def train_experts(task: Task, progress: Progress | None = None, momentum: float 
     progress.start("train experts", plan.epochs)
     for epoch in range(plan.epochs):
         orders = torch.stack(
-            [
-                torch.randperm(len(source.images), generator=seeded(task.plan.seed, 302, epoch, e))
-                for e in range(plan.experts)
-            ]
+            [_order(task, seeded(task.plan.seed, 302, epoch, expert)) for expert in range(plan.experts)]
         )
         for position in range(0, len(source.images) - batch + 1, batch):
             rows = orders[:, position : position + batch].to(task.device)
@@ -68,6 +65,21 @@ def train_experts(task: Task, progress: Progress | None = None, momentum: float 
         progress.advance()
     progress.stop()
     return {name: torch.stack([epoch[name] for epoch in kept]) for name in stacked}
+
+
+def _order(task: Task, generator: torch.Generator) -> Int64[Tensor, " n"]:
+    """Rows of one epoch of an expert."""
+    source = task.source
+    if not task.plan.trajectory.balanced:
+        return torch.randperm(len(source.images), generator=generator)
+    # Classes in turn: every batch holds each equally often, pictures of small classes come again.
+    each = -(-len(source.images) // source.classes)
+    rows = []
+    for label in range(source.classes):
+        count = source.count(label)
+        rounds = [torch.randperm(count, generator=generator) for _ in range(-(-each // count))]
+        rows.append(torch.cat(rounds)[:each] + source.starts[label])
+    return torch.stack(rows, 1).flatten()[: len(source.images)]
 
 
 def _expert_step(task: Task, momentum: float) -> Callable[..., tuple[Parameters, Parameters]]:

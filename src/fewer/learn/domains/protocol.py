@@ -18,9 +18,12 @@ from torch import Tensor
 
 from fewer.core.device import seeded
 from fewer.core.errors import DataError
+from fewer.learn.domains.bases import PUBLISHED_STEPS
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.plan import InvariantPlan
 
+ACCUMULATIONS = (1, 5, 10, 15, 20)
+FIRST_MASKS = ("random", "sensitivity", "fisher")
 Selection = Literal["training-domain", "leave-one-out", "oracle"]
 Record = Mapping[str, float]
 Rows = Int64[Tensor, " _"]
@@ -63,20 +66,46 @@ def source_validation(record: Record, held: Sequence[int]) -> float:
     return float(np.mean(sources))
 
 
-def best_record(run: Sequence[Record], held: Sequence[int], rule: Selection) -> Record:
+def best_record(
+    run: Sequence[Record],
+    held: Sequence[int],
+    rule: Selection,
+    left_out: Mapping[int, Sequence[Record]] | None = None,
+) -> Record:
     """The checkpoint of one run that a rule picks; `held` are the domains that it did not train on.
 
     training-domain: best source validation (the first of equals), and of a masked run only among
     checkpoints that have a mask (`masked` is not 0), for the result is meant to be sparse. oracle: the last
-    checkpoint, for the target's labels may choose between runs but not stop one early. leave-one-out
-    chooses between runs only, so it takes training-domain's checkpoint.
+    checkpoint, for the target's labels may choose between runs but not stop one early. leave-one-out: the
+    step at which runs of the same settings that left out one more domain (`left_out`: domain -> run) do best
+    on that domain.
     """
     if not run:
         raise DataError("the run holds no evaluation")
     if rule == "oracle":
         return max(run, key=lambda record: record["step"])
     eligible = [record for record in run if record.get("masked", 1.0)] or run
+    if rule == "leave-one-out":
+        scores = _left_out_scores(eligible, left_out)
+        return max((one for one in eligible if one["step"] in scores), key=lambda one: scores[one["step"]])
     return max(eligible, key=lambda record: source_validation(record, held))
+
+
+def _left_out_scores(
+    run: Sequence[Record], left_out: Mapping[int, Sequence[Record]] | None
+) -> dict[float, float]:
+    """Step -> mean accuracy on the "in" part of each source domain by the run that left it out, as DomainBed
+    has it; of the steps that all runs evaluated."""
+    if not left_out:
+        raise DataError("leave-one-out selection needs runs that leave out a source domain as well")
+    by_step = {
+        env: {record["step"]: record[f"env{env}_in_acc"] for record in inner}
+        for env, inner in left_out.items()
+    }
+    shared = [one["step"] for one in run if all(one["step"] in known for known in by_step.values())]
+    if not shared:
+        raise DataError("the runs that leave out a source domain were evaluated at other steps")
+    return {step: float(np.mean([known[step] for known in by_step.values()])) for step in shared}
 
 
 def run_score(
@@ -85,17 +114,11 @@ def run_score(
     rule: Selection,
     left_out: Mapping[int, Sequence[Record]] | None = None,
 ) -> float:
-    """What a rule compares runs by: source validation, target "out" accuracy (oracle), or the mean accuracy
-    on each source domain by a run of the same settings that left it out too (`left_out`: domain -> run)."""
+    """What a rule compares runs by, at the checkpoint that it picks: source validation, target "out" accuracy
+    (oracle), or the mean accuracy on each source domain by the run that left it out too."""
+    record = best_record(run, [target], rule, left_out)
     if rule == "leave-one-out":
-        if not left_out:
-            raise DataError("leave-one-out selection needs runs that leave out a source domain as well")
-        scores = []
-        for env, inner in left_out.items():
-            best = best_record(inner, [target, env], "training-domain")
-            scores.append((best[f"env{env}_in_acc"] + best[f"env{env}_out_acc"]) / 2)
-        return float(np.mean(scores))
-    record = best_record(run, [target], rule)
+        return _left_out_scores([record], left_out)[record["step"]]
     return record[f"env{target}_out_acc"] if rule == "oracle" else source_validation(record, [target])
 
 
@@ -124,6 +147,12 @@ def drawn_plan(plan: InvariantPlan, draw: int) -> InvariantPlan:
         changes["density"] = round(float(choose("density").integers(1, 10)) / 10, 1)
     if plan.method in ("evil", "rigl"):
         changes["alpha"] = round(float(choose("alpha").integers(1, 9)) * 0.05, 2)
+        # 100 .. 500 of the published 5001 steps, and the same share of other runs.
+        delta = max(2, round(100 * int(choose("delta").integers(1, 6)) * plan.steps / PUBLISHED_STEPS))
+        changes["delta"] = delta
+        changes["accumulation"] = min(int(choose("accumulation").choice(ACCUMULATIONS)), delta - 1)
+        if plan.mode != "extended":  # whose first mask knows of domains
+            changes["first_mask"] = str(choose("first_mask").choice(FIRST_MASKS))
     if plan.base in ("irm", "vrex"):
         changes["penalty"] = float(10 ** choose("penalty").uniform(-1, 5))
     if plan.base in ("coral", "mmd"):

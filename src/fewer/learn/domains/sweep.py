@@ -215,13 +215,14 @@ def collect(domains: Domains, runs: Sequence[tuple[Job, dict]], selection: Selec
     for (method, target, seed), draws in groups.items():
         number = domains.index(target)
         best, score = None, float("-inf")
+        left: dict[int, list] = {}
         for runs_of_draw in draws.values():
             inner = {domains.index(left[0]): run for left, run in runs_of_draw.items() if left}
             value = run_score(runs_of_draw[()], number, selection, inner)
             if value > score:
-                best, score = runs_of_draw[()], value
+                best, score, left = runs_of_draw[()], value, inner
         assert best is not None
-        record = best_record(best, [number], selection)
+        record = best_record(best, [number], selection, left)
         accuracies.setdefault(method, {}).setdefault(target, {})[seed] = reported_accuracy(
             record, number, selection
         )
