@@ -1,11 +1,11 @@
-"""DistriFusion's GroupNorm rules on a U-Net that has learned something. runs on: cpu (about 8 minutes)
+"""DistriFusion's GroupNorm rules on a U-Net that has learned something. runs on: cpu and gpu
 
 The paper (section 5.3, SDXL, 8 devices, LPIPS to one device): synchronous 0.207, corrected 0.211, stale
 0.247, separate 0.317. Here: a small U-Net with softmax attention, trained on handwritten digits by flow
 matching; pictures from the same noise on 2, 4 and 8 simulated devices; relative L2 to one device, mean over
 the seeds. The seeds are 0 to 7, fixed before anything was measured.
 """
-# bench: cpu, 10 min:
+# bench: gpu, 2 min: --device cuda
 
 import argparse
 import time
@@ -15,6 +15,7 @@ import torch
 from record import record
 from torch import Tensor, nn
 
+from fewer.core.device import pick_device
 from fewer.core.progress import make_progress
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.core.train import FitPlan, fit
@@ -55,17 +56,17 @@ def pictures_and_labels() -> tuple[Tensor, Tensor]:
     return nn.functional.pad(pictures, (2, 2, 2, 2), value=-1.0), train.labels
 
 
-def train(model: Digits, steps: int) -> float:
-    pictures, labels = pictures_and_labels()
+def train(model: Digits, steps: int, device: torch.device) -> float:
+    pictures, labels = (tensor.to(device) for tensor in pictures_and_labels())
 
     def batch_at(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(labels), (32,), generator=generator)
+        rows = torch.randint(len(labels), (32,), generator=generator).to(device)
         return pictures[rows], labels[rows]
 
     def loss(batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         clean, chosen = batch
-        noise = torch.randn(clean.shape, generator=generator)
-        sigma = torch.rand(len(clean), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        sigma = torch.rand(len(clean), generator=generator).to(device)
         mixed = clean + sigma[:, None, None, None] * (noise - clean)
         return (model(mixed, 1000 * sigma, chosen) - (noise - clean)).square().mean()
 
@@ -81,7 +82,8 @@ def draw(model: Digits, net: nn.Module, steps: int) -> Tensor:
     noises = [
         torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in range(SEEDS)
     ]
-    pictures, labels = torch.stack(noises), torch.arange(SEEDS) % 10
+    device = model.table.weight.device
+    pictures, labels = torch.stack(noises).to(device), torch.arange(SEEDS, device=device) % 10
     text = model.table(labels)[:, None]
     for step in range(steps):
         sigma = 1 - step / steps
@@ -102,12 +104,15 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=4)
     parser.add_argument("--devices", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--weights", type=Path, help="kept here after training; used if it is there")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "auto"))
     options = parser.parse_args()
-    model, began, loss = Digits(), time.monotonic(), None
+    torch.backends.cudnn.allow_tf32 = False  # or convolutions on a GPU would round to ten bits
+    device = pick_device(options.device)
+    model, began, loss = Digits().to(device), time.monotonic(), None
     if options.weights and options.weights.is_file():
         model.load_state_dict(read_tensors(options.weights))
     else:
-        loss = train(model, options.train_steps)
+        loss = train(model, options.train_steps, device)
         if options.weights:
             write_tensors(options.weights, model.state_dict())
     model.eval().requires_grad_(False)
@@ -129,7 +134,7 @@ def main() -> None:
             def rank_main(group: Group, plan: ParallelPlan = plan) -> Tensor:
                 return draw(model, parallelize(model.net, plan, group), options.steps)
 
-            found = errors(run_simulated(devices, rank_main, timeout=600.0)[0], expected)
+            found = errors(run_simulated(devices, rank_main, timeout=600.0)[0], expected).cpu()
             rows.append(
                 {"devices": devices, "rule": name, "error": float(found.mean()),
                  "standard_error": float(found.std() / SEEDS**0.5), "each": found.tolist()}

@@ -5,14 +5,15 @@ then the judges of builtin_model.py (the stored file) score all of them, and the
 Simulated bands give the pictures of real ones, one process is enough. In fp32, so that nothing but the
 staleness differs. The language model need not be where the pictures are drawn: a first call with --texts FILE
 encodes the prompts into it and stops, later ones read it. The same pictures are judged twice, so the
-difference of a judge's shares has the standard error of paired samples, which is given beside it.
+difference of a judge's shares has the standard error of paired samples (means of prompts), which is given
+beside it. All prompts are drawn from one noise, judged and written down before the next noise is begun.
 """
-# bench: gpu, 3 min: --texts parallel_texts.safetensors --noises 5 --prompts 140 --batch 175
+# bench: gpu, 4 min: --texts parallel_texts.safetensors --noises 5 --prompts 140 --batch 140
 
 import argparse
-import math
+import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,19 +33,23 @@ from fewer.generate.scenes.presets import preset
 from fewer.generate.transformer import SanaTransformer
 from fewer.parallel import Group, ParallelPlan, parallelize, run_simulated
 
-JUDGES = ("colour", "count", "left_right", "order", "style", "identity")
+JUDGES = ("colour", "count", "left_right", "above_below", "order", "style", "identity")
 
 
-def plans() -> dict[str, ParallelPlan]:
-    """The default first, then what else there is."""
-    found = {}
-    for rule in ("corrected", "replace"):
+def plans(warm_up: int) -> dict[str, ParallelPlan | None]:
+    """One device, the defaults, then what else there is."""
+    found: dict[str, ParallelPlan | None] = {"one device": None}
+    kinds: dict[str, dict] = {
+        "displaced": {},
+        "displaced, fresh border rows": {"halo": "sync"},
+        "displaced, corrected": {"state_rule": "corrected"},
+        "displaced, replace": {"state_rule": "replace"},
+        "naive": {"mode": "naive"},
+    }
+    for name, fields in kinds.items():
         for devices in (2, 4):
-            found[f"{devices} bands, displaced, {rule}"] = ParallelPlan(
-                devices=devices, mode="displaced", warmup_steps=4, state_rule=rule
-            )
-    for devices in (2, 4):
-        found[f"{devices} bands, naive"] = ParallelPlan(devices=devices, mode="naive")
+            chosen = {"devices": devices, "mode": "displaced", "warmup_steps": warm_up} | fields
+            found[f"{devices} bands, {name}"] = ParallelPlan(**chosen)
     return found
 
 
@@ -59,113 +64,141 @@ def main() -> None:
         print(f"{options.texts}: {options.texts.stat().st_size} bytes; call again to draw")
         return
     device = pick_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # or convolutions on a GPU would round to ten bits
     texts = Texts(options.texts, device)
+    if len(texts) != len(scenes):
+        raise SystemExit(f"{options.texts} holds {len(texts)} prompts: ask for as many, or name another file")
     transformer = SanaTransformer.load(folder, torch.float32, device).eval()
     autoencoder = DCAutoencoder.load(folder / "vae", torch.float32, device).eval()
     judge = SpriteJudge.load(JUDGE, vocabulary.words, vocabulary.styles).to(device)
-    chosen_plans = {name: plan for name, plan in plans().items() if options.only in name}
-    drawn, seconds = drawn_rows(transformer, texts, chosen_plans, options)
-    count = len(drawn["one device"])
-    owners = [scene for scene in scenes for _ in range(options.noises)][:count]
-    table = Table(options, judge, owners, device)
-    for name, latents in drawn.items():
-        table.add(name, decoded(autoencoder, latents.to(device), min(options.batch, 50)), seconds[name])
+    wanted = {name: plan for name, plan in plans(options.warm_up).items()
+              if plan is None or re.search(options.only, name)}  # fmt: skip
+    rows = {name: Row(name, judge) for name in wanted}
+    began = time.monotonic()
+    for noise in range(options.noises):
+        for at in range(0, len(scenes), options.batch):
+            some = list(range(at, min(at + options.batch, len(scenes))))
+            seed, first = noise * len(scenes) + at, None
+            for name, plan in wanted.items():
+                latents, seconds = kept_or_drawn(transformer, texts, some, seed, name, plan, options)
+                drawn = (latents, decoded(autoencoder, latents.to(device), min(options.batch, 50)))
+                first = drawn if first is None else first
+                rows[name].add(drawn, first, some, [scenes[row] for row in some], seconds)
+        write(rows, options)
+        if time.monotonic() - began > options.seconds * (noise + 1) / (noise + 2):
+            break  # another noise would take as long again as each before it
 
 
-def drawn_rows(
-    transformer: nn.Module, texts: Texts, chosen: dict[str, ParallelPlan], options: argparse.Namespace
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Latents of one device and of every plan, batch by batch, and the seconds that each took.
+def kept_or_drawn(
+    transformer: nn.Module, texts: Texts, some: list[int], seed: int, name: str, plan: ParallelPlan | None,
+    options: argparse.Namespace,
+) -> tuple[Tensor, float]:  # fmt: skip
+    """Latents of these prompts, and the seconds that they took.
 
     With --keep what was drawn by an earlier call is read, so that an hour can be spent in pieces.
     """
-    rows = [row for row in range(len(texts)) for _ in range(options.noises)]
-    drawn: dict[str, list[Tensor]] = {}
-    seconds: dict[str, float] = {}
+    place = f"{options.steps}-{len(some)}-{seed}-{re.sub('[^a-z0-9]+', '-', name)}"
+    file = None if options.keep is None else options.keep / f"{place}.safetensors"
+    if file is not None and file.exists():
+        held = read_tensors(file)
+        return held["latents"], float(held["seconds"])
     began = time.monotonic()
-    for at in range(0, len(rows), options.batch):
-        if at and time.monotonic() - began > options.seconds:
-            break
-        file = (
-            None
-            if options.keep is None
-            else options.keep / f"{options.steps}-{options.batch}-{at}.safetensors"
-        )
-        kept = read_tensors(file) if file is not None and file.exists() else {}
-        for name, plan in {"one device": None, **chosen}.items():
-            if name not in kept:
-                started = time.monotonic()
-                kept[name] = of_plan(
-                    transformer, texts, rows[at : at + options.batch], options.steps, at, plan
-                )
-                kept[f"seconds: {name}"] = torch.tensor(time.monotonic() - started)
-                if file is not None:
-                    write_tensors(file, kept)
-            drawn.setdefault(name, []).append(kept[name])
-            seconds[name] = seconds.get(name, 0.0) + float(kept[f"seconds: {name}"])
-        print(f"{at + len(rows[at : at + options.batch])} of {len(rows)}", flush=True)
-    return {name: torch.cat(parts) for name, parts in drawn.items()}, seconds
+    latents = of_plan(transformer, texts, some, options.steps, seed, plan)
+    seconds = time.monotonic() - began
+    if file is not None:
+        write_tensors(file, {"latents": latents, "seconds": torch.tensor(seconds)})
+    return latents, seconds
 
 
 def of_plan(
-    transformer: nn.Module, texts: Texts, rows: list[int], steps: int, seed: int, plan: ParallelPlan | None
+    transformer: nn.Module, texts: Texts, some: list[int], steps: int, seed: int, plan: ParallelPlan | None
 ) -> Tensor:
     """One batch on one device, or on simulated ones."""
     if plan is None:
-        return drawn_batch(transformer, texts, rows, steps, seed).cpu()
+        return drawn_batch(transformer, texts, some, steps, seed).cpu()
 
     def rank_main(group: Group) -> Tensor:
-        return drawn_batch(parallelize(transformer, plan, group), texts, rows, steps, seed)
+        return drawn_batch(parallelize(transformer, plan, group), texts, some, steps, seed)
 
     return run_simulated(plan.devices, rank_main, timeout=600.0)[0].cpu()
 
 
-class Table:
-    """Rows as they come, each written at once; the first is one device."""
+@dataclass
+class Row:
+    """What the judges said of every picture of one plan."""
 
-    def __init__(
-        self, options: argparse.Namespace, judge: SpriteJudge, owners: list[Scene], device: torch.device
-    ) -> None:
-        self.options, self.judge, self.owners, self.device = options, judge, owners, device
-        self.rows: list[dict[str, object]] = []
-        self.first: tuple[Tensor, dict[str, list[float]]] | None = None
+    name: str
+    judge: SpriteJudge
+    prompts: list[int] = field(default_factory=list)
+    objects: list[int] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
+    """A picture's answers, one a judge: 0 or 1, shares for `identity`, NaN where nothing was asked."""
+    decibels: list[float] = field(default_factory=list)
+    apart: list[float] = field(default_factory=list)
+    """Relative L2 of each picture's latents to those of one device."""
+    seconds: float = 0.0
 
-    def add(self, name: str, pictures: Tensor, seconds: float) -> None:
-        shown, each = pictures.to(self.device), self._groups(pictures)
-        row: dict[str, object] = {"what": name, **asdict(judge_pictures(self.judge, shown, self.owners))}
-        if self.first is None:
-            self.first = (pictures, each)
-        else:
-            found = psnr(pictures, self.first[0])
-            row |= {"psnr_median": float(found.median()), "psnr_worst": float(found.min())}
+    def add(
+        self, drawn: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor], some: list[int],
+        scenes: list[Scene], seconds: float,
+    ) -> None:  # fmt: skip
+        """Latents and pictures of these prompts, and those of the first row."""
+        (latents, pictures), (exact, expected) = drawn, first
+        shown = pictures.to(next(self.judge.parameters()).device)
+        for number, scene in enumerate(scenes):
+            verdict = asdict(judge_pictures(self.judge, shown[number : number + 1], [scene]))
+            self.scores.append([verdict[judge] for judge in JUDGES])
+            self.objects.append(len(scene.objects))
+        self.prompts += some
+        self.decibels += psnr(pictures, expected).tolist()
+        difference = (latents - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+        self.apart += difference.tolist()
+        self.seconds += seconds
+
+    def figures(self, first: "Row") -> dict[str, object]:
+        """Shares, and what they lost against the first row's, in points, with its standard error."""
+        scores, objects = torch.tensor(self.scores).double(), torch.tensor(self.objects)
+        shares = {
+            judge: _mean(scores[:, place], objects if judge == "identity" else torch.ones_like(objects))
+            for place, judge in enumerate(JUDGES)
+        }
+        row: dict[str, object] = {"what": self.name, "pictures": len(scores), **shares}
+        if first is not self:
+            decibels, apart = torch.tensor(self.decibels), torch.tensor(self.apart)
+            row |= {"latents_error": float(apart.mean()), "latents_error_worst": float(apart.max())}
+            row |= {"psnr_median": float(decibels.median()), "psnr_worst": float(decibels.min())}
+            lost = 100 * (scores - torch.tensor(first.scores).double())
             row["points_from_one_device"] = {
-                judge: _difference(each[judge], self.first[1][judge]) for judge in JUDGES
+                judge: _difference(lost[:, place], torch.tensor(self.prompts))
+                for place, judge in enumerate(JUDGES)
             }
-        self.rows.append(row | {"seconds": round(seconds, 1)})
-        print(self.rows[-1], flush=True)
-        options = self.options
-        figures = {"model": str(options.model or "default"), "steps": options.steps,
-                   "prompts": len(self.owners) // options.noises, "pictures": len(self.owners)}  # fmt: skip
-        print(record(options.name, {**figures, "rows": self.rows}))
-
-    def _groups(self, pictures: Tensor) -> dict[str, list[float]]:
-        """Each judge's share of every prompt's pictures, in points."""
-        noises, shares = self.options.noises, {judge: [] for judge in JUDGES}
-        for start in range(0, len(self.owners), noises):
-            own = slice(start, start + noises)
-            score = asdict(judge_pictures(self.judge, pictures[own].to(self.device), self.owners[own]))
-            for judge in JUDGES:
-                shares[judge].append(float("nan") if score[judge] is None else 100 * score[judge])
-        return shares
+        return row | {"seconds": round(self.seconds, 1)}
 
 
-def _difference(found: list[float], expected: list[float]) -> list[float]:
-    """Mean over prompts and its standard error, in points, where the judge was asked something."""
-    pairs = [one - other for one, other in zip(found, expected, strict=True) if not math.isnan(one - other)]
-    if len(pairs) < 2:
-        return [float("nan"), float("nan")]
-    values = torch.tensor(pairs, dtype=torch.float64)
-    return [float(values.mean()), float(values.std() / len(pairs) ** 0.5)]
+def _mean(values: Tensor, weights: Tensor) -> float | None:
+    asked = ~values.isnan()
+    return float((values * weights)[asked].sum() / weights[asked].sum()) if asked.any() else None
+
+
+def _difference(apart: Tensor, prompts: Tensor) -> list[float] | None:
+    """Mean over prompts and its standard error, where the judge was asked something."""
+    asked = ~apart.isnan()
+    if len(prompts[asked].unique()) < 2:
+        return None
+    means = [apart[asked & (prompts == prompt)].mean() for prompt in prompts[asked].unique()]
+    values = torch.stack(means)
+    return [float(values.mean()), float(values.std() / len(values) ** 0.5)]
+
+
+def write(rows: dict[str, Row], options: argparse.Namespace) -> None:
+    """All rows as far as they are, each time."""
+    first = next(iter(rows.values()))
+    found = [row.figures(first) for row in rows.values()]
+    for row in found:
+        print(row, flush=True)
+    figures = {"model": str(options.model or "default"), "steps": options.steps, "warm_up": options.warm_up,
+               "prompts": options.prompts, "pictures": len(first.scores)}  # fmt: skip
+    print(record(options.name, {**figures, "rows": found}), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -174,15 +207,18 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, help="a folder; the built-in model if absent")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    parser.add_argument("--prompts", type=int, default=100, help="half seen, half held-out combinations")
-    parser.add_argument("--noises", type=int, default=7, help="pictures of each prompt")
+    parser.add_argument("--prompts", type=int, default=140, help="half seen, half held-out combinations")
+    parser.add_argument("--noises", type=int, default=5, help="pictures of each prompt")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=50, help="pictures at once")
     parser.add_argument(
         "--keep", type=Path, help="a folder: drawn latents stay there and are not drawn again"
     )
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no batch is begun after this")
-    parser.add_argument("--only", default="", help="plans whose name contains this")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="no noise is begun that ends later"
+    )
+    parser.add_argument("--only", default="", help="plans whose name this regular expression finds")
+    parser.add_argument("--warm-up", type=int, default=4)
     parser.add_argument("--texts", type=Path, default=Path("parallel_texts.safetensors"))
     parser.add_argument("--name", default="parallel_quality")
     return parser.parse_args()

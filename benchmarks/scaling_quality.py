@@ -32,6 +32,7 @@ def quality(stand: "Stand") -> None:
         stand.emit(item="quality", skipped="needs --texts and --judge, see parallel_quality.py")
         return
     texts = Texts(options.texts, stand.device)
+    torch.backends.cudnn.allow_tf32 = False
     transformer = SanaTransformer.load(DEFAULT_MODEL, torch.float32, stand.device).eval()
     autoencoder = DCAutoencoder.load(DEFAULT_MODEL / "vae", torch.float32, stand.device).eval()
     judge, scenes = judge_and_scenes(stand, len(texts))
@@ -50,7 +51,7 @@ def quality(stand: "Stand") -> None:
             continue
         plan = ParallelPlan(devices=count, mode="displaced", warmup_steps=4)
         pictures, seconds = draw(parallelize(transformer, plan, group))
-        add(stand, "displaced, corrected", count, judge, scenes, pictures, seconds, expected)
+        add(stand, "displaced", count, judge, scenes, pictures, seconds, expected)
 
 
 def judge_and_scenes(stand: "Stand", prompts: int) -> tuple[SpriteJudge, list]:

@@ -149,8 +149,13 @@ def _plan(pipe: "TextToImage", request: GenerateCommand, group: "Group") -> "tup
     plan = ParallelPlan(devices=group.size, mode=request.parallel, guidance=request.split_guidance)
     plan = plan.check().for_steps(single.steps or 1)
     if not hasattr(pipe.transformer, "transformer_blocks"):  # condition-aware: nothing to choose
-        exact = ParallelPlan(devices=group.size, mode="sync", guidance="batched")
-        return exact, exact.explain()
+        mode, guidance = plan.mode, plan.guidance
+        plan = replace(
+            plan,
+            mode="sync" if mode == "auto" else mode,
+            guidance="batched" if guidance == "auto" else guidance,
+        )
+        return plan, plan.explain()
     latents = list(pipe.grid(single))
     text = pipe.settings.text_length
     return plan_on_this_machine(plan, pipe.transformer, group, latents, text, guided)

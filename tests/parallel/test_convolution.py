@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fewer.parallel import convolution
 from fewer.parallel.bands import cut
 from fewer.parallel.convolution import ParallelConv2d
 from fewer.parallel.group import Group
@@ -22,10 +23,16 @@ def on_bands(
     return torch.cat(run_simulated(devices, rank_main), dim=axis)
 
 
+@pytest.mark.parametrize(
+    "at_once", [0, 2**22]
+)  # borders anew, or the band copied beside its neighbours' rows
 @pytest.mark.parametrize("devices", [1, 2, 3])
 @pytest.mark.parametrize("axis", [2, 3])
 @pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (5, 4)])
-def test_bands_together_are_the_whole_convolution(devices: int, axis: int, kernel: int, groups: int) -> None:
+def test_bands_together_are_the_whole_convolution(
+    at_once: int, devices: int, axis: int, kernel: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "MOST_AT_ONCE", at_once)
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(4, 8, kernel, padding=kernel // 2, groups=groups)
     image = torch.randn(2, 4, 11, 9)

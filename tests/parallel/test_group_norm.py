@@ -1,5 +1,7 @@
 """Acceptance A6."""
 
+import copy
+
 import pytest
 import torch
 
@@ -44,6 +46,31 @@ def on_bands(
 def test_sync_is_group_norm_even_for_ragged_bands_and_without_bessel(devices: int) -> None:
     module, images = norm(), pictures(1)
     assert torch.allclose(on_bands(module, images, devices, mode="sync"), module(images[0]), atol=2e-6)
+
+
+@pytest.mark.parametrize("far", [10.0, 1000.0])
+@pytest.mark.parametrize("affine", [True, False])
+def test_features_far_from_zero_keep_their_variance(far: float, affine: bool) -> None:
+    module = norm() if affine else torch.nn.GroupNorm(3, 6, affine=False)
+    images = [image + far for image in pictures(3)]
+    exactly = copy.deepcopy(module).double()(images[-1].double())
+    limit = 2e-6 * far * float(exactly.abs().max())  # fp32 cannot tell where in its step x itself lies
+    for plan in ({"mode": "sync"}, {"mode": "displaced", "warmup_steps": 0, "norm_rule": "sync"}):
+        assert (on_bands(module, images, 3, **plan).double() - exactly).abs().max() < limit
+    stale = on_bands(module, images, 3, mode="displaced", warmup_steps=0)
+    near = on_bands(module, pictures(3), 3, mode="displaced", warmup_steps=0)
+    assert (stale - near).abs().max() < 2 * limit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_features_of_sixteen_bits_are_normalised_as_torch_does(dtype: torch.dtype) -> None:
+    module, image = norm().to(dtype), (pictures(1)[0] + 5).to(dtype)
+    expected = copy.deepcopy(module).double()(image.double())
+    found = on_bands(module, [image], 3, mode="sync")
+    assert found.dtype == dtype
+    ours, theirs = (float((out.double() - expected).norm()) for out in (found, module(image)))
+    assert ours <= 1.1 * theirs + 1e-6
 
 
 def test_the_corrected_rule_gives_the_hand_computed_values() -> None:

@@ -1,14 +1,15 @@
 """Acceptance A7: what goes wrong is named, and nothing hangs."""
 
+import signal
 import time
-from multiprocessing.reduction import ForkingPickler
 from queue import Queue
 
 import pytest
 
 from fewer.core.errors import ConfigError
 from fewer.parallel.group import GroupFailed
-from fewer.parallel.launch import RankPool, _hear, _packed, run_on_devices
+from fewer.parallel.launch import RankPool, _hear, _interrupts_for_the_parent, run_on_devices
+from fewer.parallel.rank_process import packed
 from tests.parallel import ranks
 
 
@@ -37,15 +38,16 @@ def test_a_rank_that_leaves_without_an_answer_is_not_waited_for() -> None:
     with pytest.raises(GroupFailed, match=r"rank 0 of 1 died \(it left without an answer\)"):
         list(_hear([Gone()], Queue(), {}))
     answers: Queue = Queue()
-    answers.put((0, "answer", _packed(5)))  # what it said before it left counts
+    answers.put((0, "answer", packed(5)))  # what it said before it left counts
     reported: dict = {}
     assert list(_hear([Gone()], answers, reported)) == [] and reported == {0: ("answer", 5)}
 
 
-def test_an_answer_that_cannot_be_sent_fails_where_it_is_made() -> None:
-    assert ForkingPickler.loads(_packed({"a": [1.5]})) == {"a": [1.5]}
-    with pytest.raises(Exception, match=r"pickle|local object"):
-        _packed(lambda: None)
+def test_ranks_are_started_deaf_to_ctrl_c_and_the_parent_is_not() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with _interrupts_for_the_parent():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # what a process inherits
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_calls_at_the_same_time_are_refused_and_do_not_take_each_others_answers() -> None:

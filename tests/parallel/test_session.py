@@ -61,6 +61,26 @@ def test_the_rules_for_a_stale_sum_give_the_hand_computed_values() -> None:
     assert displaced_state("frozen", before, own_before, own).tolist() == [[11.0, 9.0]]
 
 
+def test_correcting_pays_where_the_bands_move_together_and_costs_where_each_goes_its_own_way() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def errors(together: float, apart: float) -> tuple[float, float]:
+        """Of `replace` and of `corrected`: root of the mean square, for two bands of many sums."""
+        steps = together + apart * torch.randn(2, 1, 10_000, generator=generator)
+        before = torch.full((1, 10_000), 1e3)
+        found = (
+            displaced_state(rule, (2 * before).tolist(), before.tolist(), (before + steps[0]).tolist())
+            for rule in ("replace", "corrected")
+        )
+        truth = 2 * before + steps.sum(0)
+        first, second = (float((state - truth).square().mean().sqrt()) for state in found)
+        return first, second
+
+    for together, apart in ((1.0, 0.2), (0.2, 1.0)):
+        expected = ((together**2 + apart**2) ** 0.5, 2**0.5 * apart)  # of N = 2 bands
+        assert errors(together, apart) == pytest.approx(expected, rel=0.05)
+
+
 def test_keys_whose_normaliser_would_not_stay_positive_are_replaced() -> None:
     before, own_before, own = [[10.0, 3.0], [1.0, 9.0]], [[4.0, 3.0], [0.0, 1.0]], [[5.0, 1.0], [0.0, 2.0]]
     # First key: corrected normaliser 3 + 2 (1 - 3) = -1, so its row is the replaced one.

@@ -15,6 +15,9 @@ from fewer.parallel.session import Session
 
 Features = Float[Tensor, "batch channels height width"]
 
+MOST_AT_ONCE = 2**22
+"""A band of so few numbers is copied beside its neighbours' rows: that costs less than borders done anew."""
+
 
 class ParallelConv2d(nn.Module):
     """Any zero-padded convolution with a kernel above 1, strides included; shares the original's tensors."""
@@ -30,9 +33,11 @@ class ParallelConv2d(nn.Module):
         axis = self.session.axis
         depth, across = int(self.padding[axis - 2]), int(self.padding[3 - axis])
         rows = self.session.start_rows(self.layer, features, depth)
+        if self.session.alone:
+            return self._convolve(features, self.padding)
         padding = (0, across) if axis == 2 else (across, 0)
         plain = self.stride[axis - 2] == 1 and self.kernel_size[axis - 2] == 2 * depth + 1
-        if not plain or features.shape[axis] < 2 * depth:
+        if not plain or features.shape[axis] < 2 * depth or features.numel() <= MOST_AT_ONCE:
             return self._convolve(extend(features, rows.wait(), depth, axis), padding)
         # The whole band is done while the rows travel, as if there were no neighbours; then its borders anew.
         out = self._convolve(features, self.padding)

@@ -4,28 +4,27 @@ The parent watches its ranks: when one dies, the others are ended at once and th
 """
 
 import contextlib
-import os
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
 import torch
-from torch import distributed, multiprocessing
+from torch import multiprocessing
 
 from fewer.core.errors import ConfigError, FewerError
-from fewer.core.ranks import announced_ranks, join_ranks, ranks_of_launcher, under_torchrun
+from fewer.core.ranks import announced_ranks, ranks_of_launcher, under_torchrun
 from fewer.parallel.group import GroupFailed
-from fewer.parallel.heartbeat import STUCK, Heartbeat
+from fewer.parallel.heartbeat import STUCK
 from fewer.parallel.process_group import ProcessGroup
+from fewer.parallel.rank_process import RankMain, rank_process
 from fewer.parallel.simulated import lone_rank
-from fewer.parallel.together import until_stopped
 
-RankMain = Callable[..., Any]
 Reported = dict[int, tuple[str, object]]
 """What each rank has answered: "answer" or "error", and its value."""
 
@@ -94,8 +93,8 @@ class RankPool:
                 self._send(rank_main, arguments, False)
                 for _ in _hear(self._processes, self._answers, reported):
                     pass
-            except BaseException:
-                self.close()
+            except BaseException as error:
+                self.close(patient=isinstance(error, FewerError))
                 raise
         return reported[0][1]
 
@@ -118,8 +117,8 @@ class RankPool:
                     raise
             except GeneratorExit:
                 raise
-            except BaseException:
-                self.close()
+            except BaseException as error:
+                self.close(patient=isinstance(error, FewerError))
                 raise
 
     @contextlib.contextmanager
@@ -142,13 +141,13 @@ class RankPool:
             with contextlib.suppress(OSError):  # a rank that has died is named when its answer is missed
                 pipe.send((rank_main, arguments, streamed))
 
-    def close(self) -> None:
-        """Ends all ranks: those that are idle leave by themselves, the others are ended."""
+    def close(self, patient: bool = True) -> None:
+        """Ends all ranks: those that are idle leave by themselves, if one is `patient`; the rest is ended."""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(None)
         failed = any(process.exitcode not in (None, 0) for process in self._processes)
-        deadline = time.monotonic() + (0 if failed else 5)
+        deadline = time.monotonic() + (5 if patient and not failed else 0)
         for process in self._processes:
             process.join(max(0.1, deadline - time.monotonic()))
         for process in self._processes:
@@ -171,7 +170,7 @@ class RankPool:
         for rank in range(self.devices):
             here, there = context.Pipe()
             process = context.Process(
-                target=_rank_process,
+                target=rank_process,
                 args=(
                     rank,
                     self.devices,
@@ -184,7 +183,8 @@ class RankPool:
                 ),
                 daemon=True,
             )
-            process.start()
+            with _interrupts_for_the_parent():
+                process.start()
             there.close()
             self._processes.append(process)
             self._pipes.append(here)
@@ -194,6 +194,19 @@ class RankPool:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _interrupts_for_the_parent() -> Iterator[None]:
+    """Processes started inside do not hear Ctrl-C, which a terminal sends to all: their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hear(processes: list, answers: Any, reported: Reported) -> Iterator[object]:
@@ -245,42 +258,3 @@ def _death(code: int | None) -> str:
     if code == 0:
         return "it left without an answer"
     return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-
-def _rank_process(
-    rank: int, devices: int, store: str, kind: str, timeout_seconds: float, answers: Any, pipe: Any, stop: Any
-) -> None:
-    parent = os.getppid()
-    if kind == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // devices))
-    try:
-        join_ranks(kind, timeout_seconds, init_method=f"file://{store}", own_rank=rank, ranks=devices)
-        heartbeat = Heartbeat(timeout_seconds) if kind == "cuda" else None
-        group = ProcessGroup(heartbeat=heartbeat, timeout_seconds=timeout_seconds)
-        while (task := _next(pipe)) is not None:
-            rank_main, arguments, streamed = task
-            result = rank_main(group, *arguments)
-            if streamed:
-                for event in until_stopped(group, result, lambda: stop.is_set() or os.getppid() != parent):
-                    if rank == 0:
-                        answers.put((rank, "event", _packed(event)))
-            # Only the first rank's answer is asked for.
-            answers.put((rank, "answer", _packed(None if streamed or rank else result)))
-    except FewerError as error:
-        answers.put((rank, "error", error))
-    except Exception as error:
-        answers.put((rank, "error", f"{type(error).__name__}: {error}"))
-    else:
-        distributed.destroy_process_group()
-
-
-def _packed(value: object) -> bytes:
-    """Ready to be sent. What cannot be sent fails here, where it is reported: a queue would lose it."""
-    return bytes(ForkingPickler.dumps(value))
-
-
-def _next(pipe: Any) -> tuple[RankMain, tuple, bool] | None:
-    try:
-        return pipe.recv()
-    except EOFError:  # the parent is gone
-        return None

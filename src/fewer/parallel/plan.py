@@ -29,8 +29,10 @@ class ParallelPlan:
     """`sync` is exact; `displaced` uses neighbours' activations of the step before; `naive` uses none."""
     warmup_steps: Annotated[int, Field(ge=0)] = 4
     """Displaced: exact steps after the first, which is always exact (the paper's default makes 5)."""
-    state_rule: StateRule = "corrected"
-    """Displaced linear attention: how a stale sum is brought up to date (distrifusion §2.2)."""
+    state_rule: StateRule = "replace"
+    """Displaced linear attention: how a stale sum is brought up to date (distrifusion §2.2). `corrected` is
+    nearer where all bands change alike, as with random weights; trained models' bands do not, and there it
+    is several times worse (benchmarks/parallel_quality.py)."""
     halo: Literal["sync", "stale"] = "stale"
     """Displaced: border rows of convolutions fresh or of the step before."""
     border: Literal["auto", "tokens", "hidden"] = "auto"
@@ -73,9 +75,9 @@ class ParallelPlan:
 
     def explain(self) -> str:
         """The plan in one sentence."""
-        what = f"{self.bands} band(s) of {self.axis}" + (
-            ", guidance on two halves" * (self.guidance_ways - 1)
-        )
+        side = "the longer side" if self.axis == "auto" else self.axis
+        what = "the whole picture" if self.bands == 1 else f"{self.bands} bands of {side}"
+        what += ", guidance on two halves" * (self.guidance_ways - 1)
         if self.bands == 1:
             return f"{what}: nothing to exchange but the result"
         how = {

@@ -146,22 +146,29 @@ class ProcessGroup:
         return _Work([work], pick, self)
 
     def start_gather(self, tensor: Tensor, lengths: Sequence[int], axis: int) -> Pending[Tensor]:
-        # NCCL wants equal sizes: pad the last rows, cut them off again.
-        longest = max(lengths)
         own = tensor.transpose(0, axis)
-        padded = own.new_zeros(longest, *own.shape[1:])
-        padded[: own.shape[0]] = own
-        parts = [torch.empty_like(padded) for _ in lengths]
+        longest, even = max(lengths), len(set(lengths)) == 1
+        if even:
+            padded = own.contiguous()
+        else:  # NCCL wants equal sizes: pad the last rows, cut them off again
+            padded = own.new_zeros(longest, *own.shape[1:])
+            padded[: own.shape[0]] = own
+        whole_shape = (len(lengths) * longest, *padded.shape[1:])
+        parts = padded.clone() if self.size == 1 else padded.new_empty(whole_shape)
         works = []
-        if self.size == 1:
-            parts = [padded]
-        else:
+        if self.size > 1:
+            handle = self._handle
             works = [
-                self._guard(lambda: distributed.all_gather(parts, padded, group=self._handle, async_op=True))
+                self._guard(
+                    lambda: distributed.all_gather_into_tensor(parts, padded, group=handle, async_op=True)
+                )
             ]
 
         def join() -> Tensor:
-            whole = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+            whole = parts
+            if not even:
+                each = zip(parts.split(longest), lengths, strict=True)
+                whole = torch.cat([part[:length] for part, length in each])
             whole = whole.transpose(0, axis).contiguous()
             count_gather(self.traffic, tensor, whole, self.size)
             return whole

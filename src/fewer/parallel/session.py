@@ -119,7 +119,8 @@ class Session:
 
         Displaced rules of distrifusion §2.2: `replace` puts the own part in place, `corrected` assumes that
         all bands moved as the own one did, and falls back to `replace` for keys whose normaliser would not
-        stay positive.
+        stay positive. With N bands that move by m together and by independent steps of variance v each, the
+        squared errors are (N - 1)² m² + (N - 1) v and N (N - 1) v: `corrected` pays where v < m².
         """
         if self.alone:
             return Done(own)  # pyright: ignore[reportReturnType]

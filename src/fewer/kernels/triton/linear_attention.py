@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fewer.kernels.triton.chain import chained, follow
+from fewer.kernels.triton.linear_state import add_states, read_state, sum_tokens
 
 
 @triton.jit
@@ -27,23 +28,10 @@ def _state_kernel(
     known = (column < HEAD) & (head < heads)
     key += batch * key_b + (head * key_h + column)[None, :]
     value += batch * value_b + (head * value_h + column)[None, :]
-    SUM: tl.constexpr = tl.float64 if EXACT else tl.float32  # pyright: ignore
-    total = tl.zeros((HEADS * DIM, HEADS * DIM), dtype=SUM)
-    ones = tl.zeros((HEADS * DIM,), dtype=SUM)
-    for start in range(part * each, tl.minimum((part + 1) * each, tokens), BLOCK):
-        rows = start + tl.arange(0, BLOCK)
-        inside = (rows < tokens)[:, None] & known[None, :]
-        rows = rows.to(tl.int64)[:, None]
-        k = tl.load(key + rows * key_n, mask=inside, other=0.0)
-        v = tl.load(value + rows * value_n, mask=inside, other=0.0)
-        if WIDE:
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        k = tl.maximum(k.to(tl.float32), 0.0).to(k.dtype)
-        if EXACT:
-            total += tl.dot(tl.trans(v), k, input_precision="ieee").to(SUM)
-        else:
-            total = tl.dot(tl.trans(v), k, acc=total, input_precision="ieee")
-        ones += tl.sum(k.to(tl.float32), axis=0).to(SUM)
+    end = tl.minimum((part + 1) * each, tokens)
+    total, ones = sum_tokens(
+        key, value, part * each, end, tokens, key_n, value_n, known, HEADS * DIM, BLOCK, WIDE, EXACT
+    )
     base = states + ((part * tl.num_programs(2) + batch) * heads + head) * (HEAD + 1) * HEAD
     inside = (head[:, None] == head[None, :]) & known[:, None] & known[None, :]
     tl.store(base[:, None] + column[:, None] * HEAD + column[None, :], total, mask=inside)
@@ -66,29 +54,8 @@ def _apply_kernel(
     rows = rows.to(tl.int64)[:, None]
     q = tl.load(query + batch * query_b + head * query_h + rows * query_n + columns, mask=inside, other=0.0)
     base = state + (batch * heads + head) * (HEAD + 1) * HEAD
-    square = known[:, None] & known[None, :]
-    SUM: tl.constexpr = tl.float64 if EXACT else tl.float32  # pyright: ignore
-    matrix = tl.zeros((DIM, DIM), dtype=SUM)
-    ones = tl.zeros((DIM,), dtype=SUM)
-    # Summed in a fixed order, so the same input gives the same bits on every run.
-    for _ in range(parts):
-        matrix += tl.load(base + columns[:, None] * HEAD + columns[None, :], mask=square, other=0.0)
-        ones += tl.load(base + HEAD * HEAD + columns, mask=known, other=0.0)
-        base += part_stride
-    matrix, ones = matrix.to(tl.float32), ones.to(tl.float32)
-    wide = tl.maximum(q.to(tl.float32), 0.0)
-    if SPLIT:
-        # 16-bit tensor cores with nearly fp32's precision: the state as the sum of two 16-bit numbers.
-        q = wide.to(q.dtype)
-        high = matrix.to(q.dtype)
-        top = tl.dot(q, tl.trans(high))
-        top = tl.dot(q, tl.trans((matrix - high.to(tl.float32)).to(q.dtype)), acc=top)
-    else:
-        top = tl.dot(wide, tl.trans(matrix), input_precision="ieee")
-    below = tl.sum(wide * ones[None, :], axis=1) + eps
-    result = top * (1.0 / below)[:, None]
-    if HALF:
-        result = tl.minimum(tl.maximum(result, -65504.0), 65504.0)
+    matrix, ones = add_states(base, parts, part_stride, columns, known, HEAD, DIM, EXACT)
+    result = read_state(q, matrix, ones, eps, HALF, SPLIT)
     where = output + batch * output_b + head * output_h + rows * output_n + columns
     tl.store(where, result.to(output.dtype.element_ty), mask=inside)
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fewer.kernels.triton.linear_attention import _lanes, _last_contiguous, _partial_states
+from fewer.kernels.triton.linear_state import add_states, read_state, sum_tokens
 
 
 @triton.jit
@@ -46,19 +47,10 @@ def _shared_state_kernel(
     known = (column < HEAD) & (head < heads)
     key += batch * key_b + (head * key_h + column)[None, :]
     value += batch * value_b + (head * value_h + column)[None, :]
-    total = tl.zeros((HEADS * DIM, HEADS * DIM), dtype=tl.float32)
-    ones = tl.zeros((HEADS * DIM,), dtype=tl.float32)
-    for start in range(part * each, tl.minimum((part + 1) * each, tokens), BLOCK):
-        rows = start + tl.arange(0, BLOCK)
-        inside = (rows < tokens)[:, None] & known[None, :]
-        rows = rows.to(tl.int64)[:, None]
-        k = tl.load(key + rows * key_n, mask=inside, other=0.0)
-        v = tl.load(value + rows * value_n, mask=inside, other=0.0)
-        if WIDE:
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        k = tl.maximum(k.to(tl.float32), 0.0).to(k.dtype)
-        total = tl.dot(tl.trans(v), k, acc=total, input_precision="ieee")
-        ones += tl.sum(k.to(tl.float32), axis=0)
+    end = tl.minimum((part + 1) * each, tokens)
+    total, ones = sum_tokens(
+        key, value, part * each, end, tokens, key_n, value_n, known, HEADS * DIM, BLOCK, WIDE, False
+    )
     offset = (((rank * parts + part) * batches + batch) * heads + head) * (HEAD + 1) * HEAD
     inside = (head[:, None] == head[None, :]) & known[:, None] & known[None, :]
     for peer in range(size):
@@ -110,26 +102,9 @@ def _waiting_apply_kernel(
     slot = batch * tl.cdiv(heads, HEADS) + head // HEADS
     wait_for(counts + slot, tl.load(goals + slot))
     base = state + (batch * heads + head) * (HEAD + 1) * HEAD
-    square = known[:, None] & known[None, :]
-    matrix = tl.zeros((DIM, DIM), dtype=tl.float32)
-    ones = tl.zeros((DIM,), dtype=tl.float32)
     # In the order of the ranks, so that all of them hold the same bits.
-    for _ in range(parts):
-        matrix += tl.load(base + columns[:, None] * HEAD + columns[None, :], mask=square, other=0.0)
-        ones += tl.load(base + HEAD * HEAD + columns, mask=known, other=0.0)
-        base += part_stride
-    wide = tl.maximum(q.to(tl.float32), 0.0)
-    if SPLIT:
-        q = wide.to(q.dtype)
-        high = matrix.to(q.dtype)
-        top = tl.dot(q, tl.trans(high))
-        top = tl.dot(q, tl.trans((matrix - high.to(tl.float32)).to(q.dtype)), acc=top)
-    else:
-        top = tl.dot(wide, tl.trans(matrix), input_precision="ieee")
-    below = tl.sum(wide * ones[None, :], axis=1) + eps
-    result = top * (1.0 / below)[:, None]
-    if HALF:
-        result = tl.minimum(tl.maximum(result, -65504.0), 65504.0)
+    matrix, ones = add_states(base, parts, part_stride, columns, known, HEAD, DIM, False)
+    result = read_state(q, matrix, ones, eps, HALF, SPLIT)
     where = output + batch * output_b + head * output_h + rows * output_n + columns
     tl.store(where, result.to(output.dtype.element_ty), mask=inside)
 
