@@ -66,6 +66,11 @@ def test_trains_saves_and_reports(
     assert "started with AdamW, not Muon" in capsys.readouterr().err
     assert main(command(data, start, tmp_path / "out", "--resume", "--adapt-depth", "0")) == 2
     assert "trains other parameters" in capsys.readouterr().err
+    assert main(command(data, start, tmp_path / "out", "--resume", "--batch", "3")) == 2
+    assert "started with batch 2, not 3" in capsys.readouterr().err
+    Image.new("RGB", (90, 60)).save(data / "7.png")
+    assert main(command(data, start, tmp_path / "out", "--resume")) == 2
+    assert "started with pictures" in capsys.readouterr().err
 
 
 def test_refining_alone_moves_no_latent(

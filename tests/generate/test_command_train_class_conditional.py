@@ -66,6 +66,13 @@ def test_resumes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert train(data, tmp_path / "m", "--resume") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["held_out_flow_error"] == pytest.approx(first["held_out_flow_error"])
+    assert train(data, tmp_path / "m", "--resume", "--batch", "5") == 2
+    assert "started with batch 4, not 5" in capsys.readouterr().err
+    images = np.random.default_rng(1).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    names = np.array(["zero", "one"])
+    np.savez(tmp_path / "o.npz", train_images=images, train_labels=np.arange(20) % 2, class_names=names)
+    assert train(tmp_path / "o.npz", tmp_path / "m", "--resume") == 2
+    assert "started with pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

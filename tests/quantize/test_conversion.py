@@ -5,6 +5,7 @@ import torch
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors
+from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig
 from fewer.quantize.checkpoint import load_quantized, save_quantized
 from fewer.quantize.conversion import convert
 
@@ -49,6 +50,27 @@ def test_sixteen_bit_sana_goes_between_names_and_pickles_pass_the_door(
     convert(tmp_path / "sana.pth", tmp_path / "out", "safetensors", trust_pickle=True)
     opened = read_tensors(tmp_path / "out" / "sana.safetensors")
     assert all(torch.equal(opened[name], native[name]) for name in native)
+
+
+def test_an_autoencoder_goes_between_names_from_folders_files_and_pickles(tmp_path: Path) -> None:
+    config = DCAutoencoderConfig(
+        latent_channels=4, attention_head_dim=4, encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(4, 8),
+        decoder_block_out_channels=(4, 8), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), (3,)), decoder_qkv_multiscales=((), ()),
+    )  # fmt: skip
+    model = DCAutoencoder(config)
+    model.save(tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "native", "native")["model"] == "DCAutoencoder"
+    native = read_tensors(tmp_path / "native" / "model.safetensors")
+    assert any("op_list" in name for name in native)
+    (tmp_path / "pickled").mkdir()
+    torch.save({"state_dict": native}, tmp_path / "pickled" / "dc-ae.pt")
+    (tmp_path / "pickled" / "config.json").write_bytes((tmp_path / "ours" / "config.json").read_bytes())
+    for number, source in enumerate(("native", "native/model.safetensors", "pickled", "pickled/dc-ae.pt")):
+        convert(tmp_path / source, tmp_path / f"{number}", "diffusers", trust_pickle="pickled" in source)
+        again = DCAutoencoder.load(tmp_path / f"{number}").state_dict()
+        assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
 
 
 def test_what_cannot_be_converted_leaves_no_output(

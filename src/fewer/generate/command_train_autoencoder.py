@@ -120,6 +120,7 @@ def train_autoencoder_command(request: TrainAutoencoderRequest, progress: Progre
             checkpoint_folder=request.output / "checkpoints",
             checkpoint_every=request.checkpoint_every,
             resume=request.resume,
+            identity={"pictures": pictures.fingerprint()},
         )
         results = train_autoencoder(model, pictures.crops, plans, options, progress)
         # The refinement alone moves no latent; measured on other pictures their scale would move them all.

@@ -131,6 +131,7 @@ def _train(
 
     device = pick_device(request.device)
     train, held_out = read_labelled(request.data, request.size, request.grey)
+    identity = {"pictures": train.fingerprint()}  # before an autoencoder, whose rounding differs by device
     autoencoder = None
     if request.autoencoder is not None:
         autoencoder = DCAutoencoder.load(request.autoencoder, device=device).float()
@@ -145,6 +146,7 @@ def _train(
         ema_decay=request.ema or None, device=str(device), seed=request.seed, resume=request.resume,
         dtype=torch.bfloat16 if request.dtype == "bf16" else torch.float32,
         checkpoint_folder=request.output / "checkpoints", checkpoint_every=request.checkpoint_every,
+        identity=identity,
         prefixes=autoencoder.config.latent_prefixes if autoencoder and request.augmented else (),
     )  # fmt: skip
     result = train_class_conditional(model, train, options, progress)

@@ -35,7 +35,8 @@ def convert(source: Path, output: Path, to: Dialect, *, trust_pickle: bool = Fal
                 raise ConfigError(f"{source.name!r} is no pickle; choose another --to")
             return _whole(output, lambda target: _copy(opened, target), {"from": "pickle"})
         if to in ("diffusers", "native"):
-            return _whole(output, lambda target: _sixteen_bit(opened, target, to), {"from": "16-bit"})
+            whole = _as_folder(opened, source, Path(folder))
+            return _whole(output, lambda target: _sixteen_bit(whole, target, to), {"from": "16-bit"})
         checkpoint, dialect = read_checkpoint(opened)
         return _whole(output, lambda target: _write(checkpoint, target, to, source.stem), {"from": dialect})
 
@@ -52,6 +53,25 @@ def _through_the_door(source: Path, folder: Path, trusted: bool) -> Path:
         return source
     for path in pickles:
         open_pickle(path, folder / f"{path.stem}.safetensors", trusted=trusted)
+    return folder
+
+
+def _as_folder(opened: Path, source: Path, place: Path) -> Path:
+    """One weight file, or what came through the door, as a model's folder: with the config that stood beside
+    it, and with the source's name, which may be that of a published model."""
+    if opened == source and opened.is_dir():
+        return source
+    files = [opened] if opened.is_file() else sorted(opened.glob("*.safetensors"))
+    if len(files) != 1:
+        raise FileError(
+            f"{source.name!r} holds {len(files)} weight files without an index; convert one alone"
+        )
+    folder = place / "model" / (source.name if source.is_dir() else source.stem)
+    folder.mkdir(parents=True)
+    shutil.copyfile(files[0], folder / "model.safetensors")
+    config = (source if source.is_dir() else source.parent) / "config.json"
+    if config.is_file():
+        shutil.copyfile(config, folder / "config.json")
     return folder
 
 
@@ -92,7 +112,10 @@ def _sixteen_bit(source: Path, target: Path, to: Dialect) -> dict[str, object]:
         except (FileError, ConfigError) as error:
             failures.append(f"{kind.__name__}: {error}")
             continue
-        model.save(target, native=to == "native")
+        if isinstance(model, DCAutoencoder):
+            model.save(target, "native" if to == "native" else "diffusers")
+        else:
+            model.save(target, native=to == "native")
         return {"model": kind.__name__}
     raise FileError(f"{source.name!r} is neither a Sana nor a DC-AE: " + "; ".join(failures))
 

@@ -51,6 +51,11 @@ class PictureFolder:
         paths = self.held_out if held_out else self.train
         return torch.stack([self.crop(paths, side, generator) for _ in range(count)])
 
+    def fingerprint(self) -> str:
+        """SHA-256 over names and sizes of all files, as 64 hexadecimal digits."""
+        files = [f"{path.name}:{path.stat().st_size}" for path in (*self.train, *self.held_out)]
+        return hashlib.sha256("\n".join([*files, str(len(self.train))]).encode()).hexdigest()
+
     def crop(
         self, paths: list[Path], side: int, generator: torch.Generator
     ) -> Float[Tensor, "channels side side"]:

@@ -7,7 +7,7 @@ channel are measured, so that `encode` gives unit variance.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -63,6 +63,8 @@ class TrainingOptions:
     checkpoint_folder: Path | None = None
     checkpoint_every: int = 500
     resume: bool = False
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What else a resumed run must share with the one that was started, by name (the pictures, say)."""
 
 
 def train_autoencoder(
@@ -119,6 +121,10 @@ def run_phase(
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,
         seed=options.seed + plan.phase,
+        identity={
+            **options.identity,
+            **{name: str(getattr(plan, name)) for name in ("crop", "batch", "rate")},
+        },
     )
 
     def batch_at(_: int, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,6 @@
 """Labelled pictures to learn classes from: `split/class/*.png`, `class/*.png`, or a MedMNIST-style `.npz`."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,13 @@ class LabelledPictures:
     images: Float[Tensor, "count channels side side"]
     labels: Int64[Tensor, " count"]
     class_names: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over pictures, labels and names, as 64 hexadecimal digits."""
+        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def read_labelled(path: Path, size: int, grey: bool = False) -> tuple[LabelledPictures, LabelledPictures]:

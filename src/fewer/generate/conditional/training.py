@@ -1,7 +1,7 @@
 """Flow matching for class-conditional networks: x_t = (1 - t) x + t e, target e - x, t = sigmoid(normal)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -40,6 +40,12 @@ class TrainingOptions:
     checkpoint_every: int = 500
     resume: bool = False
     seed: int = 0
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What else a resumed run must share with the one that was started, by name (the pictures, say)."""
+
+
+_DECISIVE = ("batch", "rate", "weight_decay", "label_dropout", "prefixes")
+"""Settings that a resumed run shares with the one that was started."""
 
 
 def train_class_conditional(
@@ -62,6 +68,7 @@ def train_class_conditional(
         final_rate=0.05, clip_norm=1.0, ema_decay=options.ema_decay,
         checkpoint_folder=options.checkpoint_folder, checkpoint_every=options.checkpoint_every,
         resume=options.resume, seed=options.seed,
+        identity={**options.identity, **{name: str(getattr(options, name)) for name in _DECISIVE}},
     )  # fmt: skip
 
     def batch_at(index: int, generator: torch.Generator) -> Batch:
