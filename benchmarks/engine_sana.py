@@ -32,9 +32,8 @@ from torch import Tensor
 
 from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig, published_config
 from fewer.generate.engine import accelerate
-from fewer.generate.engine.sana import FusedSana, Rows
+from fewer.generate.engine.sana import Rows
 from fewer.generate.sampling import Guidance, guided_velocity, sample
-from fewer.generate.sampling.schedule import flow_dpm_levels
 from fewer.generate.transformer import SanaParams, SanaTransformer, initialise, published
 from fewer.generate.transformer.attention import KeysValues
 from fewer.generate.transformer.formats import write_params

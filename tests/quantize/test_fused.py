@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fewer.kernels.linear_attention import linear_attention
 from fewer.kernels.norms import modulated_norm
 from fewer.kernels.scratch import WeightScratch
 from fewer.quantize.formats import FORMATS, encode_weight
@@ -162,3 +163,32 @@ def test_without_a_branch_there_is_nothing_to_fold() -> None:
     rows = torch.randn(5, 128)
     assert fused is not None and fused.folded is None
     assert torch.equal(fused(rows)[0], product([linear])(rows)[0])
+
+
+def test_attention_behind_queries_keys_and_values_is_theirs() -> None:
+    torch.manual_seed(0)
+    smooth = torch.rand(128) + 0.5
+    parts = [layer(64, smooth=smooth) for _ in range(3)]
+    product_ = fuse(parts, WeightScratch(), torch.float32, keep=True, fold=True)
+    assert product_ is not None
+    attended = product_.for_attention(heads=2)
+    assert attended is not None and attended.fits(torch.zeros(10, 128), 2)
+    rows, update = torch.randn(10, 128), torch.randn(10, 128)
+    shift, scale = torch.randn(2, 128), torch.randn(2, 128)
+    found, total = attended(rows, 2, update=update, shift=shift, scale=scale)
+    joint, wanted = product_(rows, update=update, shift=shift, scale=scale)
+    query, key, value = joint.view(2, 5, 3, 2, 32).unbind(2)
+    expected = linear_attention(query, key, value).flatten(2).flatten(0, 1)
+    assert torch.equal(total, wanted)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_attention_is_a_product_of_its_own_where_weights_are_not_kept_or_a_branch_is_beside_them() -> None:
+    torch.manual_seed(0)
+    parts = [layer(64) for _ in range(3)]
+    for ways in ({"keep": False, "fold": True}, {"keep": True, "fold": False}):
+        product_ = fuse(parts, WeightScratch(), torch.float32, **ways)
+        assert product_ is not None and product_.for_attention(heads=2) is None
+    kept = fuse(parts, WeightScratch(), torch.float32, keep=True, fold=True)
+    assert kept is not None
+    assert kept.for_attention(heads=1) is None and kept.for_attention(heads=4) is None

@@ -11,6 +11,7 @@ a layer's error, and neither the projection nor its part of the product is left.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int8, Shaped
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fewer.generate.engine.layouts import neighbours
+from fewer.kernels.attended import HEAD, attended_int8, fits_attended, order_of_heads
 from fewer.kernels.dense import activated_linear
 from fewer.kernels.h8 import Activation, decode_h8, expand_h8, int8_linear
 from fewer.kernels.norms import summed_and_modulated
@@ -161,6 +163,15 @@ class FusedH8:
             out=out,
         )
 
+    def for_attention(self, heads: int) -> "AttendedH8 | None":
+        """Queries, keys and values (this product's outputs) with the linear attention behind them.
+
+        None unless their 8-bit weights are kept, with nothing beside them. Heads of 32, an even number.
+        """
+        if self.kept is None or not self.int8 or self.down is not None or heads % 2:
+            return None
+        return AttendedH8(self, heads) if self.shape[0] == 3 * heads * HEAD else None
+
     def _begun(self) -> Shaped[Tensor, "outputs dim"]:
         """The weight: kept, expanded early, or being expanded beside (read it after `_prepare_following`)."""
         weight = self.scratch.take(self) if self.kept is None else self.kept
@@ -200,6 +211,33 @@ class FusedH8:
         if self.int8:
             return expand_h8(*stored, out)
         return decode_h8(*stored, self.channel_scale, self.smooth, self.down, self.up, out)
+
+
+class AttendedH8:
+    """Rows to attended rows. Holds its weights a second time, in the order in which the kernel takes them."""
+
+    def __init__(self, product: FusedH8, heads: int) -> None:
+        assert product.kept is not None
+        self.product, self.heads = product, heads
+        order = order_of_heads(heads).to(product.kept.device)
+        step = product.channel_scale if product.folded is None else product.folded.step
+        self.weight, self.step = product.kept[order], step[order]
+        self.bias = None if product.bias is None else product.bias[order]
+
+    def fits(self, rows: Tensor, batch: int) -> bool:
+        """Whether so many rows of so many pictures can go this way here."""
+        return fits_attended(rows, self.heads, batch)
+
+    def __call__(
+        self, rows: Float[Tensor, "rows dim"], batch: int, **before: Any
+    ) -> tuple[Float[Tensor, "rows inner"], Float[Tensor, "rows dim"]]:
+        """(attention, total), as `FusedH8.read` takes what comes `before`."""
+        quantized, total = self.product.read(rows, **before)
+        codes, scale = quantized.codes, quantized.scale
+        attended = attended_int8(
+            codes, scale, self.weight, self.step, self.bias, self.heads, batch, dtype=rows.dtype
+        )
+        return attended, total
 
 
 @dataclass(frozen=True, slots=True)

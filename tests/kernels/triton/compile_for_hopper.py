@@ -13,31 +13,40 @@ def descriptor(block: list[int], kind: str = "bf16") -> str:
     return f"tensordesc<{kind}{block},{layout!r}>"
 
 
-def build(kernel: object, types: dict[str, str], constants: dict[str, object]) -> int:
+def build(kernel: object, types: dict[str, str], constants: dict[str, object], powers: bool = False) -> int:
+    """Bytes of machine code, or how many powers of two (of exponentials) are taken."""
     names = list(kernel.arg_names)
     signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in names}
     source = GluonASTSource(
         kernel, signature, {(names.index(name),): value for name, value in constants.items()}
     )
-    return len(
-        compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["cubin"]
-    )
+    made = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    return made.asm["ptx"].count("ex2.approx") if powers else len(made.asm["cubin"])
 
 
-def product() -> int:
+def product(rank: int = 32, states: bool = False, powers: bool = False) -> int:
     from fewer.kernels.triton.hopper_product import _product_kernel
 
     types = {
         "rows_desc": descriptor([128, 128], "i8"), "weight_desc": descriptor([128, 128], "i8"),
+        "half_weight_desc": descriptor([64, 128], "i8"),
         "low_desc": descriptor([128, 32]), "up_desc": descriptor([128, 32]),
-        "out_desc": descriptor([128, 64]),
-        "row_scale": "*fp32", "column_scale": "*fp32", "bias": "*bf16",
+        "half_up_desc": descriptor([64, 32]), "out_desc": descriptor([128, 64]),
+        "row_scale": "*fp32", "column_scale": "*fp32", "bias": "*bf16", "states": "*fp32",
     }  # fmt: skip
     constants = {
-        "ROWS": 128, "COLUMNS": 128, "CHUNK": 128, "STAGES": 6, "GROUPED": 8, "RANK": 32, "INT8": True,
-        "BIAS": True, "ACTIVATION": 1, "CHAIN": True,
+        "ROWS": 128, "COLUMNS": 128, "CHUNK": 128, "STAGES": 5, "GROUPED": 8, "RANK": rank, "INT8": True,
+        "BIAS": True, "ACTIVATION": 0 if states else 1, "HALVES": True, "STATES": states, "CHAIN": 1,
     }  # fmt: skip
-    return build(_product_kernel, types, constants)
+    return build(_product_kernel, types, constants, powers)
+
+
+def attended() -> int:
+    return product(0, True)
+
+
+def silu() -> int:
+    return product(powers=True)
 
 
 def convolution() -> int:
@@ -67,5 +76,11 @@ def attention(chunks: int = 5) -> int:
 
 
 if __name__ == "__main__":
-    kernels = {"product": product, "convolution": convolution, "attention": attention}
+    kernels = {
+        "product": product,
+        "attended": attended,
+        "silu": silu,
+        "convolution": convolution,
+        "attention": attention,
+    }
     print(min([kernels[sys.argv[1]](), *([attention(1)] if sys.argv[1] == "attention" else [])]))

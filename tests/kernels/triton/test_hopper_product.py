@@ -8,6 +8,7 @@ import torch
 
 from fewer.kernels.h8 import accumulate_int8, reference_int8_linear
 from fewer.kernels.triton.hopper import has_hopper, hopper_product
+from fewer.kernels.triton.hopper_product import GROUPED, queries_at_the_end, rounds
 
 HERE = Path(__file__).parent
 GPU = torch.cuda.is_available() and has_hopper(torch.device("cuda"))
@@ -25,11 +26,43 @@ def test_it_compiles_with_the_triton_that_is_installed() -> None:
     assert compiled("product") > 10_000
 
 
+@pytest.mark.parametrize("processors", [1, 5, 132])
+def test_every_tile_is_multiplied_once_and_the_last_round_is_half_a_round_where_that_helps(
+    processors: int,
+) -> None:
+    for tiles in range(1, 5 * processors + 2):
+        programs, whole, halved = rounds(tiles, processors)
+        # As the kernel counts: whole tiles a program at a time, then one half of a tile each.
+        found = [tile for start in range(programs) for tile in range(start, whole, programs)]
+        halves = [(whole + half // 2, half % 2) for half in range(2 * (tiles - whole)) if halved]
+        assert sorted(found) == list(range(whole))
+        assert halves == [(tile, side) for tile in range(whole, tiles) for side in (0, 1)]
+        assert programs <= processors and len(halves) <= programs
+        assert not halved or whole % programs == 0  # the groups' turns are counted in whole rounds
+        took = -(-whole // programs) + 0.5 * halved
+        assert took <= -(-tiles // processors)
+        if 0 < 2 * (tiles % processors) <= processors:
+            assert took == tiles // processors + 0.5
+
+
+@pytest.mark.parametrize(("row_blocks", "key_blocks", "query_blocks"), [(16, 18, 9), (1, 1, 1), (13, 35, 18)])
+def test_the_last_tiles_are_queries(row_blocks: int, key_blocks: int, query_blocks: int) -> None:
+    columns, order = key_blocks + query_blocks, []
+    for tile in range(row_blocks * columns):  # as the kernel's `_place`
+        first = tile // (GROUPED * columns) * GROUPED
+        order.append(tile % (GROUPED * columns) // min(row_blocks - first, GROUPED))
+    last = queries_at_the_end(row_blocks, query_blocks)
+    assert last > 0 and all(column >= key_blocks for column in order[-last:])
+
+
 @pytest.mark.skipif(not GPU, reason="needs a Hopper GPU")
 @pytest.mark.parametrize(
     ("rows", "dim", "outputs", "rank"),
-    [(1, 64, 8, 16), (200, 192, 264, 32), (300, 1152, 520, 64), (1100, 320, 2056, 32)],
-)
+    [
+        (1, 64, 8, 16), (200, 192, 264, 32), (300, 1152, 520, 64), (1100, 320, 2056, 32),
+        (2048, 128, 3456, 32), (2000, 128, 6720, 16),
+    ],
+)  # fmt: skip
 def test_it_agrees_with_the_reference_and_sums_are_exact(
     rows: int, dim: int, outputs: int, rank: int, draw
 ) -> None:

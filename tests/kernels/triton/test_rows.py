@@ -1,7 +1,23 @@
 import pytest
+import torch
 import triton
+import triton.language as tl
 
-from fewer.kernels.triton.rows import pieces
+from fewer.kernels.triton.rows import as_code, pieces
+
+
+@triton.jit
+def _codes(x, y, SIZE: tl.constexpr):
+    place = tl.arange(0, SIZE)
+    tl.store(y + place, as_code(tl.load(x + place)))
+
+
+def test_codes_are_rounded_half_to_even_and_end_at_127(device: torch.device) -> None:
+    x = torch.cat([torch.arange(-1020, 1020) / 8, torch.tensor([-1e9, -0.0, 0.4999, 1e9])]).to(device)
+    x = torch.nn.functional.pad(x, (0, 2048 - len(x)))
+    y = torch.full((2048,), 99, dtype=torch.int8, device=device)
+    _codes[(1,)](x, y, SIZE=2048)
+    assert torch.equal(y.float(), x.round().clamp(-127, 127))
 
 
 @pytest.mark.parametrize("dim", [1, 5, 16, 123, 1000, 1152, 2048, 2240, 3072, 4096, 5000])

@@ -6,7 +6,7 @@ product, and the block that holds it runs as it always did.
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,15 @@ class Product(Protocol):
         eps: float = 1e-6,
         silu: bool = False,
     ) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class Attended(Protocol):
+    """Rows to what linear attention makes of them, queries, keys and values never whole in between."""
+
+    def fits(self, rows: Tensor, batch: int) -> bool: ...
+
+    def __call__(self, rows: Tensor, batch: int, **before: Any) -> tuple[Tensor, Tensor]: ...
 
 
 class DenseProduct:

@@ -9,6 +9,7 @@ addition per step. With 4-bit weights the passes also quantize.
 """
 
 from collections.abc import Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +18,9 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fewer.generate.engine.graphs import StepGraphs
+from fewer.generate.engine.graphs import StepGraphs, beside, side_stream
 from fewer.generate.engine.layouts import lay_out
-from fewer.generate.engine.products import Product, layer_key, make_product, run_in_order
+from fewer.generate.engine.products import Attended, Product, layer_key, make_product, run_in_order
 from fewer.generate.engine.shell import shell_tree
 from fewer.generate.transformer.attention import KeysValues
 from fewer.generate.transformer.block import SanaBlock
@@ -62,6 +63,8 @@ class _Plan:
     cross_out: Product
     inverted: Product
     point: Product
+    attended: Attended | None
+    """`joint` and the linear attention behind it in one, if there is such a thing."""
 
 
 _SUMMED = (True, False, True, False, True, False)
@@ -115,8 +118,16 @@ class FusedSanaBlock(SanaBlock):
                 ]
             self._tried = (self.key(), dtype)  # asked again, since joining weights has moved them
             known = all(product is not None for product in products)
-            self._plan = _Plan(*products) if known else None  # pyright: ignore[reportArgumentType]
+            self._plan = _Plan(*products, self._attended(products[0])) if known else None  # pyright: ignore
         return self._plan
+
+    def _attended(self, joint: Product | None) -> Attended | None:
+        """Who folds branches asks for speed, no bits of one device on several; those bands need keys."""
+        attention, own = self.attn1, type(self).read_tokens is FusedSanaBlock.read_tokens
+        plain = type(attention.norm_q) is nn.Identity and type(attention.norm_k) is nn.Identity
+        if not (self.fold and own and plain and hasattr(joint, "for_attention")):
+            return None
+        return joint.for_attention(attention.heads)  # pyright: ignore
 
     def products(self, dtype: torch.dtype) -> tuple[Product, ...]:
         """In the order in which `run` calls them; none if the block runs as it always did."""
@@ -142,10 +153,13 @@ class FusedSanaBlock(SanaBlock):
             tokens = rows.summed().unflatten(0, (batch, -1))
             return Rows(super().forward(tokens, modulation, text, text_mask, grid).flatten(0, 1))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = six.unbind(0)
-        joint, base = plan.joint(
-            rows.rows, update=rows.update, gate=rows.gate, shift=shift_1, scale=scale_1, eps=self.norm1.eps
-        )
-        update, _ = plan.attention_out(self._attend(joint.unflatten(0, (batch, -1)).unflatten(2, (3, -1))))
+        before = {"update": rows.update, "gate": rows.gate, "shift": shift_1, "scale": scale_1}
+        if plan.attended is not None and plan.attended.fits(rows.rows, batch):
+            attended, base = plan.attended(rows.rows, batch, **before, eps=self.norm1.eps)
+        else:
+            joint, base = plan.joint(rows.rows, **before, eps=self.norm1.eps)
+            attended = self._attend(joint.unflatten(0, (batch, -1)).unflatten(2, (3, -1)))
+        update, _ = plan.attention_out(attended)
         query, base = plan.cross_query(base, update=update, gate=gate_1)
         update, _ = plan.cross_out(self._read_text(query.unflatten(0, (batch, -1)), text, text_mask))
         mixed, base = self.mix(plan, base, update, (shift_2, scale_2), grid)
@@ -265,11 +279,16 @@ class FusedSana(SanaTransformer):
     ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
         """One evaluation without a graph: nothing in it waits for the GPU, so it can be captured."""
         grid = self._check_latents(latents, guidance)
+        # Some ten small kernels follow one another from the time to its modulation: beside what needs none.
+        side = self._side(latents.device)
+        with nullcontext() if side is None else beside(side):
+            modulation, embedding = self._embed_time(timestep, guidance)
         rows = Rows(self._embed(latents).flatten(0, 1))
+        tables = torch.stack([block.scale_shift_table for block in self.transformer_blocks])
+        if side is not None:
+            torch.cuda.current_stream(latents.device).wait_stream(side)
         blocks = [block for block in self.transformer_blocks if isinstance(block, FusedSanaBlock)]
         run_in_order([product for block in blocks for product in block.products(rows.rows.dtype)])
-        modulation, embedding = self._embed_time(timestep, guidance)
-        tables = torch.stack([block.scale_shift_table for block in self.transformer_blocks])
         # (depth, 6, batch, dim): every vector that a kernel reads is contiguous.
         sixes = tables[:, :, None] + modulation.transpose(0, 1)
         for block, six, keys_values in zip(self.transformer_blocks, sixes, text.blocks, strict=True):
@@ -282,6 +301,10 @@ class FusedSana(SanaTransformer):
             _, flat = gated_add_norm(rows.rows, rows.update, rows.gate, shift, scale, eps)
             normed = flat.unflatten(0, (batch, -1))
         return self._to_latents(normed, grid)
+
+    def _side(self, device: torch.device) -> torch.cuda.Stream | None:
+        """A second stream on a GPU; bands, which may ask each other for the time's part, keep to theirs."""
+        return side_stream(device) if device.type == "cuda" and type(self) is FusedSana else None
 
     def _embed(self, latents: Tensor) -> Float[Tensor, "batch tokens dim"]:
         """Patches to contiguous rows; positions are computed once per size, not once per step."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewer.kernels.triton.hopper import fits_hopper, hopper_product
 from fewer.kernels.triton.norms import launch_gated_add
-from fewer.kernels.triton.rows import round_half_even
+from fewer.kernels.triton.rows import as_code
 
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2}
 
@@ -26,11 +26,12 @@ def _expand_h8_kernel(packed, group_scale, out, total, groups, BLOCK: tl.constex
 
 
 @triton.jit
-def _decoded(codes, scale, step, smooth, down, up_rows, columns, dim, rank,
-             SMOOTH: tl.constexpr, RANK: tl.constexpr, LOW_RANK: tl.constexpr,
-             WIDE: tl.constexpr):  # fmt: skip
-    """Half a group of some rows in fp32: codes, scales, smoothing, and the product of the low-rank pair."""
-    w = codes.to(tl.float32) * scale * step
+def _decoded(codes, size, smooth, down, up_rows, inverse, where, columns, alive, dim, rank,
+             SMOOTH: tl.constexpr, RANK: tl.constexpr, LOW_RANK: tl.constexpr, WIDE: tl.constexpr,
+             ROUND: tl.constexpr):  # fmt: skip
+    """Stores half a group of some rows: codes, scales, smoothing, the low-rank pair's product, rounding."""
+    # As the low bits of 2**23 a code needs no conversion; 8 is what was added to it.
+    w = ((codes | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0) * size
     if SMOOTH:
         w = w / tl.load(smooth + columns).to(tl.float32)[None, :]
     if LOW_RANK:
@@ -39,25 +40,23 @@ def _decoded(codes, scale, step, smooth, down, up_rows, columns, dim, rank,
         if WIDE:
             low = low.to(tl.float32)
         w = tl.dot(up_rows, low, acc=w, input_precision="ieee")
-    return w
+    w = as_code(w * inverse) if ROUND else w.to(where.dtype.element_ty)
+    tl.store(where + columns[None, :], w, mask=alive[:, None])
 
 
 @triton.jit
 def _decode_h8_kernel(
     packed, group_scale, channel_scale, smooth, down, up, out, round_to, rows, dim, rank,
-    ROWS: tl.constexpr, RANK: tl.constexpr, SMOOTH: tl.constexpr, LOW_RANK: tl.constexpr, WIDE: tl.constexpr,
-    ROUND: tl.constexpr,
+    ROWS: tl.constexpr, EACH: tl.constexpr, STAGES: tl.constexpr, RANK: tl.constexpr, SMOOTH: tl.constexpr,
+    LOW_RANK: tl.constexpr, WIDE: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
+    # Some rows of `EACH` groups: what is the rows' own is read once for all of them.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    group, groups = tl.program_id(1), dim // 64
+    groups, first = dim // 64, tl.program_id(1) * EACH
     lane = tl.arange(0, 32)
     alive = row < rows
-    byte = tl.load(
-        packed + row[:, None] * (dim // 2) + group * 32 + lane[None, :], mask=alive[:, None], other=8
-    )
-    scale = tl.load(group_scale + row * groups + group, mask=alive, other=0).to(tl.float32)[:, None]
-    step = tl.load(channel_scale + row, mask=alive, other=0.0).to(tl.float32)[:, None]
-    up_rows = byte
+    step = tl.load(channel_scale + row, mask=alive, other=0.0).to(tl.float32)
+    up_rows = step[:, None]
     if LOW_RANK:
         r = tl.arange(0, RANK)
         up_rows = tl.load(
@@ -65,24 +64,25 @@ def _decode_h8_kernel(
         )
         if WIDE:  # the interpreter cannot multiply bf16
             up_rows = up_rows.to(tl.float32)
-    inverse = step
+    inverse = step[:, None]
     if ROUND:
         unit = tl.load(round_to + row, mask=alive, other=1.0).to(tl.float32)
         inverse = (1.0 / tl.where(unit > 0.0, unit, 1.0))[:, None]
-    columns = group * 64 + lane
-    codes = (byte & 15).to(tl.int32) - 8
-    w = _decoded(codes, scale, step, smooth, down, up_rows, columns, dim, rank, SMOOTH, RANK, LOW_RANK, WIDE)
-    where = out + row[:, None] * dim + columns[None, :]
-    if ROUND:
-        w = tl.minimum(tl.maximum(round_half_even(w * inverse), -127.0), 127.0)
-    tl.store(where, w.to(out.dtype.element_ty), mask=alive[:, None])
-    codes = (byte >> 4).to(tl.int32) - 8
-    w = _decoded(
-        codes, scale, step, smooth, down, up_rows, columns + 32, dim, rank, SMOOTH, RANK, LOW_RANK, WIDE
-    )
-    if ROUND:
-        w = tl.minimum(tl.maximum(round_half_even(w * inverse), -127.0), 127.0)
-    tl.store(where + 32, w.to(out.dtype.element_ty), mask=alive[:, None])
+    here, where = packed + row[:, None] * (dim // 2), out + row[:, None] * dim
+    for group in tl.range(first, tl.minimum(first + EACH, groups), num_stages=STAGES):  # pyright: ignore
+        byte = tl.load(here + group * 32 + lane[None, :], mask=alive[:, None], other=8)
+        scale = tl.load(group_scale + row * groups + group, mask=alive, other=0).to(tl.float32)
+        size, columns = (scale * step)[:, None], group * 64 + lane
+        codes = byte.to(tl.int32) & 15
+        _decoded(
+            codes, size, smooth, down, up_rows, inverse, where, columns, alive, dim, rank,
+            SMOOTH, RANK, LOW_RANK, WIDE, ROUND,
+        )  # fmt: skip
+        codes = byte.to(tl.int32) >> 4
+        _decoded(
+            codes, size, smooth, down, up_rows, inverse, where, columns + 32, alive, dim, rank,
+            SMOOTH, RANK, LOW_RANK, WIDE, ROUND,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -169,19 +169,24 @@ def launch_decode_h8(
     out: Tensor,
     step: Tensor | None = None,
     block: int = 64,
+    each: int | None = None,
+    stages: int = 3,
+    warps: int = 4,
 ) -> None:
-    """As `reference_decode_h8`; all tensors contiguous."""
+    """As `reference_decode_h8`; all tensors contiguous. A program has `block` rows of `each` groups."""
     rows, half = packed.shape
     if not rows:
         return
     low_rank = down is not None and up is not None
     rank = down.shape[0] if down is not None else 0
-    _decode_h8_kernel[(triton.cdiv(rows, block), half // 32)](
+    each = each or (1 if step is None else 4)
+    _decode_h8_kernel[(triton.cdiv(rows, block), triton.cdiv(half // 32, each))](
         packed, group_scale, channel_scale, channel_scale if smooth is None else smooth,
         down if low_rank else channel_scale, up if low_rank else channel_scale, out,
         channel_scale if step is None else step, rows, half * 2, rank,
-        ROWS=block, RANK=max(16, triton.next_power_of_2(rank)), SMOOTH=smooth is not None, LOW_RANK=low_rank,
-        WIDE=not packed.is_cuda, ROUND=step is not None,
+        ROWS=block, EACH=each, STAGES=stages, RANK=max(16, triton.next_power_of_2(rank)),
+        SMOOTH=smooth is not None, LOW_RANK=low_rank, WIDE=not packed.is_cuda, ROUND=step is not None,
+        num_warps=warps,
     )  # fmt: skip
 
 

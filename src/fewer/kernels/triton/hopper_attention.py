@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fewer.kernels.triton.chain import chained
-from fewer.kernels.triton.hopper_product import RENAMED, fetch, follow, send
+from fewer.kernels.triton.hopper_parts import RENAMED, fetch, follow, send
 
 CHUNK = 64
 MOST_KEYS = 5 * CHUNK

@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fewer.kernels.triton.hopper_product import RENAMED, fetch, gate_by_tanh, send
+from fewer.kernels.triton.hopper_parts import RENAMED, fetch, gate_by_tanh, send
 
 CHUNK = 64
 STAGES = 4

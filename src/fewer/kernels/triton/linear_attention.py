@@ -193,6 +193,11 @@ def launch_apply(
     return _apply(query, state.contiguous()[None], eps, output, block)
 
 
+def launch_apply_parts(query: Tensor, states: Tensor, eps: float) -> Tensor:
+    """As `launch_apply`, of the sum of the states (parts, batch, heads, dim + 1, dim), contiguous in fp32."""
+    return _apply(query, states, eps, None, 128)
+
+
 def _partial_states(key: Tensor, value: Tensor, each: int, block: int, exact: bool = False) -> Tensor:
     key, value = _last_contiguous(key), _last_contiguous(value)
     batch, tokens, heads, dim = key.shape

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewer.kernels.triton.chain import chained, follow
 from fewer.kernels.triton.gates import silu
-from fewer.kernels.triton.rows import modulated, normed, pieces, summed
+from fewer.kernels.triton.rows import normed, pieces, summed, vector
 
 ACTIVATIONS = {"none": 0, "silu": 1, "relu": 2}
 
@@ -22,10 +22,11 @@ def _modulated_norm_kernel(
     batch = row // tokens
     x, out, scale, shift = x + row * dim, out + row * dim, scale + batch * scale_b, shift + batch * shift_b
     a, b = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
-    v = tl.load(x + a, mask=a < dim, other=0.0).to(tl.float32)
-    w = tl.load(x + b, mask=b < dim, other=0.0).to(tl.float32)
+    v, w = vector(x, a, dim, 0.0), vector(x, b, dim, 0.0)
+    left, right = vector(scale, a, dim, 0.0), vector(scale, b, dim, 0.0)
+    left_shift, right_shift = vector(shift, a, dim, 0.0), vector(shift, b, dim, 0.0)
     v, w = normed(v, w, a, b, dim, eps)
-    v, w = modulated(v, scale, shift, a, dim), modulated(w, scale, shift, b, dim)
+    v, w = v * (1.0 + left) + left_shift, w * (1.0 + right) + right_shift
     tl.store(out + a, v.to(out.dtype.element_ty), mask=a < dim)
     tl.store(out + b, w.to(out.dtype.element_ty), mask=b < dim)
 
@@ -40,12 +41,15 @@ def _gated_add_kernel(
     batch = row // tokens
     x, update, total, gate = x + row * dim, update + row * dim, total + row * dim, gate + batch * gate_b
     a, b = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    if NORM:
+        out, scale, shift = out + row * dim, scale + batch * scale_b, shift + batch * shift_b
+        left, right = vector(scale, a, dim, 0.0), vector(scale, b, dim, 0.0)
+        left_shift, right_shift = vector(shift, a, dim, 0.0), vector(shift, b, dim, 0.0)
     v = summed(x, update, gate, total, a, dim, True, GATE)
     w = summed(x, update, gate, total, b, dim, True, GATE)
     if NORM:
-        out, scale, shift = out + row * dim, scale + batch * scale_b, shift + batch * shift_b
         v, w = normed(v, w, a, b, dim, eps)
-        v, w = modulated(v, scale, shift, a, dim), modulated(w, scale, shift, b, dim)
+        v, w = v * (1.0 + left) + left_shift, w * (1.0 + right) + right_shift
         tl.store(out + a, v.to(out.dtype.element_ty), mask=a < dim)
         tl.store(out + b, w.to(out.dtype.element_ty), mask=b < dim)
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fewer.kernels.triton.chain import chained, follow
-from fewer.kernels.triton.rows import modulated, normed, pieces, round_half_even, summed
+from fewer.kernels.triton.rows import as_code, normed, pieces, summed, vector
 
 # Up to this width 16 rows and the factor of the projection fit into one processor at once.
 LONGEST_RESIDENT = 1536
@@ -84,9 +84,8 @@ def _smoothed(v, inverse, columns, dim, SMOOTH: tl.constexpr):
 def _store_codes(codes, v, size, row, alive, columns, dim):
     # A division a row; one a number would cost more than reading and writing it.
     inverse = 1.0 / tl.where(size > 0.0, size, 1.0)
-    code = tl.minimum(tl.maximum(round_half_even(v * inverse[:, None]), -127.0), 127.0)
     inside = alive[:, None] & (columns < dim)[None, :]
-    tl.store(codes + row[:, None] * dim + columns[None, :], code.to(tl.int8), mask=inside)
+    tl.store(codes + row[:, None] * dim + columns[None, :], as_code(v * inverse[:, None]), mask=inside)
 
 
 @triton.jit
@@ -142,34 +141,28 @@ def _row_kernel(
     v = summed(x, update, gate, total, a, dim, UPDATE, GATE)
     w = summed(x, update, gate, total, b, dim, UPDATE, GATE)
     if NORM:
+        # Asked for no earlier: registers for them would leave room for fewer rows at a time, which is slower.
         out, scale, shift = out + row * dim, scale + batch * scale_b, shift + batch * shift_b
         v, w = normed(v, w, a, b, dim, eps)
-        v, w = modulated(v, scale, shift, a, dim), modulated(w, scale, shift, b, dim)
+        v = v * (1.0 + vector(scale, a, dim, 0.0)) + vector(shift, a, dim, 0.0)
+        w = w * (1.0 + vector(scale, b, dim, 0.0)) + vector(shift, b, dim, 0.0)
         if KEEP:
             tl.store(out + a, v.to(out.dtype.element_ty), mask=a < dim)
             tl.store(out + b, w.to(out.dtype.element_ty), mask=b < dim)
     if SMOOTH:
-        v *= tl.load(inverse + a, mask=a < dim, other=1.0).to(tl.float32)
-        w *= tl.load(inverse + b, mask=b < dim, other=1.0).to(tl.float32)
+        v, w = v * vector(inverse, a, dim, 1.0), w * vector(inverse, b, dim, 1.0)
     size = tl.maximum(tl.max(tl.abs(v), axis=0), tl.max(tl.abs(w), axis=0)) / 127.0  # pyright: ignore
     tl.store(row_scale + row, size)
     unit = 1.0 / tl.where(size > 0.0, size, 1.0)
     codes += row * dim
-    tl.store(codes + a, _code(v, unit), mask=a < dim)
-    tl.store(codes + b, _code(w, unit), mask=b < dim)
+    tl.store(codes + a, as_code(v * unit), mask=a < dim)
+    tl.store(codes + b, as_code(w * unit), mask=b < dim)
 
 
 @triton.jit
-def _code(v, unit):
-    return tl.minimum(tl.maximum(round_half_even(v * unit), -127.0), 127.0).to(tl.int8)
-
-
-@triton.jit
-def _piece(x, inverse, columns, dim, SMOOTH: tl.constexpr):
-    v = tl.load(x + columns, mask=columns < dim, other=0.0).to(tl.float32)
-    if SMOOTH:
-        v = v * tl.load(inverse + columns, mask=columns < dim, other=1.0).to(tl.float32)
-    return v
+def _smoothed_piece(v, inverse, columns, dim, SMOOTH: tl.constexpr):
+    v = v.to(tl.float32)
+    return v * vector(inverse, columns, dim, 1.0) if SMOOTH else v
 
 
 @triton.jit
@@ -183,14 +176,16 @@ def _long_row_kernel(
     x += row * dim
     largest = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(0, dim, BLOCK):
-        largest = tl.maximum(largest, tl.abs(_piece(x, inverse, start + tl.arange(0, BLOCK), dim, SMOOTH)))
+        columns = start + tl.arange(0, BLOCK)
+        v = _smoothed_piece(vector(x, columns, dim, 0.0), inverse, columns, dim, SMOOTH)
+        largest = tl.maximum(largest, tl.abs(v))
     size = tl.max(largest, axis=0) / 127.0  # pyright: ignore
     tl.store(row_scale + row, size)
     unit = 1.0 / tl.where(size > 0.0, size, 1.0)
     for start in range(0, dim, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        code = _code(_piece(x, inverse, columns, dim, SMOOTH), unit)
-        tl.store(codes + row * dim + columns, code, mask=columns < dim)
+        v = _smoothed_piece(vector(x, columns, dim, 0.0), inverse, columns, dim, SMOOTH)
+        tl.store(codes + row * dim + columns, as_code(v * unit), mask=columns < dim)
 
 
 def launch_quantize_rows(

@@ -45,14 +45,20 @@ def normed(v, w, a, b, dim, eps):
 
 
 @triton.jit
-def modulated(v, scale, shift, columns, dim):
-    """v · (1 + scale) + shift, and zero beyond the row's end, where v is."""
-    known = columns < dim
-    s = tl.load(scale + columns, mask=known, other=0.0).to(tl.float32)
-    return v * (1.0 + s) + tl.load(shift + columns, mask=known, other=0.0).to(tl.float32)
+def vector(base, columns, dim, other):
+    """Some columns of what all rows of a batch share. Ask for it before the row's sums, whose results a
+    program waits for: then it has come when they are there."""
+    return tl.load(base + columns, mask=columns < dim, other=other).to(tl.float32)
 
 
 @triton.jit
 def round_half_even(x):
     """Exact for |x| < 2**22: adding 1.5 · 2**23 leaves no bits for a fraction."""
     return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def as_code(x):
+    """x as an int8 in -127 .. 127: the low byte of the sum above, which costs no conversion of its own."""
+    x = tl.minimum(tl.maximum(x, -127.0), 127.0)
+    return (x + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
