@@ -47,6 +47,16 @@ def test_a_contradiction_is_refused_before_processes_start(
     assert "even number of devices, not 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("ranks", "devices"), [(4, 2), (2, 3), (1, 2)])
+def test_torchrun_and_the_number_of_devices_must_agree(
+    ranks: int, devices: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["generate", "a cat", "--devices", str(devices), "--device", "cpu"]) == 2
+    assert f"torchrun started {ranks} ranks, but --devices is {devices}" in capsys.readouterr().err
+
+
 def test_of_torchruns_processes_the_first_speaks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

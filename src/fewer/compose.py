@@ -30,7 +30,7 @@ def generate_anywhere(request: GenerateCommand, progress: Progress) -> dict[str,
     from fewer.parallel.launch import run_on_devices
     from fewer.parallel.plan import ParallelPlan
 
-    devices = max(request.devices, announced_ranks())
+    devices = announced_ranks() if request.devices == 1 else request.devices
     if devices == 1 or request.class_name:
         return generate_command(
             request, progress, lambda pipe: _shrink(pipe, request, progress), load=open_pipeline,

@@ -151,11 +151,9 @@ class ParallelFusedSana(FusedSana):
         guidance: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
         spread, samples = self.spread, latents.shape[0]
-        spread.agree(latents, text)
-        latents, timestep, text, guidance = spread.own_half(latents, timestep, text, guidance)
         if len(spread.session.stores) > MOST_SIZES:
             self.forget()
-        spread.begin(latents, timestep)
+        latents, timestep, text, guidance = spread.enter(latents, timestep, text, guidance)
         self.graphs = self.exact_graphs if spread.session.exact else self.displaced_graphs
         return spread.join_halves(super().denoise(latents, timestep, text, guidance), samples)
 

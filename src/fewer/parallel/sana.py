@@ -51,9 +51,7 @@ class ParallelSana(SanaTransformer):
         guidance: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
         spread, samples = self.spread, latents.shape[0]
-        spread.agree(latents, text)
-        latents, timestep, text, guidance = spread.own_half(latents, timestep, text, guidance)
-        spread.begin(latents, timestep)
+        latents, timestep, text, guidance = spread.enter(latents, timestep, text, guidance)
         velocity = super().denoise(spread.own_band(latents), timestep, text, guidance)
         spread.session.end_step()
         return spread.join_halves(spread.join_bands(velocity), samples)

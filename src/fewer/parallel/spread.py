@@ -29,6 +29,15 @@ class Spread:
         self._fitting: list[object] = []
         self._half: tuple[PreparedText | None, PreparedText | None] = (None, None)
 
+    def enter(
+        self, latents: Tensor, timestep: Tensor, text: PreparedText, guidance: Tensor | None
+    ) -> tuple[Tensor, Tensor, PreparedText, Tensor | None]:
+        """Begins a step on all ranks; gives the samples that this one denoises, of the whole picture."""
+        self.agree(latents, text)
+        own = self.own_half(latents, timestep, text, guidance)
+        self.begin(own[0], own[1])
+        return own
+
     def agree(self, latents: Tensor, text: PreparedText) -> None:
         """Once a picture, which has a text of its own: were all ranks asked for the same? Does a size fit?
 

@@ -18,9 +18,10 @@ def _both_kernel(
     inside = known[:, None] & known[None, :]
     for part in range(2):
         base = states + part * (HEAD + 1) * HEAD
+        end = tl.minimum((part + 1) * half, tokens)
         total, ones = sum_tokens(
-            key + columns[None, :], value + columns[None, :], part * half, tl.minimum((part + 1) * half, tokens),
-            tokens, HEAD, HEAD, known, DIM, BLOCK, WIDE, EXACT,
+            key + columns[None, :], value + columns[None, :], part * half, end, tokens, HEAD,
+            HEAD, known, DIM, BLOCK, WIDE, EXACT,
         )  # fmt: skip
         tl.store(base + columns[:, None] * HEAD + columns[None, :], total, mask=inside)
         tl.store(base + HEAD * HEAD + columns, ones, mask=known)
@@ -40,7 +41,8 @@ def test_parts_summed_apart_are_read_as_their_sum(tokens: int, dim: int, exact: 
     output, half = torch.empty_like(query), 32
     _both_kernel[(1,)](
         query, key, value, states, output, tokens, half, 1e-15,
-        HEAD=dim, DIM=max(16, triton.next_power_of_2(dim)), ROWS=64, BLOCK=16, WIDE=not key.is_cuda, EXACT=exact,
+        HEAD=dim, DIM=max(16, triton.next_power_of_2(dim)), ROWS=64, BLOCK=16, WIDE=not key.is_cuda,
+        EXACT=exact,
     )  # fmt: skip
     weights = query.double().relu() @ key.double().relu().mT
     expected = weights @ value.double() / (weights.sum(1, keepdim=True) + 1e-15)
