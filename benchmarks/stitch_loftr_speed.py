@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from fewer.stitch.match.coarse import MULTIPLE, as_input, coarse_matches
-from fewer.stitch.match.learned import windows
 from fewer.stitch.match.loftr import TUBE_WEIGHTS, WEIGHTS, CoarseLoFTR, load_tiny_loftr
+from fewer.stitch.match.windows import windows
 
 
 def main() -> None:

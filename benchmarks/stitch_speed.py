@@ -4,7 +4,7 @@
 
 Wall time depends on what else the machine does, so processor time (user + system, all threads) stands
 beside it: two free cores cannot be quicker than half of it, and one core cannot be slower than all of it. The
-first four frames are stitched once before, so that imports are not counted. `--workers 1 4 8 16` shows what
+first twenty frames are stitched once before, so that imports are not counted. `--workers 1 4 8 16` shows what
 more threads bring.
 """
 # bench: cpu, 2 min: --output benchmarks/results/stitch_speed.json
@@ -28,16 +28,19 @@ from fewer.stitch.tube.render import Tube
 SETS = {"sift,orb": 5.0, "loftr": 2.0, "sift,orb,loftr": None, "loftr-tube": None}
 
 
-def measured(frames: list[np.ndarray], matchers: str, workers: int | None) -> dict[str, float | int | None]:
+def measured(
+    frames: list[np.ndarray], matchers: str, workers: int | None, onboard: str = "auto"
+) -> dict[str, float | int | str | None]:
     options = StitchOptions(match=MatchOptions(matchers=tuple(matchers.split(","))))  # pyright: ignore
-    stitch(frames[:4], options, workers=workers)
+    stitch(frames[:20], options, workers=workers, onboard=onboard)  # pyright: ignore
     load, before, began = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    panorama = stitch(frames, options, workers=workers)
+    panorama = stitch(frames, options, workers=workers, onboard=onboard)  # pyright: ignore
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     count = len(frames)
     return {
         "workers": workers,
+        "onboard": onboard,
         "frames_used": panorama.report["frames_used"],  # pyright: ignore
         "wall_seconds": wall,
         "cpu_seconds": cpu,
@@ -56,14 +59,21 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0], help="0: one a processor, at most sixteen"
     )
+    parser.add_argument(
+        "--onboard", nargs="+", default=["auto"], help="off: OpenCV on the processor, also beside a GPU"
+    )
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     frames = list(rendered(Tube("B", seed=0, frames=arguments.frames), arguments.cache))
     rows = {}
     for matchers in arguments.matchers:
-        counts = [count or None for count in arguments.workers for _ in range(arguments.repeats)]
-        runs = [measured(frames, matchers, count) for count in counts]
+        runs = [
+            measured(frames, matchers, count or None, onboard)
+            for onboard in arguments.onboard
+            for count in arguments.workers
+            for _ in range(arguments.repeats)
+        ]
         best = max(runs, key=lambda run: run["frames_per_second"] or 0)
         rows[matchers] = {"bar": SETS[matchers], "best": best, "runs": runs}
         print(matchers, json.dumps(best), flush=True)

@@ -89,3 +89,21 @@ def test_a_size_change_in_the_middle_opens_a_segment(
     panorama = stitch(mixed, small_options)
     assert [segment.frames for segment in panorama.segments] == [[0, 1, 2], [3, 4, 5]]
     assert any("segments" in warning for warning in panorama.report["warnings"])
+
+
+@pytest.mark.parametrize(("matchers", "grey", "pixels"), [(("loftr",), 0.3, 0.1), (("orb",), 1.5, 2.0)])
+def test_the_map_made_in_torch_is_that_of_opencv(
+    matchers: tuple, grey: float, pixels: float, small_frames: list, small_options: StitchOptions
+) -> None:
+    """To rounding; a grey level can move ORB's corners, and they the poses, by a little."""
+    options = replace(small_options, match=replace(small_options.match, matchers=matchers))
+    off = stitch(small_frames[:6], options, workers=2, onboard="off")
+    mine = stitch(small_frames[:6], options, workers=2, onboard="cpu")
+    assert mine.report["frames_used"] == off.report["frames_used"] == 6
+    assert mine.image.shape == off.image.shape
+    assert np.abs(mine.image.astype(int) - off.image).mean() < grey
+    same = mine.provenance.frame == off.provenance.frame
+    assert same.mean() > 0.98
+    assert np.abs(mine.provenance.x - off.provenance.x)[same].max() < pixels
+    assert [len(each.p) > 0 for each in mine.segments[0].pairs] == [True] * len(off.segments[0].pairs)
+    assert list(mine.thumbnails) == list(off.thumbnails)

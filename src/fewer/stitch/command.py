@@ -54,7 +54,7 @@ class StitchRequest:
     weights: Path | None = None
     """Local safetensors file of the full LoFTR."""
     device: DeviceName = "auto"
-    """Where the learned matchers run."""
+    """Where learned matchers run and pixels are worked on."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Threads that share the work; 0: as many as there are processors, at most 16. The map is the same."""
     mask: Path | None = None

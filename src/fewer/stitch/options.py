@@ -93,7 +93,7 @@ class MatchOptions:
     loftr_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Least confidence of `loftr-full`."""
     device: DeviceName = "auto"
-    """Where the LoFTRs run; all else stays on the CPU."""
+    """Where LoFTRs run and pixels are worked on; `auto` takes a GPU when something learned is asked for."""
     student_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Least confidence of the tiny `loftr`, whose cells are coarse and whose matches are tracked
     afterwards.

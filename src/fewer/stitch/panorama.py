@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -25,10 +26,11 @@ from fewer.core.progress import Progress, SilentProgress
 from fewer.stitch.frames.source import FrameSource, SpooledFrames, open_frames
 from fewer.stitch.match.features import PairMatcher
 from fewer.stitch.mosaic.canvas import Canvas, Provenance
-from fewer.stitch.mosaic.exposure import fit_exposure
+from fewer.stitch.mosaic.exposure import Exposure, fit_exposure
 from fewer.stitch.mosaic.foresight import Foresight
 from fewer.stitch.mosaic.journal import Journal, Line
-from fewer.stitch.mosaic.paint import lay_down
+from fewer.stitch.mosaic.layout import Layout
+from fewer.stitch.mosaic.paint import lay_down, lay_down_together
 from fewer.stitch.mosaic.pairs import PairResult, fit_pairs
 from fewer.stitch.mosaic.segment import Segment, TrackedFrame
 from fewer.stitch.mosaic.settle import settle
@@ -41,6 +43,13 @@ from fewer.stitch.report import make_report
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.lumen import DepthProvider
 from fewer.stitch.unfold.strip import StripShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from fewer.stitch.device.canvas import DeviceCanvas
+
+Onboard = Literal["auto", "off", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +90,33 @@ def stitch(
     work: Path | None = None,
     resume: bool = False,
     workers: int | None = None,
+    onboard: Onboard = "auto",
 ) -> Panorama:
     """Map of the tube's wall from an endoscopy video, a folder of frames, a DICOM file, or arrays (BGR).
 
     `depth` replaces the built-in lumen finder: picture -> relative depth, larger = deeper.
     `work` is a folder in which the run remembers each frame it has done; with `resume` it goes on from there,
     and when it ends the folder is removed. `workers` threads share the work (default: as many as there are
-    processors, at most sixteen); the map is the same bit for bit with any number of them.
+    processors, at most sixteen); the map is the same with any number of them, on the processor bit for bit.
+    `onboard` is where the work on pixels is done in torch, many frames at a time: `auto` is the GPU when the
+    options' device is one (and something learned runs there, or it was asked for by name); `off` leaves it
+    to OpenCV. Both paths agree to about a grey level.
     Raises FileError for sources that cannot be read and DataError when fewer than two frames can be joined.
     """
     options = options or StitchOptions()
     progress = progress or SilentProgress()
     source = open_frames(frames)
     warnings: list[str] = []
-    options, learned = _with_matchers(options, warnings)
-    journal = None if work is None else Journal(work, _key(source, options), resume, views_needed(options))
-    done = False
+    device = _device(options, onboard)
+    done, journal = False, None
     try:
-        with Workers(workers) as crew:
+        # the crew first: what a GPU's context holds would make its processes slow to divide
+        with Workers(workers, apart=device is not None) as crew:
+            options, learned = _with_matchers(options, warnings, device is not None)
+            if work is not None:
+                journal = Journal(work, _key(source, options), resume, views_needed(options))
             tracker = Tracker(options, learned, None if journal is None else journal.store, crew)
-            survey = Survey(source, options, depth, journal, learned, crew)
+            survey = Survey(source, options, depth, journal, learned, crew, device)
             ahead = Foresight(survey, tracker, options, learned, crew)
             records = _follow(
                 ahead, survey, tracker, progress, source.length // options.select.stride, journal
@@ -110,7 +126,7 @@ def stitch(
             done = not segments  # trying again would end the same way
             if not segments:
                 raise DataError(_refusal(records))
-            maps, thumbnails = _paint(survey, tracker, segments, records, options, progress, crew)
+            maps, thumbnails = _paint(survey, tracker, segments, records, options, progress, crew, device)
         done = True
     finally:
         if journal is not None:
@@ -128,15 +144,27 @@ def _key(source: FrameSource, options: StitchOptions) -> str:
     return hashlib.sha256(repr((options, source.length)).encode("utf-8") + picture).hexdigest()
 
 
+def _device(options: StitchOptions, onboard: Onboard) -> "torch.device | None":
+    """Where pixels are worked on in torch, None for OpenCV."""
+    wanted = options.match.device if onboard == "auto" else onboard
+    unasked = wanted == "auto" and set(options.match.matchers) <= {"sift", "orb"}
+    if onboard == "off" or unasked or (onboard == "auto" and wanted == "cpu"):
+        return None
+    from fewer.core.device import pick_device  # torch: seconds of start-up
+
+    device = pick_device(wanted)
+    return None if onboard == "auto" and device.type == "cpu" else device
+
+
 def _with_matchers(
-    options: StitchOptions, warnings: list[str]
+    options: StitchOptions, warnings: list[str], batched: bool
 ) -> tuple[StitchOptions, Mapping[str, PairMatcher]]:
     """The learned matchers asked for, and the options without those that are missing."""
     if set(options.match.matchers) <= {"sift", "orb"}:
         return options, {}
     from fewer.stitch.match.learned import fallback, load_matchers  # torch: seconds of start-up
 
-    learned = load_matchers(options.match, warnings)
+    learned = load_matchers(options.match, warnings, batched)
     return replace(options, match=fallback(options.match, learned)), learned
 
 
@@ -199,14 +227,14 @@ def _joined(tracker: Tracker, segments: list[Segment]) -> list[Segment]:
 
 def _paint(
     survey: Survey, tracker: Tracker, segments: list[Segment], records: list[FrameRecord], options:
-    StitchOptions, progress: Progress, workers: Workers,
+    StitchOptions, progress: Progress, workers: Workers, device: "torch.device | None",
 ) -> tuple[list[SegmentMap], dict[int, Thumbnail]]:  # fmt: skip
     """Settle each segment, then read the video again and lay the frames down."""
-    settled, canvases, lights, where = [], [], [], {}
+    settled, layouts, lights, where = [], [], [], {}
     for number, segment in enumerate(segments):
-        result = settle(segment, tracker, options, workers)
+        result = settle(segment, tracker, options, workers, device)
         settled.append(result)
-        canvases.append(Canvas(result.segment.geometry, result.poses, options.unfold.width, options.blend))
+        layouts.append(Layout(result.segment.geometry, result.poses, options.unfold.width, options.blend))
         profiles = np.stack([frame.profile for frame in segment.frames])
         lights.append(
             fit_exposure(profiles, segment.geometry, segment.shape) if options.blend.flatten else None
@@ -217,7 +245,7 @@ def _paint(
             record.used, record.reason = False, "not matched"
     # the homographies report; the map needs poses alone, so both are made at the same time
     fitting = [fit_pairs(result.segment, tracker, result.poses, options, workers) for result in settled]
-    thumbnails = lay_down(survey, canvases, lights, where, progress, workers)
+    canvases, thumbnails = _laid(survey, layouts, lights, where, progress, workers, device)
     fits = [list(each) for each in fitting]
     maps = []
     for canvas, result, pairs in zip(canvases, settled, fits, strict=True):
@@ -231,6 +259,23 @@ def _paint(
             )
         )  # fmt: skip
     return maps, thumbnails
+
+
+def _laid(
+    survey: Survey, layouts: list[Layout], lights: list[Exposure | None], where: dict[int, tuple[int, int]],
+    progress: Progress, workers: Workers, device: "torch.device | None",
+) -> tuple[Sequence["Canvas | DeviceCanvas"], dict[int, Thumbnail]]:  # fmt: skip
+    """Reads the video again; on a device if the maps fit there."""
+    if device is not None:
+        from fewer.stitch.device.canvas import DeviceCanvas, fits_on
+
+        if fits_on(device, layouts):
+            onboard = [
+                DeviceCanvas(layout, light, device) for layout, light in zip(layouts, lights, strict=True)
+            ]
+            return onboard, lay_down_together(survey, onboard, where, progress, workers, device)
+    canvases = [Canvas(layout) for layout in layouts]
+    return canvases, lay_down(survey, canvases, lights, where, progress, workers)
 
 
 def _refusal(records: list[FrameRecord]) -> str:

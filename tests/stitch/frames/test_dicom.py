@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewer.core.errors import FileError
-from fewer.stitch.frames.source import open_frames
+from fewer.stitch.frames.source import every, open_frames
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -110,3 +110,15 @@ def test_a_video_inside_is_read_as_one(tmp_path: Path) -> None:
         mine, theirs = next(inside), next(plain)
         assert mine.seconds == theirs.seconds
         assert (mine.picture == theirs.picture).all()
+
+
+def test_a_stride_decodes_only_what_it_picks(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (7, 8, 9, 3), np.uint8)
+    write_dicom(tmp_path / "a.dcm", frames)
+    source = open_frames(tmp_path / "a.dcm")
+    whole = list(source)
+    for frame in (few := list(every(source, 3))):
+        assert (frame.picture == whole[frame.index].picture).all()
+        assert frame.seconds == whole[frame.index].seconds
+    assert [frame.index for frame in few] == [0, 3, 6]
+    assert source.warnings == []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fewer.core.errors import DataError, FileError
-from fewer.stitch.frames.source import as_picture, natural_key, open_frames
+from fewer.stitch.frames.source import as_picture, every, natural_key, open_frames
 
 
 def test_a_folder_is_read_in_natural_order_and_twice(tmp_path: Path) -> None:
@@ -84,3 +84,20 @@ def test_missing_and_empty_sources_are_named(tmp_path: Path, make: str) -> None:
 def test_natural_key_sorts_numbers_as_numbers() -> None:
     names = [Path(name) for name in ("f10b", "f2", "f10a", "F1")]
     assert [path.name for path in sorted(names, key=natural_key)] == ["F1", "f2", "f10a", "f10b"]
+
+
+def test_a_stride_opens_only_the_pictures_it_picks(tmp_path: Path) -> None:
+    paths = []
+    for number in range(7):
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), np.full((8, 9, 3), 30 * number, np.uint8))
+    paths[1].write_bytes(b"never opened")
+    source = open_frames(tmp_path)
+    assert [frame.index for frame in every(source, 3)] == [0, 3, 6]
+    assert source.warnings == []
+    assert [frame.index for frame in every(source, 1)] == [0, 2, 3, 4, 5, 6]
+    assert len(source.warnings) == 1
+    spooled = open_frames(iter([np.full((8, 9, 3), number, np.uint8) for number in range(7)]))
+    for _ in range(2):  # while it is spooled, and from the spool
+        assert [int(frame.picture[0, 0, 0]) for frame in every(spooled, 2)] == [0, 2, 4, 6]
+    assert [frame.index for frame in every(open_frames([np.zeros((8, 9, 3), np.uint8)] * 5), 4)] == [0, 4]

@@ -1,10 +1,12 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fewer.core.errors import FileError
-from fewer.stitch.frames.source import open_frames
+from fewer.stitch.frames import video
+from fewer.stitch.frames.source import every, open_frames
 
 CLIP = Path("data/endoscopy/laparoscopy_circle_640x360_25fps.mp4")
 
@@ -88,3 +90,35 @@ def test_a_turned_video_is_read_upright(tmp_path: Path, matrix: tuple, corner: t
     bright = shown[..., 0] > 128
     assert bright[corner]
     assert 0.05 < bright.mean() < 0.25
+
+
+@pytest.mark.parametrize(("codec", "layout", "decoded"), [("mjpeg", "yuvj420p", 4), ("mpeg4", "yuv420p", 10)])
+def test_a_stride_gives_the_same_frames_and_leaves_alone_what_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, layout: str, decoded: int
+) -> None:
+    import av
+
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=20)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, layout
+        for number in range(10):
+            picture = np.full((48, 64, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    whole, source, seen = list(open_frames(path)), open_frames(path), []
+    plain = video._decoded
+
+    def counted(*arguments: object) -> Iterator:
+        for time, frame in plain(*arguments):
+            seen.append(frame is not None)
+            yield time, frame
+
+    monkeypatch.setattr(video, "_decoded", counted)
+    few = list(every(source, 3))
+    assert [frame.index for frame in few] == [0, 3, 6, 9]
+    assert sum(seen) == decoded
+    assert source.warnings == []
+    for frame in few:
+        assert (frame.picture == whole[frame.index].picture).all()
+        assert np.isclose(frame.seconds, whole[frame.index].seconds)

@@ -1,6 +1,5 @@
 import sys
 import types
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -10,8 +9,7 @@ import torch
 
 from fewer.core.errors import FileError
 from fewer.stitch.match.features import StripView
-from fewer.stitch.match.learned import fallback, load_matchers, own_columns, refine_by_tracking, windows
-from fewer.stitch.match.pool import displacement
+from fewer.stitch.match.learned import fallback, load_matchers
 from fewer.stitch.options import MatchOptions
 
 
@@ -20,24 +18,6 @@ def view(shift: int = 0) -> StripView:
     smooth = cv2.GaussianBlur(np.concatenate([noise] * 3, axis=1), (0, 0), 4)[:, 480:960]
     grey = np.roll(np.clip(128 + 500 * smooth, 0, 255).astype(np.uint8), shift, axis=1)
     return StripView(grey, np.ones(grey.shape, bool), {})
-
-
-@pytest.mark.parametrize("name", ["loftr", "loftr-tube"])
-def test_the_shipped_loftrs_follow_a_roll_to_a_fraction_of_a_pixel(name: str) -> None:
-    matcher = load_matchers(MatchOptions(matchers=(name,)), [])[name]
-    matches = matcher(view(), view(11))
-    off = displacement(matches.p + np.array([11.0, 0.0]), matches.q, 480)
-    assert len(matches) >= 20
-    assert np.median(np.hypot(*off.T)) < 0.2
-    assert (matches.p[:, 0] >= 0).all()
-    assert (matches.p[:, 0] < 480).all()
-
-
-def test_matches_outside_the_mask_go() -> None:
-    matcher = load_matchers(MatchOptions(matchers=("loftr",)), [])["loftr"]
-    half = view()
-    half.mask[:, :240] = False
-    assert (matcher(half, view()).p[:, 0] >= 240).all()
 
 
 def test_missing_weights_warn_or_raise_when_required(tmp_path: Path) -> None:
@@ -87,45 +67,3 @@ def test_xfeat_is_used_through_its_package(monkeypatch: pytest.MonkeyPatch) -> N
     matches = load_matchers(MatchOptions(matchers=("xfeat",)), [])["xfeat"](view(), view())
     assert np.allclose(np.sort(matches.p[:, 0]), [20, 70, 220])
     assert np.allclose(matches.p, matches.q)
-
-
-def test_tracking_refines_a_coarse_guess_and_refuses_flat_ground() -> None:
-    first = view().grey
-    second = cv2.warpAffine(first, np.float32([[1, 0, 3.4], [0, 1, -1.6]]), (480, 176))
-    p = np.array([[100.0, 80.0], [200.0, 90.0], [301.0, 60.0]])
-    q, good = refine_by_tracking(first, second, p, p + 5.0)
-    assert good.all()
-    assert np.allclose(q - p, [3.4, -1.6], atol=0.15)
-    flat = np.full_like(first, 90)
-    assert not refine_by_tracking(flat, flat, p, p)[1].any()
-
-
-@pytest.mark.parametrize(("width", "height"), [(800, 250), (1200, 160), (513, 16), (5000, 100)])
-def test_windows_cover_the_strip(width: int, height: int) -> None:
-    found = list(windows(width, height))
-    seen = np.zeros(width, bool)
-    for start, stop in found:
-        assert 0 <= start < stop <= width
-        seen[start:stop] = True
-    assert seen.all()
-    assert len(found) == 1 or all(stop - start == 512 for start, stop in found)
-
-
-@pytest.mark.parametrize("width", [300, 960, 1300])
-def test_every_column_is_one_windows_own(width: int) -> None:
-    found = list(windows(width, 256, always=True))
-    own = own_columns(found)
-    assert own[0][0] == 0
-    assert own[-1][1] == width
-    for (start, stop), (low, high) in zip(found, own, strict=True):
-        assert start <= low < high <= stop
-    assert all(before[1] == after[0] for before, after in pairwise(own))
-
-
-def test_a_network_of_small_cells_finds_a_place_once() -> None:
-    wide = StripView(np.tile(view().grey, (1, 2)), np.ones((176, 960), bool), {})
-    matcher = load_matchers(MatchOptions(matchers=("loftr-tube",)), [])["loftr-tube"]
-    found = matcher(wide, wide)  # three windows
-    assert len(found) > 300
-    assert len(np.unique(found.p, axis=0)) == len(found)
-    assert set(wide.learned) == {"loftr-tube"}  # the student's words for a strip are others

@@ -3,6 +3,7 @@ import pytest
 
 from fewer.stitch.frames.field import find_field
 from fewer.stitch.mosaic.canvas import Canvas
+from fewer.stitch.mosaic.layout import Layout
 from fewer.stitch.options import BlendOptions
 from fewer.stitch.panorama import Panorama
 from fewer.stitch.unfold.geometry import Geometry
@@ -14,7 +15,7 @@ FORM = Geometry("cylinder", Lens("equidistant", 95.0), (119.5, 119.5), 116.0, 2.
 def painted(blend: str, values: list[int], bands: int = 3) -> tuple[np.ndarray, Canvas]:
     poses = np.zeros((len(values), 6))
     poses[:, 5] = -0.1 * np.arange(len(values))
-    canvas = Canvas(FORM, poses, 300, BlendOptions(blend=blend, bands=bands))
+    canvas = Canvas(Layout(FORM, poses, 300, BlendOptions(blend=blend, bands=bands)))
     rows, columns = np.indices((240, 240))
     clear = np.hypot(rows - 119.5, columns - 119.5) < 112
     for place, value in enumerate(values):
@@ -79,7 +80,7 @@ def test_no_pixel_from_outside_the_field_reaches_the_map(small_map: Panorama, sm
 
 
 def test_a_large_canvas_lives_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fewer.stitch.mosaic.canvas._IN_MEMORY", 1000)
+    monkeypatch.setattr("fewer.stitch.mosaic.canvas.IN_MEMORY", 1000)
     image, canvas = painted("feather", [90, 90])
     assert isinstance(canvas._sum, np.memmap)
     assert np.abs(image[canvas.frame >= 0].astype(int) - 90).max() <= 1

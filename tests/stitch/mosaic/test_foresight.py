@@ -5,8 +5,8 @@ import torch
 
 from fewer.stitch import stitch
 from fewer.stitch.frames.source import open_frames
-from fewer.stitch.match.learned import TinyMatcher
 from fewer.stitch.match.loftr import load_tiny_loftr
+from fewer.stitch.match.tiny import TinyMatcher
 from fewer.stitch.mosaic.foresight import Foresight
 from fewer.stitch.mosaic.survey import Survey
 from fewer.stitch.mosaic.track import Tracker

@@ -3,6 +3,7 @@ import numpy as np
 from fewer.core.progress import SilentProgress
 from fewer.stitch.frames.source import ArrayFrames
 from fewer.stitch.mosaic.canvas import Canvas
+from fewer.stitch.mosaic.layout import Layout
 from fewer.stitch.mosaic.paint import lay_down
 from fewer.stitch.mosaic.survey import Survey
 from fewer.stitch.mosaic.workers import Workers
@@ -31,7 +32,7 @@ def test_frames_are_laid_down_in_order_and_reading_ends_with_the_last(
     source.read = 0
     images = []
     for count in (1, 3):
-        canvas = Canvas(segment.geometry, segment.poses[:4], 400, small_options.blend)
+        canvas = Canvas(Layout(segment.geometry, segment.poses[:4], 400, small_options.blend))
         with Workers(count) as workers:
             where = {index: (0, index) for index in range(4)}
             small = lay_down(survey, [canvas], [None], where, SilentProgress(), workers)

@@ -53,20 +53,25 @@ class DicomFrames:
         self._palette = header if header.get("PhotometricInterpretation") == "PALETTE COLOR" else None
 
     def __iter__(self) -> Iterator[Frame]:
+        return self.every(1)
+
+    def every(self, stride: int) -> Iterator[Frame]:
+        """Decodes each `stride`-th picture only, as far as the header tells how many there are."""
         from pydicom.pixels import iter_pixels
 
         self.warnings.clear()
         index = 0
+        wanted = None if stride == 1 else list(range(0, self.length, stride))
         try:
-            for array in iter_pixels(str(self._path)):
+            for array in iter_pixels(str(self._path), indices=wanted):
                 yield Frame(index, self._seconds(index), self._picture(array))
-                index += 1
+                index += stride
         except (ValueError, RuntimeError, AttributeError, EOFError, OSError, NotImplementedError) as error:
             if index == 0:
                 raise FileError(
                     f"{self._path.name}: its pixels cannot be decoded ({type(error).__name__})"
                 ) from error
-            self.warnings.append(f"the DICOM file is damaged after frame {index - 1}")
+            self.warnings.append(f"the DICOM file is damaged after frame {index - stride}")
 
     def _picture(self, array: np.ndarray) -> np.ndarray:
         bits = self._bits

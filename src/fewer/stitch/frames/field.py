@@ -85,7 +85,11 @@ def _hull_of_centre(lit: np.ndarray) -> np.ndarray:
         label = int(sizes.argmax())
     if stats[label, cv2.CC_STAT_AREA] < 0.02 * lit.size:
         raise DataError("no lit field of view was found in the frames")
-    points = np.argwhere(labels == label)[:, ::-1].astype(np.int32)
+    mine = labels == label
+    rows = np.flatnonzero(mine.any(axis=1))
+    # the hull hangs on the outermost pixels of each row alone
+    ends = np.stack([mine[rows].argmax(axis=1), width - 1 - mine[rows, ::-1].argmax(axis=1)], axis=1)
+    points = np.stack([ends.ravel(), rows.repeat(2)], axis=1).astype(np.int32)
     return cv2.convexHull(points)[:, 0].astype(np.float64)
 
 
@@ -105,30 +109,25 @@ def _fit_circle(
         return None
     points = points[free]
     random = np.random.default_rng([seed, 4])
-    best: tuple[int, np.ndarray] = (0, points)
-    for _ in range(200):
-        circle = _circle_through(points[random.choice(len(points), 3, replace=False)])
-        if circle is None:
-            continue
-        close = np.abs(np.hypot(*(points - circle[:2]).T) - circle[2]) < 3
-        if close.sum() > best[0]:
-            best = (int(close.sum()), points[close])
-    if best[0] < 0.7 * len(points):
+    circles = _circles_through(points[[random.choice(len(points), 3, replace=False) for _ in range(200)]])
+    close = np.abs(np.hypot(*(points - circles[:, None, :2]).transpose(2, 0, 1)) - circles[:, 2:]) < 3
+    counts = close.sum(axis=1)
+    if not len(counts) or counts.max() < 0.7 * len(points):
         return None
     # algebraic least squares: x^2 + y^2 = 2 cx x + 2 cy y + (r^2 - cx^2 - cy^2)
-    chosen = best[1]
+    chosen = points[close[counts.argmax()]]
     system = np.column_stack([2 * chosen, np.ones(len(chosen))])
     (cx, cy, rest), *_ = np.linalg.lstsq(system, (chosen**2).sum(axis=1), rcond=None)
     # half a pixel: the hull runs through centres of the outermost lit pixels
     return (float(cx), float(cy)), float(np.sqrt(rest + cx**2 + cy**2)) + 0.5
 
 
-def _circle_through(three: np.ndarray) -> np.ndarray | None:
-    system = np.column_stack([2 * three, np.ones(3)])
-    if abs(np.linalg.det(system)) < 1e-6:
-        return None
-    cx, cy, rest = np.linalg.solve(system, (three**2).sum(axis=1))
-    return np.array([cx, cy, np.sqrt(max(rest + cx**2 + cy**2, 0))])
+def _circles_through(three: np.ndarray) -> np.ndarray:
+    """(cx, cy, radius) of the circles through three points each, without those of points on a line."""
+    system = np.concatenate([2 * three, np.ones((*three.shape[:2], 1))], axis=2)
+    system, three = (each[np.abs(np.linalg.det(system)) >= 1e-6] for each in (system, three))
+    cx, cy, rest = np.linalg.solve(system, (three**2).sum(axis=2)[..., None])[..., 0].T
+    return np.stack([cx, cy, np.sqrt(np.maximum(rest + cx**2 + cy**2, 0))], axis=1)
 
 
 def _burned_in(levels: list[np.ndarray]) -> np.ndarray:
@@ -137,12 +136,14 @@ def _burned_in(levels: list[np.ndarray]) -> np.ndarray:
     """
     if len(levels) < 5:
         return np.zeros(levels[0].shape, bool)
-    total, squares = np.zeros((2, *levels[0].shape), np.float64)
-    for level in levels:
-        cv2.accumulate(level, total)
-        cv2.accumulateSquare(level, squares)
+    stack = np.stack(levels)
+    high, low = stack.max(axis=0), stack.min(axis=0)
+    # a deviation below 2 leaves a range below 2 sqrt(2 n): few pixels are worth the sums
+    still = (high > 120) & (high - low < 2 * np.sqrt(2 * len(levels)))
+    few = stack[:, still].astype(np.float64)
+    total, squares = few.sum(axis=0), (few**2).sum(axis=0)  # whole numbers: exact in any order
     mean = total / len(levels)
-    still = (squares / len(levels) - mean**2 < 4) & (mean > 120)  # standard deviation below 2
+    still[still] = (squares / len(levels) - mean**2 < 4) & (mean > 120)  # standard deviation below 2
     if still.mean() > 0.3:  # the whole picture stands still: that is not an overlay
         return np.zeros(still.shape, bool)
     return cv2.dilate(still.astype(np.uint8), np.ones((11, 11), np.uint8)).astype(bool)

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -44,6 +45,12 @@ class FrameSource(Protocol):
     warnings: list[str]
 
     def __iter__(self) -> Iterator[Frame]: ...
+
+
+def every(source: FrameSource, stride: int) -> Iterator[Frame]:
+    """Each `stride`-th frame. Sources that can leave out the work on the others have a method `every`."""
+    skipping = getattr(source, "every", None)
+    return skipping(stride) if skipping is not None else islice(source, 0, None, stride)
 
 
 def open_frames(source: "str | Path | Sequence | Iterable | FrameSource", rate: float = 25.0) -> FrameSource:
@@ -142,8 +149,13 @@ class FolderFrames:
         self.length, self.warnings = len(paths), []
 
     def __iter__(self) -> Iterator[Frame]:
+        return self.every(1)
+
+    def every(self, stride: int) -> Iterator[Frame]:
+        """Opens each `stride`-th picture only."""
         self.warnings.clear()
-        for index, path in enumerate(self._paths):
+        for index in range(0, len(self._paths), stride):
+            path = self._paths[index]
             try:
                 picture = np.asarray(read_image(path, max_pixels=MAX_PIXELS))
             except FileError as error:
@@ -165,7 +177,14 @@ class SpooledFrames:
         if self._items is not None:
             yield from self._spool()
             return
-        for index, seconds, start, size in self._entries:
+        yield from self.every(1)
+
+    def every(self, stride: int) -> Iterator[Frame]:
+        """Decodes each `stride`-th picture only, once all have been read."""
+        if self._items is not None:
+            yield from islice(self._spool(), 0, None, stride)
+            return
+        for index, seconds, start, size in self._entries[::stride]:
             self._file.seek(start)
             data = np.frombuffer(self._file.read(size), np.uint8)
             yield Frame(index, seconds, cv2.imdecode(data, cv2.IMREAD_COLOR))

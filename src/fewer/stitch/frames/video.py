@@ -3,11 +3,15 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewer.core.errors import FileError
 from fewer.stitch.frames.source import MAX_PIXELS, Frame
+
+if TYPE_CHECKING:
+    import av
 
 _SLACK = 2.5  # frames by which a file may be shorter than it says
 
@@ -34,6 +38,12 @@ class VideoFrames:
             )
 
     def __iter__(self) -> Iterator[Frame]:
+        return self.every(1)
+
+    def every(self, stride: int) -> Iterator[Frame]:
+        """Each `stride`-th frame. The others become no picture, and where every frame of the stream stands
+        for itself (Motion JPEG) they are not decoded either.
+        """
         av = _load_av(self._path)
         self.warnings.clear()
         index = 0
@@ -44,12 +54,12 @@ class VideoFrames:
             rate = float(stream.average_rate or 25)
             seconds = -1 / rate
             try:
-                for decoded in container.decode(stream):
+                for time, decoded in _decoded(container, stream, stride):
                     # a stream without usable stamps falls back to its rate
-                    stamped = decoded.time is not None and float(decoded.time) > seconds
-                    seconds = float(decoded.time) if stamped else seconds + 1 / rate
-                    picture = decoded.to_ndarray(format="bgr24")
-                    yield Frame(index, seconds, upright(picture, decoded.rotation))
+                    seconds = time if time is not None and time > seconds else seconds + 1 / rate
+                    if decoded is not None and index % stride == 0:
+                        picture = decoded.to_ndarray(format="bgr24")
+                        yield Frame(index, seconds, upright(picture, decoded.rotation))
                     index += 1
             except (av.error.FFmpegError, OSError) as error:
                 self.warnings.append(f"the video is damaged after frame {index - 1} ({_first_line(error)})")
@@ -64,6 +74,20 @@ class VideoFrames:
 
     def _opened(self) -> str | io.BytesIO:
         return str(self._path) if self._data is None else io.BytesIO(self._data)
+
+
+def _decoded(container, stream, stride: int) -> Iterator[tuple[float | None, "av.VideoFrame | None"]]:
+    """Time and picture of each frame; no picture of one that could be left alone."""
+    alone = stride > 1 and stream.codec_context.codec.intra_only
+    count = 0
+    for packet in container.demux(stream):
+        if alone and packet.size and count % stride:
+            count += 1
+            yield None if packet.pts is None else float(packet.pts * packet.time_base), None
+            continue
+        for decoded in packet.decode():
+            count += 1
+            yield None if decoded.time is None else float(decoded.time), decoded
 
 
 def upright(picture: np.ndarray, rotation: int) -> np.ndarray:

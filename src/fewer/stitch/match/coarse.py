@@ -8,6 +8,7 @@ from torch import Tensor
 from fewer.stitch.match.loftr import CoarseLoFTR
 
 MULTIPLE = 16  # sides of pictures for every network here
+_ROWS = 256
 
 
 def coarse_matches(
@@ -48,6 +49,24 @@ def pick_matches(
         q = _centres(column[rows], widths[1] // stride, stride)
         out.append((p, q, mine[rows].numpy().astype(float)))
     return out
+
+
+def pick_together(
+    confidence: Float[Tensor, "pairs tokens tokens2"], stride: int, across: int, threshold: float
+) -> tuple[Float[Tensor, "pairs most 2"], Float[Tensor, "pairs most 2"], Float[Tensor, "pairs most"]]:
+    """`pick_matches` without leaving the device: rows of confidence zero fill up pairs with fewer matches.
+    Pictures are `across` cells wide.
+    """
+    best = confidence.max(dim=2)
+    back = confidence.max(dim=1).indices.gather(1, best.indices)
+    cells = torch.arange(confidence.shape[1], device=confidence.device)
+    sure = torch.where((back == cells) & (best.values > threshold), best.values, 0.0)
+    # round numbers of rows: what is computed from them hardly hangs on the other pairs then
+    most = min(-(-int((sure > 0).sum(dim=1).max()) // _ROWS) * _ROWS, len(cells))
+    rows = torch.argsort((sure == 0).to(torch.uint8), dim=1, stable=True)[:, :most]
+    columns = best.indices.gather(1, rows)
+    p, q = (torch.stack([each % across, each // across], dim=-1).float() * stride for each in (rows, columns))
+    return p, q, sure.gather(1, rows)
 
 
 def as_input(grey: np.ndarray) -> Float[Tensor, "1 1 height width"]:

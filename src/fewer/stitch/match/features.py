@@ -64,9 +64,19 @@ def equalise(strip: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "h
 def look(
     strip: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], options: MatchOptions
 ) -> StripView:
-    """Equalise and detect. Points lie at least 8 pixels inside the mask; the strip's ends meet."""
-    padded, side = equalise(pad_round(strip)), 2 * BORDER + 1
-    grey = padded[:, PAD:-PAD]
+    """Equalise and detect; the strip's ends meet."""
+    return detect(equalise(pad_round(strip)), mask, options)
+
+
+def detect(
+    padded: UInt8[np.ndarray, "height padded"], mask: Bool[np.ndarray, "height width"], options: MatchOptions
+) -> StripView:
+    """Points of an equalised strip that has its ends repeated on either side. They lie at least 8 pixels
+    inside the mask.
+    """
+    grey, side = padded[:, PAD:-PAD], 2 * BORDER + 1
+    if not {"sift", "orb"} & set(options.matchers):
+        return StripView(grey, mask, {})
     seen = pad_round(mask).astype(np.uint8)
     inside = cv2.erode(seen, np.ones((side, side), np.uint8), borderValue=0)
     calm = _filled(padded, seen)

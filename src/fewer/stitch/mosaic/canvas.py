@@ -12,14 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from fewer.stitch.mosaic.exposure import Exposure, wall_distance
+from fewer.stitch.mosaic.layout import Layout
 from fewer.stitch.mosaic.store import put_out, zeros
-from fewer.stitch.options import BlendOptions
-from fewer.stitch.unfold.geometry import TAU, Geometry
-from fewer.stitch.unfold.strip import StripShape, picture_coordinates, unwrap
+from fewer.stitch.unfold.strip import picture_coordinates, unwrap
 
-_IN_MEMORY = 256 * 2**20
-_FEATHER = 16
-_BAND_SIGMAS = (2.0, 6.0, 14.0, 30.0)
+IN_MEMORY = 256 * 2**20
+FEATHER = 16
+BAND_SIGMAS = (2.0, 6.0, 14.0, 30.0)
 _PUT_OUT_EVERY = 32
 
 
@@ -40,21 +39,11 @@ class Provenance:
 class Canvas:
     """Accumulates one segment. Row 0 is the nearest depth any frame saw; columns go once round."""
 
-    def __init__(
-        self, geometry: Geometry, poses: Float[np.ndarray, "frames 6"], width: int, options: BlendOptions
-    ) -> None:
-        self._geometry, self._poses, self._options, self.width = geometry, poses, options, width
-        self.scale = width / TAU
-        first = geometry.near_depth() * 0.6
-        far = min(geometry.far_depth(), geometry.near_depth() + options.near)
-        self._band = (first, far)
-        self.top = float(poses[:, 5].min() + first)
-        self.height = max(1, int(np.ceil((poses[:, 5].max() + far - self.top) * self.scale)) + 1)
-        self._bands = options.bands if options.blend == "multiband" else 1
-        size = (self.height, width)
-        # a pixel holds blue, green, red and their weight in each band, its best weight, a frame and a place
-        self._on_disk = self.height * width * (self._bands * 16 + 16) > _IN_MEMORY
-        self._sum = zeros((self._bands, *size, 4), np.float32, self._on_disk)
+    def __init__(self, layout: Layout) -> None:
+        self._layout, self.top, self.height = layout, layout.top, layout.height
+        size, bands = (layout.height, layout.width), layout.bands
+        self._on_disk = self._layout.bytes_held > IN_MEMORY
+        self._sum = zeros((bands, *size, 4), np.float32, self._on_disk)
         self._best = zeros(size, np.float32, self._on_disk)
         self.frame = zeros(size, np.int32, self._on_disk)
         self.source = zeros((*size, 2), np.float32, self._on_disk)
@@ -64,8 +53,7 @@ class Canvas:
     @property
     def bytes_laid(self) -> int:
         """What one prepared frame takes."""
-        rows = int((self._band[1] - self._band[0]) * self.scale) + 1
-        return rows * self.width * (16 * self._bands + 12)
+        return self._layout.bytes_laid
 
     def prepare(
         self, place: int, index: int, picture: UInt8[np.ndarray, "rows columns 3"],
@@ -74,31 +62,29 @@ class Canvas:
         """Unwrap and level frame number `index`, the segment's `place`-th; touches nothing, so threads may
         share it.
         """
-        pose = self._poses[place]
-        start = int(np.floor((pose[5] + self._band[0] - self.top) * self.scale))
-        rows = min(self.height - start, int((self._band[1] - self._band[0]) * self.scale))
-        shape = StripShape(self.width, rows, self.top + start / self.scale - pose[5])
-        places = picture_coordinates(self._geometry, shape, pose[:4], turn=pose[4])
+        layout, pose = self._layout, self._layout.poses[place]
+        shape = layout.shape(place)
+        places = picture_coordinates(layout.geometry, shape, pose[:4], turn=pose[4])
         strip = unwrap(picture, places).astype(np.float32)
         weight = _sampling_weight(places, clear)
         # the far end fades out: a frame must not stop at a line across the map
-        weight *= np.minimum(np.arange(rows, 0, -1, dtype=np.float32) / max(0.3 * rows, 1), 1)[:, None]
+        weight *= far_fade(shape.height)[:, None]
         if exposure is not None:
-            depth = shape.first_depth + np.arange(rows) / self.scale
-            theta = np.arange(self.width) / self.scale - pose[4]
+            depth = shape.first_depth + np.arange(shape.height) / layout.scale
+            theta = np.arange(shape.width) / layout.scale - pose[4]
             strip = cv2.multiply(
-                strip, exposure.factor(place, wall_distance(self._geometry, depth, theta, pose))
+                strip, exposure.factor(place, wall_distance(layout.geometry, depth, theta, pose))
             )
-        shares = [_power(weight, power) for power in self._powers]
+        shares = [_power(weight, power) for power in layout.powers]
         layers = [
             _weighted(level, share) for level, share in zip(self._split(strip, weight), shares, strict=True)
         ]
-        return Laid(index, slice(start, start + rows), layers, weight, places)
+        return Laid(index, layout.area(place), layers, weight, places)
 
     def add(self, laid: "Laid") -> None:
         """Lay down a prepared frame."""
         best = self._best[laid.area]
-        last = self._options.blend == "last"
+        last = self._layout.options.blend == "last"
         wins = (laid.weight > 0) if last else (laid.weight > best)
         for band, layer in enumerate(laid.layers):
             under = self._sum[band, laid.area]
@@ -115,7 +101,7 @@ class Canvas:
 
     def finish(self) -> tuple[UInt8[np.ndarray, "height width 3"], Provenance]:
         """The picture (black where nothing was seen) and its provenance."""
-        picture = zeros((self.height, self.width, 3), np.uint8, self._on_disk)
+        picture = zeros((*self.frame.shape, 3), np.uint8, self._on_disk)
         for start in range(0, self.height, 1024):
             area = slice(start, start + 1024)
             sums = self._sum[:, area]
@@ -134,20 +120,11 @@ class Canvas:
         """The strip's bands, finest first; their sum is the strip."""
         seen = (weight > 0).astype(np.float32)
         levels = []
-        for band in range(self._bands - 1):
-            lower = _blur_inside(strip, seen, _BAND_SIGMAS[band])
+        for band in range(self._layout.bands - 1):
+            lower = _blur_inside(strip, seen, BAND_SIGMAS[band])
             levels.append(cv2.subtract(strip, lower))
             strip = lower
         return [*levels, strip]
-
-    @property
-    def _powers(self) -> list[int]:
-        """Of the weights: 6 nearly takes the best frame, 1 averages. Noise is fine detail too, so not
-        higher.
-        """
-        if self._bands == 1:
-            return [1]
-        return [6] + [2] * (self._bands - 2) + [1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +140,20 @@ class Laid:
     places: Float[np.ndarray, "rows width 2"]
 
 
+def far_fade(rows: int) -> Float[np.ndarray, "rows"]:
+    """One, falling to nothing over the last three tenths."""
+    return np.minimum(np.arange(rows, 0, -1, dtype=np.float32) / max(0.3 * rows, 1), 1)
+
+
 def _sampling_weight(
     places: Float[np.ndarray, "rows width 2"], clear: Bool[np.ndarray, "height columns"]
 ) -> Float[np.ndarray, "rows width"]:
     """How finely the picture samples the map here, times a feather towards the edge of what is clear."""
     reach = cv2.distanceTransform(clear.view(np.uint8), cv2.DIST_L2, 3)
-    reach = np.minimum(reach, _FEATHER, out=reach)
+    reach = np.minimum(reach, FEATHER, out=reach)
     feather = cv2.remap(reach, places, None, cv2.INTER_LINEAR)
     feather[feather < 1.01] = 0
-    feather *= 1 / _FEATHER
+    feather *= 1 / FEATHER
     fine = cv2.magnitude(*cv2.split(cv2.subtract(places[1:], places[:-1])))
     # along the rows sampling is never coarser than along the depth at the far end, nor scarce at the near end
     np.minimum(fine, 1.0, out=fine)

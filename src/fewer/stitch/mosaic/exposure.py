@@ -13,6 +13,7 @@ from fewer.stitch.unfold.strip import StripShape
 
 SAMPLES = 48
 _FLOOR = 4.0
+_TABLE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +28,41 @@ class Exposure:
         self, frame: int, distance: Float[np.ndarray, "height width"]
     ) -> Float[np.ndarray, "height width 3"]:
         """What to multiply a frame's strip by, so that all of it is as bright as the sequence's near wall."""
+        place = np.clip((distance - self.distance[0]) / self._reach * (_TABLE - 1), 0, _TABLE - 1)
+        return cv2.merge([np.take(table, place.astype(np.intp)) for table in self.tables(frame)])
+
+    def tables(self, frame: int) -> Float[np.ndarray, "3 entries"]:
+        """The factor of each channel at 512 distances: interpolating every pixel would cost more than the
+        remap.
+        """
         reference = self.profile[: SAMPLES // 4].mean(axis=0)
-        # a table of 512 distances: interpolating every pixel would cost more than the remap
-        fine = np.linspace(self.distance[0], self.distance[-1], 512)
-        place = np.clip((distance - fine[0]) / (fine[-1] - fine[0]) * 511, 0, 511).astype(np.intp)
-        tables = [
-            np.exp(np.clip(reference[channel] - curve - self.gain[frame, channel], -2, 2))
-            for channel, curve in enumerate(
-                np.interp(fine, self.distance, self.profile[:, channel]) for channel in range(3)
-            )
-        ]
-        return cv2.merge([np.take(table.astype(np.float32), place) for table in tables])
+        fine = np.linspace(self.distance[0], self.distance[-1], _TABLE)
+        curves = [np.interp(fine, self.distance, self.profile[:, channel]) for channel in range(3)]
+        logs = reference[:, None] - np.stack(curves) - self.gain[frame][:, None]
+        return np.exp(np.clip(logs, -2, 2)).astype(np.float32)
+
+    @property
+    def _reach(self) -> float:
+        return float(self.distance[-1] - self.distance[0])
 
 
 def brightness_profile(
     strip: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
 ) -> Float[np.ndarray, "samples 3"]:
     """Log of the mean brightness of `SAMPLES` row bands of a strip; NaN where the band is hardly seen."""
-    height = strip.shape[0]
-    edges = np.linspace(0, height, SAMPLES + 1).astype(int)
     seen = mask[:, ::4].astype(np.float32)
-    rows = np.add.reduce(seen, axis=1)
     sums = (strip[:, ::4].astype(np.float32) * seen[..., None]).sum(axis=1)
+    return profile_of_rows(np.add.reduce(seen, axis=1), sums, seen.shape[1])
+
+
+def profile_of_rows(
+    rows: Float[np.ndarray, "height"], sums: Float[np.ndarray, "height 3"], columns: int
+) -> Float[np.ndarray, "samples 3"]:
+    """The same, from how many of some `columns` are seen in each row and the sums of what they show."""
+    edges = np.linspace(0, len(rows), SAMPLES + 1).astype(int)
     count = np.add.reduceat(rows, edges[:-1])
     total = np.add.reduceat(sums, edges[:-1], axis=0)
-    wanted = 0.15 * np.diff(edges) * seen.shape[1]
+    wanted = 0.15 * np.diff(edges) * columns
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((count > wanted)[:, None], np.log(total / count[:, None] + _FLOOR), np.nan)
 

@@ -2,12 +2,13 @@
 workers may do it ahead of the tracker, which alone decides what is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from fewer.stitch.homography.density import density_weights
 from fewer.stitch.homography.project import symmetric_error
 from fewer.stitch.homography.sample import weighted_msac
 from fewer.stitch.match.features import Guide, PairMatcher, StripView, match_features
@@ -17,7 +18,16 @@ from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.strip import StripShape
 
 _GUIDES = 12
+_MOST_MATCHES = 250
 _VERIFY_PIXELS = 10.0  # before the pose is known a homography leaves several pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A frame's number and first pose."""
+
+    index: int
+    pose: Float[np.ndarray, "4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +38,31 @@ class Side:
     pose: Float[np.ndarray, "4"]
     view: StripView
 
+    @property
+    def spot(self) -> Spot:
+        return Spot(self.index, self.pose)
+
+
+@dataclass(frozen=True, slots=True)
+class Balanced:
+    """At most 250 matches of a pair, the surest, weighted by density so that all sides have a say: a row for
+    each (x, y in the new picture, x, y in the old one).
+    """
+
+    table: Float[np.ndarray, "matches 4"]
+    weight: Float[np.ndarray, "matches"]
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What matching two frames gave: a row for each match (x, y in the new picture, x, y in the old one,
-    confidence), the displacement of the strips, and the counts of the filters.
+    confidence), the displacement of the strips, the counts of the filters, and what the poses are found from.
     """
 
     table: Float[np.ndarray, "matches 5"]
     shift: Float[np.ndarray, "2"]
     counts: dict[str, int]
+    edge: Balanced
 
 
 def find_pair(
@@ -50,14 +75,39 @@ def find_pair(
     proposed: Mapping[str, object] | None = None,
 ) -> Found | None:
     """Match, filter and verify; None when too little is left. Touches nothing, so workers may do it ahead."""
-    pool = pool_of(new.view, old.view, shape, options, learned, proposed)
+    groups = matches_of(new.view, old.view, shape, options, learned, proposed)
+    return found_among(groups, new.spot, old.spot, geometry, shape, options)
+
+
+def found_among(
+    groups: Sequence[Matches], new: Spot, old: Spot, geometry: Geometry, shape: StripShape,
+    options: StitchOptions,
+) -> Found | None:  # fmt: skip
+    """What is left of all matchers' matches after the filters, if they hang together."""
+    pool = fill_pool(groups, (shape.height, shape.width), options.match)
     matches = pool.matches
     if not verified(pool, shape, options, (options.seed, new.index, old.index)):
         return None
     xy_new = geometry.to_picture(shape.to_wall(matches.p), new.pose)
     xy_old = geometry.to_picture(shape.to_wall(matches.q), old.pose)
     table = np.column_stack([xy_new, xy_old, matches.confidence]).astype(np.float32)
-    return Found(table, pool.shift, pool.counts)
+    edge = balanced(table, new.pose, old.pose, geometry, shape, options)
+    return Found(table, pool.shift, pool.counts, edge)
+
+
+def balanced(
+    table: Float[np.ndarray, "matches 5"], new: Float[np.ndarray, "4"], old: Float[np.ndarray, "4"],
+    geometry: Geometry, shape: StripShape, options: StitchOptions,
+) -> Balanced:  # fmt: skip
+    """Of all matches of two frames with these first poses."""
+    exact = table.astype(np.float64)
+    chosen = np.argsort(-exact[:, 4], kind="stable")[:_MOST_MATCHES]
+    p = shape.to_pixels(geometry.to_wall(exact[chosen, :2], new))
+    q = shape.to_pixels(geometry.to_wall(exact[chosen, 2:4], old))
+    weight = density_weights(
+        p, q, exact[chosen, 4], shape.width, options.homography.fit_gamma, options.homography
+    )
+    return Balanced(table[chosen, :4], weight.astype(np.float32))
 
 
 def pool_of(
@@ -68,8 +118,21 @@ def pool_of(
     learned: Mapping[str, PairMatcher],
     proposed: Mapping[str, object] | None = None,
 ) -> Pool:
-    """All matchers' matches of two strips, filtered. SIFT votes first and shows ORB where to look. `proposed`
-    holds what learned matchers have said of the two before.
+    """All matchers' matches of two strips, filtered."""
+    groups = matches_of(new, old, shape, options, learned, proposed)
+    return fill_pool(groups, (shape.height, shape.width), options.match)
+
+
+def matches_of(
+    new: StripView,
+    old: StripView,
+    shape: StripShape,
+    options: StitchOptions,
+    learned: Mapping[str, PairMatcher],
+    proposed: Mapping[str, object] | None = None,
+) -> list[Matches]:
+    """Each matcher's matches of two strips. SIFT votes first and shows ORB where to look. `proposed` holds
+    what learned matchers have said of the two before.
     """
     groups: list[Matches] = []
     guide: Guide | None = None
@@ -78,8 +141,7 @@ def pool_of(
             match_features(name, new.features[name], old.features[name], options.match.ratio, guide)
         )
         guide = guide_of(groups[-1], shape)
-    groups += [matcher(new, old, (proposed or {}).get(name)) for name, matcher in learned.items()]
-    return fill_pool(groups, (shape.height, shape.width), options.match)
+    return groups + [matcher(new, old, (proposed or {}).get(name)) for name, matcher in learned.items()]
 
 
 def guide_of(matches: Matches, shape: StripShape) -> Guide | None:

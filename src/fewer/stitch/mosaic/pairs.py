@@ -54,16 +54,17 @@ def fit_pairs(
     tasks: list[Future[list[PairResult]]] = []
     for start in range(0, len(segment.pairs), _PAIRS_AT_ONCE):
         pairs = segment.pairs[start : start + _PAIRS_AT_ONCE]
-        tasks.append(crew.submit(_fit_some, pairs, segment, tracker, poses, options))
+        tasks.append(crew.submit(_fit_some, pairs, segment, tracker, poses, options, crew))
     return (result for task in tasks for result in task.result())
 
 
 def _fit_some(
-    pairs: list[Pair], segment: Segment, tracker: Tracker, poses: np.ndarray, options: StitchOptions
-) -> list[PairResult]:
+    pairs: list[Pair], segment: Segment, tracker: Tracker, poses: np.ndarray, options: StitchOptions,
+    crew: Workers,
+) -> list[PairResult]:  # fmt: skip
     size, out = (segment.shape.width, segment.shape.height), []
     brought = [strip_matches(pair, segment, tracker, poses, options) for pair in pairs]
-    fits = fit_all(brought, size, options.homography)
+    fits = crew.apart(fit_all, brought, size, options.homography)
     for pair, mine, fit in zip(pairs, brought, fits, strict=True):
         kept = tracker.store.keep(mine.p.astype(np.float32), mine.q.astype(np.float32))
         slim = replace(fit, weight=fit.weight.astype(np.float32))

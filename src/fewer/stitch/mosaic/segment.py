@@ -14,7 +14,7 @@ from fewer.stitch.unfold.strip import StripShape
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two used frames and where their matches are kept; `first` is the newer one. Indices are places in the
-    segment.
+    segment. `edge` is where the matches are that the poses are found from, and their weights.
     """
 
     first: int
@@ -24,6 +24,7 @@ class Pair:
     shift: Float[np.ndarray, "2"]
     counts: dict[str, int]
     loop: bool = False
+    edge: Kept | None = None
 
 
 @dataclass(slots=True)

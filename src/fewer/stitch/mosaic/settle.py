@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from fewer.stitch.homography.density import density_weights
+from fewer.stitch.mosaic.find import balanced
 from fewer.stitch.mosaic.segment import Pair, Segment
 from fewer.stitch.mosaic.store import Kept, Store
 from fewer.stitch.mosaic.track import Tracker
 from fewer.stitch.mosaic.workers import Workers
 from fewer.stitch.options import StitchOptions
-from fewer.stitch.unfold.adjust import Adjustment, Edge, adjust
+from fewer.stitch.unfold.adjust import Adjustment, Edge, Parts, adjust
 from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.lens import Lens
 
-_MOST_MATCHES = 250
+if TYPE_CHECKING:
+    import torch
+
 _CALIBRATION_FRAMES = 30
 
 
@@ -32,12 +35,15 @@ class Settled:
 
 
 def settle(
-    segment: Segment, tracker: Tracker, options: StitchOptions, workers: Workers | None = None
-) -> Settled:
-    """Adjusts, looks for loops, adjusts again. Adds the loop pairs to the segment."""
+    segment: Segment, tracker: Tracker, options: StitchOptions, workers: Workers | None = None,
+    onboard: "torch.device | None" = None,
+) -> Settled:  # fmt: skip
+    """Adjusts, looks for loops, adjusts again. Adds the loop pairs to the segment. The equations are made on
+    the device `onboard`, if there is one.
+    """
     crew = workers or Workers(1)
     poses = segment.first_poses()
-    edges = edges_of(segment, tracker, options, crew)
+    edges, tracked = edges_of(segment, tracker, options, crew), segment.geometry
     fixed = np.zeros(poses.shape, bool)
     lumen = lumen_of(segment) if options.unfold.pose else None
     if segment.geometry.mode != "cylinder" or not options.unfold.pose:
@@ -46,18 +52,27 @@ def settle(
         segment.geometry = calibrated(segment, poses, edges, fixed, lumen)
 
     def adjusted(start: np.ndarray, pairs: list[KeptEdge]) -> Adjustment:
-        rounds, spread = options.track.iterations, crew.in_order
         return adjust(
-            segment.geometry, start, pairs, fixed=fixed, lumen=lumen, iterations=rounds, spread=spread
-        )
+            segment.geometry, start, pairs, fixed=fixed, lumen=lumen, iterations=options.track.iterations,
+            spread=crew.in_order, parts=_parts(segment.geometry, pairs, onboard),
+        )  # fmt: skip
 
     result = adjusted(poses, edges)
     if options.track.loops:
         loops = tracker.close_loops(segment, result.poses)
         if loops:
             segment.pairs.extend(loops)
-            result = adjusted(result.poses, edges_of(segment, tracker, options, crew))
+            same = segment.geometry == tracked
+            result = adjusted(result.poses, edges_of(segment, tracker, options, crew, same))
     return Settled(segment, result.poses, result.rms)
+
+
+def _parts(geometry: Geometry, edges: Sequence[Edge], onboard: "torch.device | None") -> Parts | None:
+    if onboard is None:
+        return None
+    from fewer.stitch.device.adjust import parts_on  # torch: seconds of start-up
+
+    return parts_on(onboard, geometry, edges)
 
 
 def lumen_of(segment: Segment) -> Float[np.ndarray, "frames 2"] | None:
@@ -87,13 +102,16 @@ class KeptEdge:
 
 
 def edges_of(
-    segment: Segment, tracker: Tracker, options: StitchOptions, workers: Workers | None = None
-) -> list[KeptEdge]:
-    """Pairs as edges, each with at most 250 matches: the surest, weighted by density so that all sides
-    have a say.
+    segment: Segment, tracker: Tracker, options: StitchOptions, workers: Workers | None = None,
+    tracked: bool = True,
+) -> list[KeptEdge]:  # fmt: skip
+    """Pairs as edges. They are known since the pairs were found, if the segment's geometry is still the one
+    it was `tracked` with.
     """
     crew = workers or Workers(1)
-    return list(crew.in_order(lambda pair: _edge(pair, segment, tracker, options), segment.pairs))
+    if tracked and all(pair.edge is not None for pair in segment.pairs):
+        return [_edge(pair, segment, tracker, options, tracked) for pair in segment.pairs]
+    return list(crew.in_order(lambda pair: _edge(pair, segment, tracker, options, tracked), segment.pairs))
 
 
 def calibrated(
@@ -130,15 +148,10 @@ def calibrated(
     return min(at_left, at_right, key=lambda pair: pair[0])[1]
 
 
-def _edge(pair: Pair, segment: Segment, tracker: Tracker, options: StitchOptions) -> KeptEdge:
-    shape = segment.shape
-    xy_first, xy_second, weight = tracker.points(pair)
-    chosen = np.argsort(-weight, kind="stable")[:_MOST_MATCHES]
-    p = shape.to_pixels(segment.geometry.to_wall(xy_first[chosen], segment.frames[pair.first].pose))
-    q = shape.to_pixels(segment.geometry.to_wall(xy_second[chosen], segment.frames[pair.second].pose))
-    balanced = density_weights(
-        p, q, weight[chosen], shape.width, options.homography.fit_gamma, options.homography
-    )
-    table = np.hstack([xy_first[chosen], xy_second[chosen]]).astype(np.float32)
-    kept = tracker.store.keep(table)
-    return KeptEdge(pair.first, pair.second, balanced.astype(np.float32), kept, tracker.store)
+def _edge(pair: Pair, segment: Segment, tracker: Tracker, options: StitchOptions, tracked: bool) -> KeptEdge:
+    store, kept = tracker.store, pair.edge
+    if kept is None or not tracked:  # read from a journal, or seen through another lens since
+        poses = (segment.frames[place].pose for place in (pair.first, pair.second))
+        edge = balanced(store.load(pair.matches)[0], *poses, segment.geometry, segment.shape, options)
+        return KeptEdge(pair.first, pair.second, edge.weight, store.keep(edge.table), store)
+    return KeptEdge(pair.first, pair.second, store.load(kept)[1], kept, store)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -14,9 +15,10 @@ from fewer.core.errors import DataError
 from fewer.core.files import read_image
 from fewer.stitch.frames.field import DARK, Field, field_from_mask, find_field
 from fewer.stitch.frames.quality import FrameJudge, Quality, Reason, highlight_mask, measure
-from fewer.stitch.frames.source import Frame, FrameSource
-from fewer.stitch.match.features import PairMatcher, StripView, look
+from fewer.stitch.frames.source import Frame, FrameSource, every
+from fewer.stitch.match.features import PairMatcher, StripView, detect, look
 from fewer.stitch.mosaic.exposure import brightness_profile
+from fewer.stitch.mosaic.group import AT_ONCE, TOGETHER, Group
 from fewer.stitch.mosaic.journal import Journal, Line
 from fewer.stitch.mosaic.segment import TrackedFrame
 from fewer.stitch.mosaic.workers import Workers
@@ -25,6 +27,9 @@ from fewer.stitch.unfold.geometry import Geometry
 from fewer.stitch.unfold.lens import make_lens
 from fewer.stitch.unfold.lumen import DepthProvider, Lumen, LumenTrack, find_lumen
 from fewer.stitch.unfold.strip import StripShape, picture_coordinates, strip_shape, unwrap, unwrap_mask
+
+if TYPE_CHECKING:
+    import torch
 
 _FIELD_FRAMES = 30
 
@@ -66,19 +71,21 @@ class Survey:
     def __init__(
         self, source: FrameSource, options: StitchOptions, depth: DepthProvider | None = None,
         journal: Journal | None = None, learned: Mapping[str, PairMatcher] | None = None,
-        workers: Workers | None = None,
+        workers: Workers | None = None, onboard: "torch.device | None" = None,
     ) -> None:  # fmt: skip
         """With a `journal`, frames that it knows are not looked at again. `learned` matchers look at each
-        strip once, here.
+        strip once, here. Strips are unrolled in groups on the device `onboard`, if there is one.
         """
         self._source, self._options, self._depth, self._journal = source, options, depth, journal
         self._learned, self._workers = learned or {}, workers or Workers(1)
+        self._onboard = onboard
         self.views: dict[tuple[int, int], View] = {}
 
     def __iter__(self) -> Iterator[tuple[FrameRecord, TrackedFrame | None]]:
         judges: dict[tuple[int, int], FrameJudge] = {}
         lumens: dict[tuple[int, int], LumenTrack] = {}
         looked: deque[tuple[FrameRecord, Future[TrackedFrame | None] | None]] = deque()
+        group = Group(self._unrolled, self._workers)
         for measured in self._measured():
             size = measured.frame.picture.shape[:2]
             judge = judges.setdefault(size, FrameJudge(self._options.select))
@@ -89,12 +96,17 @@ class Survey:
                 reason = "" if lumen is not None else "no lumen"
             frame = measured.frame
             record = FrameRecord(frame.index, frame.seconds, reason, measured.quality, measured.lumen)
-            task = None if lumen is None else self._workers.submit(self._tracked, measured, lumen)
+            if lumen is None:
+                task = None
+            elif self._onboard is None or measured.line is not None:
+                task = self._workers.submit(self._tracked, measured, lumen)
+            else:
+                task = group.add((measured, lumen), size)
             looked.append((record, task))
-            while len(looked) > self._workers.ahead(frame.picture.nbytes):
-                yield _result(*looked.popleft())
+            while len(looked) > self._ahead(frame.picture.nbytes):
+                yield _result(*looked.popleft(), group)
         while looked:
-            yield _result(*looked.popleft())
+            yield _result(*looked.popleft(), group)
 
     def view_of(self, picture: UInt8[np.ndarray, "height width 3"]) -> View:
         """The view for frames of this size, found when the first of them comes."""
@@ -107,8 +119,8 @@ class Survey:
         """Frames the stride, the trim and the limit let through."""
         select = self._options.select
         count = 0
-        for place, frame in enumerate(self._source):
-            if place % select.stride or frame.seconds < select.trim_seconds:
+        for frame in every(self._source, select.stride):
+            if frame.seconds < select.trim_seconds:
                 continue
             yield frame
             count += 1
@@ -121,15 +133,21 @@ class Survey:
             view = self.view_of(frame.picture)
             line = None if self._journal is None else self._journal.known(frame.index)
             if line is None:
-                waiting.append(self._workers.submit(_measure, frame, view, self._depth))
+                waiting.append(self._workers.submit(self._measure, frame, view))
             else:
                 done: Future[_Measured] = Future()
                 done.set_result(_Measured(frame, view, line.quality, None, line.lumen, line))
                 waiting.append(done)
-            while len(waiting) > self._workers.ahead(frame.picture.nbytes):
+            while len(waiting) > self._ahead(frame.picture.nbytes):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+    def _measure(self, frame: Frame, view: View) -> _Measured:
+        if self._onboard is None or self._depth is not None or not self._workers.has_processes:
+            return _measure(frame, view, self._depth)
+        quality, lumen = self._workers.apart(_figures, frame.picture, view.field)
+        return _Measured(frame, view, quality, None, lumen)  # what shines is seen again on the device
 
     def _tracked(self, measured: _Measured, lumen: Lumen) -> TrackedFrame | None:
         frame = measured.frame
@@ -141,6 +159,29 @@ class Survey:
                 if matcher.together == 1:  # groups are looked at by `foresight`
                     matcher.look([tracked.view])
         return tracked
+
+    def _unrolled(self, members: list[tuple[_Measured, Lumen]]) -> list[TrackedFrame | None]:
+        """`_tracked` of several frames of one size, on the device."""
+        from fewer.stitch.device.strips import unroll
+
+        view, frames = members[0][0].view, [measured.frame for measured, _ in members]
+        poses = [view.geometry.pose_towards((lumen.x, lumen.y)) for _, lumen in members]
+        pictures = [frame.picture for frame in frames]
+        strips = unroll(pictures, view.field.usable, view.geometry, view.shape, poses, self._onboard)
+        tasks = [
+            self._workers.submit(detect, strip.padded, strip.mask, self._options.match) for strip in strips
+        ]
+        return [
+            TrackedFrame(
+                frame.index, frame.seconds, frame.picture.shape[:2], pose, strip.profile, task.result()
+            )
+            for frame, pose, strip, task in zip(frames, poses, strips, tasks, strict=True)
+        ]
+
+    def _ahead(self, bytes_each: int) -> int:
+        """How many frames may wait; a device wants two groups of them."""
+        usual = self._workers.ahead(bytes_each)
+        return usual if self._onboard is None else max(usual, min(2 * TOGETHER, AT_ONCE // bytes_each))
 
     def _find_view(self, size: tuple[int, int]) -> View:
         options = self._options.unfold
@@ -187,6 +228,12 @@ def _measure(frame: Frame, view: View, depth: DepthProvider | None) -> _Measured
     return _Measured(frame, view, quality, shining, lumen)
 
 
+def _figures(picture: np.ndarray, field: Field) -> tuple[Quality, Lumen | None]:
+    """What a process answers: no picture comes back."""
+    shining = highlight_mask(picture)
+    return measure(picture, field.usable, shining), find_lumen(picture, field, shining)
+
+
 def tracked_frame(measured: _Measured, lumen: Lumen, options: StitchOptions) -> TrackedFrame:
     """Unwrap towards the lumen, equalise, detect."""
     view = measured.view
@@ -202,6 +249,8 @@ def tracked_frame(measured: _Measured, lumen: Lumen, options: StitchOptions) -> 
 
 
 def _result(
-    record: FrameRecord, task: Future[TrackedFrame | None] | None
+    record: FrameRecord, task: Future[TrackedFrame | None] | None, group: Group
 ) -> tuple[FrameRecord, TrackedFrame | None]:
+    if task is not None:
+        group.hurry(task)
     return record, None if task is None else task.result()

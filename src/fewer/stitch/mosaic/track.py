@@ -5,7 +5,7 @@ Matches and the points of keyframes go to a file as soon as they are found, so t
 the length of the video.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -160,22 +160,50 @@ class Tracker:
         self, segment: Segment, frames: Sequence[tuple[TrackedFrame, TrackedFrame]],
         places: Sequence[tuple[int, int]],
     ) -> list[Pair]:  # fmt: skip
-        """Many pairs that do not wait for one another."""
-        found = self._workers.in_order(lambda both: self._find(segment, *both), frames)
+        """Many pairs that do not wait for one another; learned matchers look at as many as they like to."""
+        together = max([matcher.together for matcher in self._pair_matchers.values()], default=1)
+        if together == 1:
+            found = self._workers.in_order(lambda both: self._find(segment, *both), frames)
+        else:
+            groups = (frames[start : start + together] for start in range(0, len(frames), together))
+            found = (each for group in groups for each in self._find_together(segment, group))
         pairs = [self._kept(each, place) for each, place in zip(found, places, strict=True)]
         return [pair for pair in pairs if pair is not None]
 
-    def _find(self, segment: Segment, new: TrackedFrame, old: TrackedFrame) -> Found | None:
-        views = [self._recall(frame) for frame in (new, old)]
-        if views[0] is None or views[1] is None:
+    def _find_together(
+        self, segment: Segment, frames: Sequence[tuple[TrackedFrame, TrackedFrame]]
+    ) -> Iterator[Found | None]:
+        # each frame once, however many pairs it is in: the networks then look at it once
+        views = {frame.index: self._recall(frame) for both in frames for frame in both}
+        seen = [both for both in frames if all(views[frame.index] is not None for frame in both)]
+        pairs = [(views[new.index], views[old.index]) for new, old in seen]
+        said = {name: matcher.propose(pairs) for name, matcher in self._pair_matchers.items()}
+        proposals = {
+            (new.index, old.index): {name: each[place] for name, each in said.items()}
+            for place, (new, old) in enumerate(seen)
+        }
+        return self._workers.in_order(
+            lambda both: self._find(segment, *both, views, proposals.get((both[0].index, both[1].index))),
+            frames,
+        )
+
+    def _find(
+        self, segment: Segment, new: TrackedFrame, old: TrackedFrame,
+        views: Mapping[int, StripView | None] | None = None, proposed: Mapping[str, object] | None = None,
+    ) -> Found | None:  # fmt: skip
+        mine, its = (self._recall(frame) if views is None else views[frame.index] for frame in (new, old))
+        if mine is None or its is None:
             return None
-        sides = (Side(new.index, new.pose, views[0]), Side(old.index, old.pose, views[1]))
-        return find_pair(*sides, segment.geometry, segment.shape, self._options, self._pair_matchers)
+        sides = (Side(new.index, new.pose, mine), Side(old.index, old.pose, its))
+        return find_pair(
+            *sides, segment.geometry, segment.shape, self._options, self._pair_matchers, proposed
+        )
 
     def _kept(self, found: Found | None, places: tuple[int, int]) -> Pair | None:
         if found is None:
             return None
-        return Pair(*places, self.store.keep(found.table), len(found.table), found.shift, found.counts)
+        matches, edge = self.store.keep(found.table), self.store.keep(found.edge.table, found.edge.weight)
+        return Pair(*places, matches, len(found.table), found.shift, found.counts, edge=edge)
 
     def _mark_keyframe(self, segment: Segment) -> None:
         last = next(place for place in reversed(range(len(segment.frames))) if segment.frames[place].keyframe)

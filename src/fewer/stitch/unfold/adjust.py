@@ -72,10 +72,12 @@ def adjust(
     iterations: int = 12,
     scale: float = 2.0,
     spread: Spread = map,
+    parts: "Parts | None" = None,
 ) -> Adjustment:
     """`fixed` entries stay as they are; frame 0's roll and axial place always do (they are the map's origin).
 
-    `spread` is `map` or a form of it that has several pieces of work done at once.
+    `spread` is `map` or a form of it that has several pieces of work done at once; `parts` replaces the whole
+    evaluation of the edges (see `device.adjust`).
 
     `lumen` (pixels) is where each frame shows the middle of the tube. Matches of a short piece hardly tell
     a steady tilt from a steady offset, and folds bend them; the lumen does not care.
@@ -85,13 +87,14 @@ def adjust(
     held = np.zeros(poses.shape, bool) if fixed is None else fixed.copy()
     held[0, 4:] = True
     damping, cost, done = 1e-4, np.inf, 0
+    by_edge = _in_chunks(geometry, edges, spread) if parts is None else parts
     for done in range(iterations):
         # from four times the scale down to it, so that far-off first guesses still pull
         current = scale * max(1.0, 4.0 * 0.5**done)
-        normal, right, cost, _ = _normal_equations(geometry, poses, edges, target, current, True, spread)
+        normal, right, cost, _ = _normal_equations(geometry, poses, by_edge, target, current, True)
         for _ in range(6):
             trial = poses + _solve(normal, right, held, damping)
-            _, _, new_cost, _ = _normal_equations(geometry, trial, edges, target, current, False, spread)
+            _, _, new_cost, _ = _normal_equations(geometry, trial, by_edge, target, current, False)
             if new_cost <= cost:
                 break
             damping *= 10
@@ -100,7 +103,7 @@ def adjust(
         poses, damping = trial, max(damping / 10, 1e-7)
         if current == scale and cost - new_cost < 1e-5 * cost:
             break
-    _, _, _, rms = _normal_equations(geometry, poses, edges, target, scale, False, spread)
+    _, _, _, rms = _normal_equations(geometry, poses, by_edge, target, scale, False)
     return Adjustment(poses, rms, done + 1)
 
 
@@ -143,19 +146,16 @@ def _differences(
 def _normal_equations(
     geometry: Geometry,
     poses: np.ndarray,
-    edges: Sequence[Edge],
+    parts: "Parts",
     lumen: np.ndarray | None,
     scale: float,
     jacobian: bool,
-    spread: Spread,
 ) -> tuple[dict[tuple[int, int], np.ndarray], np.ndarray, float, float]:
     """Blocks of J^T W J, the right side -J^T W r, the robust cost and the weighted RMS."""
     blocks: dict[tuple[int, int], np.ndarray] = {}
     right = np.zeros(poses.shape)
     cost, squares, total = 0.0, 0.0, 0.0
-    chunks = [edges[start : start + _CHUNK] for start in range(0, len(edges), _CHUNK)]
-    parts = spread(lambda chunk: _part(geometry, poses, chunk, scale, jacobian), chunks)
-    for chunk, part in zip(chunks, parts, strict=True):
+    for chunk, part in parts(poses, scale, jacobian):
         cost, squares, total = cost + part.cost, squares + part.squares, total + part.total
         for edge, block, pull in zip(chunk, part.blocks, part.pulls, strict=False):
             i, j = edge.first, edge.second
@@ -180,7 +180,7 @@ def _normal_equations(
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """What some edges add: blocks (12, 12) and pulls (12) of each, if asked, and sums over their matches."""
 
     blocks: np.ndarray
@@ -190,9 +190,21 @@ class _Part:
     total: float
 
 
-def _part(
-    geometry: Geometry, poses: np.ndarray, edges: Sequence[Edge], scale: float, jacobian: bool
-) -> _Part:
+Parts = Callable[[np.ndarray, float, bool], Iterable[tuple[Sequence[Edge], Part]]]
+"""(poses, scale, whether blocks are wanted) -> what runs of edges add."""
+
+
+def _in_chunks(geometry: Geometry, edges: Sequence[Edge], spread: Spread) -> Parts:
+    chunks = [edges[start : start + _CHUNK] for start in range(0, len(edges), _CHUNK)]
+
+    def evaluate(poses: np.ndarray, scale: float, jacobian: bool) -> Iterable[tuple[Sequence[Edge], Part]]:
+        found = spread(lambda chunk: _part(geometry, poses, chunk, scale, jacobian), chunks)
+        return zip(chunks, found, strict=True)
+
+    return evaluate
+
+
+def _part(geometry: Geometry, poses: np.ndarray, edges: Sequence[Edge], scale: float, jacobian: bool) -> Part:
     difference, slope = _differences(geometry, poses, edges, jacobian)
     base = np.concatenate([edge.weight for edge in edges])
     square = (difference**2).sum(axis=1)
@@ -200,7 +212,7 @@ def _part(
     robust = base * shrink**2
     sums = (float((base * square * shrink).sum()), float((robust * square).sum()), float(robust.sum()))
     if slope is None:
-        return _Part(np.zeros((0, 12, 12)), np.zeros((0, 12)), *sums)
+        return Part(np.zeros((0, 12, 12)), np.zeros((0, 12)), *sums)
     # edges side by side, the shorter ones filled up with rows of zero
     counts = np.array([len(edge.weight) for edge in edges])
     edge_of = np.repeat(np.arange(len(edges)), counts)
@@ -210,7 +222,7 @@ def _part(
     table[edge_of, row, :, :12], table[edge_of, row, :, 12] = slope * root[..., None], difference * root
     flat = table.reshape(len(edges), -1, 13)
     products = np.swapaxes(flat, 1, 2) @ flat
-    return _Part(products[:, :12, :12], products[:, :12, 12], *sums)
+    return Part(products[:, :12, :12], products[:, :12, 12], *sums)
 
 
 def _lumen_residual(

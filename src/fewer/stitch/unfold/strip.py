@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from fewer.stitch.unfold.geometry import TAU, Geometry
 
@@ -52,23 +52,36 @@ def picture_coordinates(
     `turn` is the angle that column 0 of the frame's own strip has in this one (the roll of the frame on a
     map).
     """
-    columns = np.arange(-_GRID * 2, shape.width + _GRID * 3, _GRID)
-    rows = np.arange(-_GRID * 2, shape.height + _GRID * 3, _GRID)
-    grid = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2).astype(np.float64)
-    exact = geometry.to_picture(shape.to_wall(grid) - [turn, 0.0], pose).reshape(len(rows), len(columns), 2)
-    x = (np.arange(shape.width, dtype=np.float32) / _GRID + 2)[None].repeat(shape.height, 0)
-    y = (np.arange(shape.height, dtype=np.float32) / _GRID + 2)[:, None].repeat(shape.width, 1)
     # remap rounds coordinates to 1/32: fine for a picture, not for coordinates, so resize exactly by steps
     # instead
-    return _upsample(exact.astype(np.float32), x, y)
+    coarse = coarse_coordinates(geometry, shape, pose, turn).astype(np.float32)
+    down, across = upsampling(shape)
+    return cv2.merge([down @ (coarse[..., axis] @ across.T) for axis in (0, 1)])
 
 
-def _upsample(coarse: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Catmull-Rom along rows, then columns, at fixed fractions (multiples of 1/8), by matrix products."""
-    across = _cubic_matrix(x[0], coarse.shape[1])
-    down = _cubic_matrix(y[:, 0], coarse.shape[0])
-    planes = [down @ (coarse[..., axis] @ across.T) for axis in (0, 1)]
-    return cv2.merge(planes)
+def coarse_coordinates(
+    geometry: Geometry, shape: StripShape, pose: Float[np.ndarray, "4"], turn: float = 0.0
+) -> Float[np.ndarray, "rows columns 2"]:
+    """`picture_coordinates` of every 8th pixel, from two such steps before the strip to two behind it."""
+    columns, rows = coarse_grid(shape)
+    grid = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2).astype(np.float64)
+    exact = geometry.to_picture(shape.to_wall(grid) - [turn, 0.0], pose)
+    return exact.reshape(len(rows), len(columns), 2)
+
+
+def coarse_grid(shape: StripShape) -> tuple[Int[np.ndarray, "columns"], Int[np.ndarray, "rows"]]:
+    """Columns and rows at which places are computed exactly."""
+    return tuple(np.arange(-_GRID * 2, side + _GRID * 3, _GRID) for side in (shape.width, shape.height))  # pyright: ignore
+
+
+def upsampling(
+    shape: StripShape,
+) -> tuple[Float[np.ndarray, "height rows"], Float[np.ndarray, "width columns"]]:
+    """Matrices that lead from every 8th row and column to all of them: Catmull-Rom at fixed fractions."""
+    places = [np.arange(side, dtype=np.float32) / _GRID + 2 for side in (shape.height, shape.width)]
+    counts = [len(each) for each in reversed(coarse_grid(shape))]
+    down, across = (_cubic_matrix(*each) for each in zip(places, counts, strict=True))
+    return down, across
 
 
 def _cubic_matrix(places: np.ndarray, size: int) -> np.ndarray:
