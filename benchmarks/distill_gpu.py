@@ -46,7 +46,7 @@ from fewer.learn.distillation.trajectory import train_experts
 from fewer.learn.graphed import GraphedFunction, Graphs
 
 ROOT = Path(__file__).parents[1]
-ITERATIONS = {"dm": 1000, "dm-real": 1000, "ncfm": 1000, "mtt": 300, "dc": 50}
+ITERATIONS = {"dm": 1000, "dm-real": 1000, "ncfm": 1000, "mtt": 300, "mtt-balanced": 300, "dc": 50}
 CONTROLS = ("random", "full")
 PEER_OF = {"dc": gradient_iteration, "mtt": trajectory_iteration}
 
@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--parts", nargs="+", default=["speed", "table"], choices=["speed", "table"])
-    parser.add_argument("--methods", nargs="+", default=[*CONTROLS, *ITERATIONS])
+    rows = [*CONTROLS, *ITERATIONS]
+    usual = [name for name in rows if name != "mtt-balanced"]
+    parser.add_argument("--methods", nargs="+", default=usual, choices=rows)
     parser.add_argument("--images-per-class", type=int, default=10)
     parser.add_argument("--networks", nargs="+", default=list(NETWORK_POOL), choices=list(NETWORK_POOL))
     parser.add_argument("--sets", type=int, default=3, help="distilled sets of each method")
@@ -243,7 +245,9 @@ def iterations_of(name: str, options: argparse.Namespace) -> int:
 
 def make(name: str, splits: ImageSplits, number: int, options: argparse.Namespace) -> DistilledSet:
     method, _, start = name.partition("-")
-    trajectory = TrajectoryPlan(experts=20 if method == "mtt" else 5, epochs=15, latest_start=8)
+    balanced, start = start == "balanced", None if start == "balanced" else start
+    experts = 20 if method == "mtt" else 5
+    trajectory = TrajectoryPlan(experts=experts, epochs=15, latest_start=8, balanced=balanced)
     if options.small:
         trajectory = TrajectoryPlan(experts=2, epochs=2, student_steps=3, latest_start=1)
     plan = DistillPlan(

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,8 @@ def test_the_plan_carries_every_setting() -> None:
         data=Path("x"), output=Path("y"), method="mtt", expert_epochs=1, flips=True, width=16
     )
     plan = plan_of(request, make_pictures())
+    assert not plan.trajectory.balanced
+    assert plan_of(replace(request, balanced_experts=True), make_pictures()).trajectory.balanced
     assert plan.trajectory.expert_steps == 1 and "flip" in plan.augmentations and plan.network.width == 16
 
 

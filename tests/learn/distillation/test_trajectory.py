@@ -11,6 +11,7 @@ from fewer.learn.distillation.plan import TrajectoryPlan, resolve
 from fewer.learn.distillation.start import starting_set
 from fewer.learn.distillation.task import Task
 from fewer.learn.distillation.trajectory import (
+    _order,
     latest_start,
     random_snapshot,
     snapshot,
@@ -46,6 +47,24 @@ def test_experts_are_recorded_from_their_start_and_learn() -> None:
         for epoch in (0, 4)
     ]
     assert losses[1] < losses[0]
+
+
+def test_balanced_experts_see_every_class_equally_often() -> None:
+    """Ten pictures of one class, sixty of two: every batch holds each as often, and every picture comes."""
+    data = make_pictures(count=180)
+    rows = torch.cat([data.labels.eq(0).nonzero()[:10], data.labels.ne(0).nonzero()]).flatten()
+    plan = resolve(tiny_plan("mtt", trajectory=TrajectoryPlan(balanced=True)), ())
+    task = Task.of(data.select(rows), plan, torch.device("cpu"))
+    order = _order(task, torch.Generator().manual_seed(0))
+    assert len(order) == 130
+    labels = task.source.labels[order]
+    assert all(labels[start : start + 30].bincount().tolist() == [10, 10, 10] for start in range(0, 120, 30))
+    assert set(order[labels == 0].tolist()) == set(range(10))
+    for label in (1, 2):
+        own = order[labels == label]
+        assert own.unique().numel() == len(own)  # a large class gives none twice
+    plain = Task.of(data.select(rows), resolve(tiny_plan("mtt"), ()), torch.device("cpu"))
+    assert sorted(_order(plain, torch.Generator().manual_seed(0)).tolist()) == list(range(130))
 
 
 def test_experts_trained_together_are_the_experts_trained_alone() -> None:

@@ -79,6 +79,8 @@ class DistillRequest:
     """Networks trained beforehand (mtt, datm, idm, ncfm)."""
     expert_epochs: Annotated[int, Field(ge=1, le=200)] = 30
     """Epochs of each of them, and of the teacher of soft labels."""
+    balanced_experts: bool = False
+    """mtt, datm, idm, ncfm: experts see every class equally often, whatever its share."""
     soft_labels: bool | None = None
     """Labels from a teacher instead of class numbers."""
     epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
@@ -190,6 +192,7 @@ def plan_of(request: DistillRequest, train: LabelledImages) -> DistillPlan:
             epochs=request.expert_epochs,
             latest_start=min(10, max(1, request.expert_epochs - 1)),
             expert_steps=min(2, request.expert_epochs),
+            balanced=request.balanced_experts,
         ),
         privacy=privacy,
     )
