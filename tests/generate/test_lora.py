@@ -22,11 +22,12 @@ from fewer.generate.lora import (
 )
 
 
-def run(model: nn.Module) -> torch.Tensor:
+def run(model: nn.Module, *, by_the_blocks: bool = False) -> torch.Tensor:
+    """Without gradients a CPU takes fewer passes through plain blocks than through those with an adapter."""
     generator = torch.Generator().manual_seed(0)
     latents, text = torch.randn(1, 4, 4, 4, generator=generator), torch.randn(1, 5, 12, generator=generator)
-    with torch.no_grad():
-        return model(latents, torch.tensor([500.0]), text)
+    with torch.set_grad_enabled(by_the_blocks):
+        return model(latents, torch.tensor([500.0]), text).detach()
 
 
 def filled(model: nn.Module, seed: int, **options: object) -> dict[str, LowRank]:
@@ -87,10 +88,10 @@ def test_scales_add_up_and_zero_is_off(tiny):
     attach(model, first, name="first", scale=0.5)
     attach(model, second, name="second", scale=-2.0)
     torch.testing.assert_close(model.get_submodule(layer_name)(inputs), expected, rtol=1e-4, atol=1e-4)
-    plain = run(tiny())
     set_scale(model, "first", 0.0)
     set_scale(model, "second", 0.0)
-    assert torch.equal(run(model), plain)
+    assert torch.equal(run(model, by_the_blocks=True), run(tiny(), by_the_blocks=True))
+    torch.testing.assert_close(run(model), run(tiny()), rtol=0, atol=1e-5)
 
 
 def test_detaching_gives_back_the_very_same_layers(tiny):
@@ -105,9 +106,9 @@ def test_detaching_gives_back_the_very_same_layers(tiny):
 
 def test_a_fresh_adapter_changes_nothing_and_learns(tiny):
     model = tiny().requires_grad_(False)
-    plain = run(model)
+    plain = run(model, by_the_blocks=True)
     attach(model, fresh(model, 4, torch.Generator().manual_seed(0)), name="new")
-    assert torch.equal(run(model), plain)
+    assert torch.equal(run(model, by_the_blocks=True), plain)
     model(torch.randn(1, 4, 4, 4), torch.tensor([5.0]), torch.randn(1, 2, 12)).square().sum().backward()
     learning = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert learning and all("downs" in name or "ups" in name for name in learning)

@@ -103,6 +103,8 @@ class KeysValues:
     values: Float[Tensor, "batch heads length head_dim"]
     alone: int = 0
     """So many leading texts are one token, the first: the softmax over one is 1, whatever the query."""
+    folded: Float[Tensor, "words_of_heads dim"] | None = None
+    """Values of the one prompt behind them through the output layer; see `drawing.fold_text`."""
 
 
 class CrossAttention(nn.Module):

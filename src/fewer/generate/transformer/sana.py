@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewer.core.errors import ConfigError
 from fewer.generate.transformer.block import SanaBlock
+from fewer.generate.transformer.drawing import draw_blocks, draws_on_a_cpu, fold_text
 from fewer.generate.transformer.embeddings import (
     GuidedTimeEmbedding,
     PatchEmbed,
@@ -98,7 +99,9 @@ class SanaTransformer(nn.Module):
             text, mask = drop_masked(text, mask)
         projected = self.caption_norm(self.caption_projection(text))
         blocks = (block.attn2.prepare(projected) for block in self.transformer_blocks)
-        return PreparedText(tuple(replace(block, alone=alone) for block in blocks), mask)
+        prepared = PreparedText(tuple(replace(block, alone=alone) for block in blocks), mask)
+        ready = drop and draws_on_a_cpu(self.transformer_blocks, projected)
+        return fold_text(self.transformer_blocks, prepared) if ready else prepared
 
     def denoise(
         self,
@@ -111,6 +114,9 @@ class SanaTransformer(nn.Module):
         grid = self._check_latents(latents, guidance)
         tokens = self.patch_embed(latents)
         modulation, embedding = self._embed_time(timestep, guidance)
+        if draws_on_a_cpu(self.transformer_blocks, tokens) and bool((timestep == timestep[:1]).all()):
+            tokens = draw_blocks(self.transformer_blocks, tokens, modulation, text, grid)
+            return self._project(tokens, embedding, grid)
 
         for block, keys_values in zip(self.transformer_blocks, text.blocks, strict=True):
             if self.recompute_blocks and torch.is_grad_enabled():
@@ -120,6 +126,11 @@ class SanaTransformer(nn.Module):
             else:
                 tokens = block(tokens, modulation, keys_values, text.mask, grid)
 
+        return self._project(tokens, embedding, grid)
+
+    def _project(
+        self, tokens: Float[Tensor, "batch tokens dim"], embedding: Tensor, grid: tuple[int, int]
+    ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
         shift, scale = (self.scale_shift_table + embedding[:, None]).chunk(2, dim=1)
         return self._to_latents(self.norm_out(tokens) * (1 + scale) + shift, grid)
 
