@@ -5,7 +5,7 @@ The paper (section 5.3, SDXL, 8 devices, LPIPS to one device): synchronous 0.207
 matching; pictures from the same noise on 2, 4 and 8 simulated devices; relative L2 to one device, mean over
 the seeds. The seeds are 0 to 7, fixed before anything was measured.
 """
-# bench: gpu, 2 min: --device cuda
+# bench: gpu, 6 min: --device cuda
 
 import argparse
 import time

@@ -157,12 +157,7 @@ class ProcessGroup:
         parts = padded.clone() if self.size == 1 else padded.new_empty(whole_shape)
         works = []
         if self.size > 1:
-            handle = self._handle
-            works = [
-                self._guard(
-                    lambda: distributed.all_gather_into_tensor(parts, padded, group=handle, async_op=True)
-                )
-            ]
+            works = [self._guard(lambda: gather_once(parts, padded, group=self._handle, async_op=True))]
 
         def join() -> Tensor:
             whole = parts
@@ -221,6 +216,12 @@ class ProcessGroup:
             f"rank {self.rank} of {self.size} lost its group ({str(error).splitlines()[0][:160]}); "
             "a rank died or did not answer in time: run again, or with fewer devices"
         )
+
+
+def gather_once(output: Tensor, tensor: Tensor, **options: Any) -> Any:
+    """All ranks' equal tensors, one behind the other, in one tensor; torch renamed what does it in 2.13."""
+    gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+    return gather(output, tensor, **options)
 
 
 class _Work:
