@@ -30,9 +30,11 @@ from fewer.quantize.linear import QuantizedLinear
 
 _JOINED = ("codes", "group_scale", "channel_scale")
 LEAST_WEIGHTS_IN_INT8 = 3_500_000
+LEAST_WEIGHTS_WHERE_FREE = 1_200_000
 LEAST_OUTPUTS_IN_INT8 = 2560
 """Measured on one H100 from 2,048 to 32,768 rows: below, quantizing the rows costs what the faster product
-saves. Both grow with rows × inputs, so the number of outputs decides, and for small layers the launches."""
+saves. Both grow with rows × inputs, so the number of outputs decides, and for small layers the launches.
+Behind a sum or a norm and with a folded branch, rounding is free."""
 
 
 class FusedH8:
@@ -276,7 +278,9 @@ def fuse(
 
 def _pays(outputs: int, dim: int, free: bool) -> bool:
     """Whether 8-bit rows save more in the product than they cost before it, if they are not `free`."""
-    return (free or outputs >= LEAST_OUTPUTS_IN_INT8) and outputs * dim >= LEAST_WEIGHTS_IN_INT8
+    if free:
+        return outputs * dim >= LEAST_WEIGHTS_WHERE_FREE
+    return outputs >= LEAST_OUTPUTS_IN_INT8 and outputs * dim >= LEAST_WEIGHTS_IN_INT8
 
 
 def _whole_rank(rank: int) -> int:

@@ -66,12 +66,16 @@ def test_the_sum_before_it(dim: int, way: str, norm: bool, gated: bool, draw) ->
     assert (found[2] - wanted[2]).float().norm() < 1e-2 * wanted[2].float().norm()
 
 
-@pytest.mark.parametrize("dim", [4097, 5000])
+@pytest.mark.parametrize(
+    ("dim", "kind"),
+    [(4097, "float32"), (5000, "bfloat16"), (9001, "float16"), (16_384, "bfloat16"), (16_400, "bfloat16")],
+)
 @pytest.mark.parametrize("ready", [False, True])
-def test_rows_too_long_for_registers(dim: int, ready: bool, draw) -> None:
+def test_rows_too_long_for_registers_in_fp32(dim: int, kind: str, ready: bool, draw) -> None:
+    """Of 16 bits up to four pieces are read once; of 32, or more, twice."""
     from fewer.kernels.triton.quantize import launch_quantize_rows
 
-    x, smooth = draw(3, dim), draw(dim).abs() + 0.5
+    x, smooth = draw(3, dim, dtype=getattr(torch, kind)), draw(dim).abs() + 0.5
     x[1] = 0
     inverse = 1 / smooth if ready else None
     found = launch_quantize_rows(x, smooth, None, None, None, 1e-6, inverse=inverse)

@@ -6,12 +6,10 @@ buffers and the same bookkeeping serve a plain call, which is how this file is t
 """
 
 import copy
-import functools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -120,23 +118,6 @@ class StepGraphs:
         except RuntimeError as error:
             logger.warning("no CUDA graph for this shape, running without: %s", error)
         self.warm_up_seconds += time.perf_counter() - began
-
-
-@functools.cache
-def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The GPU's second stream."""
-    return torch.cuda.Stream(device)
-
-
-@contextmanager
-def beside(side: torch.cuda.Stream) -> Iterator[None]:
-    """What is launched inside runs on `side`, behind all that was launched before; in a graph, as a branch.
-
-    Let the other stream wait for `side` before it reads what was made here.
-    """
-    side.wait_stream(torch.cuda.current_stream(side.device))
-    with torch.cuda.stream(side):
-        yield
 
 
 def _fill(buffers: list[Tensor], values: Sequence[Tensor]) -> None:

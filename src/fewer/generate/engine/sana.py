@@ -9,7 +9,6 @@ addition per step. With 4-bit weights the passes also quantize.
 """
 
 from collections.abc import Hashable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fewer.generate.engine.graphs import StepGraphs, beside, side_stream
+from fewer.generate.engine.graphs import StepGraphs
 from fewer.generate.engine.layouts import lay_out
 from fewer.generate.engine.products import Attended, Product, layer_key, make_product, run_in_order
 from fewer.generate.engine.shell import shell_tree
@@ -279,16 +278,11 @@ class FusedSana(SanaTransformer):
     ) -> Float[Tensor, "batch out_channels lat_h lat_w"]:
         """One evaluation without a graph: nothing in it waits for the GPU, so it can be captured."""
         grid = self._check_latents(latents, guidance)
-        # Some ten small kernels follow one another from the time to its modulation: beside what needs none.
-        side = self._side(latents.device)
-        with nullcontext() if side is None else beside(side):
-            modulation, embedding = self._embed_time(timestep, guidance)
         rows = Rows(self._embed(latents).flatten(0, 1))
-        tables = torch.stack([block.scale_shift_table for block in self.transformer_blocks])
-        if side is not None:
-            torch.cuda.current_stream(latents.device).wait_stream(side)
         blocks = [block for block in self.transformer_blocks if isinstance(block, FusedSanaBlock)]
         run_in_order([product for block in blocks for product in block.products(rows.rows.dtype)])
+        modulation, embedding = self._embed_time(timestep, guidance)
+        tables = torch.stack([block.scale_shift_table for block in self.transformer_blocks])
         # (depth, 6, batch, dim): every vector that a kernel reads is contiguous.
         sixes = tables[:, :, None] + modulation.transpose(0, 1)
         for block, six, keys_values in zip(self.transformer_blocks, sixes, text.blocks, strict=True):
@@ -301,10 +295,6 @@ class FusedSana(SanaTransformer):
             _, flat = gated_add_norm(rows.rows, rows.update, rows.gate, shift, scale, eps)
             normed = flat.unflatten(0, (batch, -1))
         return self._to_latents(normed, grid)
-
-    def _side(self, device: torch.device) -> torch.cuda.Stream | None:
-        """A second stream on a GPU; bands, which may ask each other for the time's part, keep to theirs."""
-        return side_stream(device) if device.type == "cuda" and type(self) is FusedSana else None
 
     def _embed(self, latents: Tensor) -> Float[Tensor, "batch tokens dim"]:
         """Patches to contiguous rows; positions are computed once per size, not once per step."""

@@ -167,10 +167,41 @@ def _smoothed_piece(v, inverse, columns, dim, SMOOTH: tl.constexpr):
 
 @triton.jit
 def _long_row_kernel(
+    x, inverse, codes, row_scale, dim,
+    BLOCK: tl.constexpr, PIECES: tl.constexpr, SMOOTH: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    # A row is read once and stays in registers as it came, 16 bits a number: in fp32 it would leave a
+    # processor with one program, whose waiting none would hide.
+    follow(CHAIN)
+    row = tl.program_id(0).to(tl.int64)
+    x, codes, lane = x + row * dim, codes + row * dim, tl.arange(0, BLOCK)
+    b_, c_, d_ = BLOCK + lane, 2 * BLOCK + lane, 3 * BLOCK + lane
+    a = tl.load(x + lane, mask=lane < dim, other=0.0)
+    b = tl.load(x + b_, mask=b_ < dim, other=0.0)
+    c = tl.load(x + c_, mask=c_ < dim, other=0.0) if PIECES > 2 else b
+    d = tl.load(x + d_, mask=d_ < dim, other=0.0) if PIECES > 3 else b
+    largest = tl.abs(_smoothed_piece(a, inverse, lane, dim, SMOOTH))
+    largest = tl.maximum(largest, tl.abs(_smoothed_piece(b, inverse, b_, dim, SMOOTH)))
+    if PIECES > 2:
+        largest = tl.maximum(largest, tl.abs(_smoothed_piece(c, inverse, c_, dim, SMOOTH)))
+    if PIECES > 3:
+        largest = tl.maximum(largest, tl.abs(_smoothed_piece(d, inverse, d_, dim, SMOOTH)))
+    size = tl.max(largest, axis=0) / 127.0  # pyright: ignore
+    tl.store(row_scale + row, size)
+    unit = 1.0 / tl.where(size > 0.0, size, 1.0)
+    tl.store(codes + lane, as_code(_smoothed_piece(a, inverse, lane, dim, SMOOTH) * unit), mask=lane < dim)
+    tl.store(codes + b_, as_code(_smoothed_piece(b, inverse, b_, dim, SMOOTH) * unit), mask=b_ < dim)
+    if PIECES > 2:
+        tl.store(codes + c_, as_code(_smoothed_piece(c, inverse, c_, dim, SMOOTH) * unit), mask=c_ < dim)
+    if PIECES > 3:
+        tl.store(codes + d_, as_code(_smoothed_piece(d, inverse, d_, dim, SMOOTH) * unit), mask=d_ < dim)
+
+
+@triton.jit
+def _longest_row_kernel(
     x, inverse, codes, row_scale, dim, BLOCK: tl.constexpr, SMOOTH: tl.constexpr, CHAIN: tl.constexpr
 ):  # fmt: skip
-    # A row in registers would leave a processor with one program; read twice, the second time from a cache,
-    # it leaves room for many, which hide each other's waiting.
+    # Read twice, the second time from a cache.
     follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     x += row * dim
@@ -272,9 +303,13 @@ def _launch_rows(
     keep = flags["NORM"] and projects
     kept = torch.empty_like(rows) if keep else rows
     if dim > LONGEST_IN_REGISTERS and not flags["NORM"] and not flags["UPDATE"]:
-        _long_row_kernel[(count,)](
-            rows, factor, codes, row_scale, dim,
-            BLOCK=LONGEST_IN_REGISTERS, SMOOTH=flags["SMOOTH"], num_warps=8, **chained(rows.device),
+        count_of_pieces = triton.cdiv(dim, LONGEST_IN_REGISTERS)
+        # Measured on one H100, 4,608 rows of 12,288: 58 us against 67, with smoothing 77 against 84.
+        once = count_of_pieces <= 4 and rows.element_size() == 2
+        kernel, extra = (_long_row_kernel, {"PIECES": count_of_pieces}) if once else (_longest_row_kernel, {})
+        kernel[(count,)](
+            rows, factor, codes, row_scale, dim, BLOCK=LONGEST_IN_REGISTERS, SMOOTH=flags["SMOOTH"],
+            num_warps=8, **extra, **chained(rows.device),
         )  # fmt: skip
     else:
         _row_kernel[(count,)](
