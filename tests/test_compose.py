@@ -57,6 +57,19 @@ def test_torchrun_and_the_number_of_devices_must_agree(
     assert f"torchrun started {ranks} ranks, but --devices is {devices}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("asked", "mode", "guidance"),
+    [({}, "sync", "batched"), ({"parallel": "displaced", "split_guidance": "split"}, "displaced", "split")],
+)
+def test_a_condition_aware_network_is_spread_as_asked(asked: dict, mode: str, guidance: str) -> None:
+    """There is nothing to measure for it; what cannot be (split guidance) is refused by `parallelize`."""
+    transformer = SimpleNamespace(params=SimpleNamespace(guidance_embeds=False))
+    pipe = SimpleNamespace(transformer=transformer, complete=lambda single: single)
+    request = GenerateCommand(prompt=("a cat",), steps=20, **asked)
+    plan, why = compose._plan(pipe, request, SimpleNamespace(size=2))  # pyright: ignore[reportArgumentType]
+    assert (plan.mode, plan.guidance) == (mode, guidance) and why == plan.explain()
+
+
 def test_of_torchruns_processes_the_first_speaks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
