@@ -100,7 +100,8 @@ def stitch(
     processors, at most sixteen); the map is the same with any number of them, on the processor bit for bit.
     `onboard` is where the work on pixels is done in torch, many frames at a time: `auto` is the GPU when the
     options' device is one (and something learned runs there, or it was asked for by name); `off` leaves it
-    to OpenCV. Both paths agree to about a grey level.
+    to OpenCV. With learned matchers both paths agree to rounding; corners of SIFT and ORB hang on single grey
+    levels, and so do the poses found from them, a little.
     Raises FileError for sources that cannot be read and DataError when fewer than two frames can be joined.
     """
     options = options or StitchOptions()

@@ -1,5 +1,9 @@
+import math
+import multiprocessing
+import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 
 import cv2
@@ -79,3 +83,55 @@ def test_the_number_of_workers_is_sensible() -> None:
     assert 1 <= sensible_count() <= MOST
     with pytest.raises(ConfigError, match="0 workers"):
         Workers(0)
+
+
+def test_work_apart_is_done_by_other_processes_and_its_errors_come_back() -> None:
+    with Workers(2, apart=True) as workers:
+        assert workers.has_processes
+        assert workers.apart(os.getpid) != os.getpid()
+        assert workers.apart(math.hypot, 3.0, 4.0) == 5.0
+        with pytest.raises(ZeroDivisionError):
+            workers.apart(divmod, 1, 0)
+        assert workers.submit(workers.apart, os.getpid).result() != os.getpid()
+    for alone in (Workers(1, apart=True), Workers(2)):
+        with alone:
+            assert not alone.has_processes
+            assert alone.apart(os.getpid) == os.getpid()
+
+
+def test_the_caller_does_what_dead_processes_cannot() -> None:
+    with Workers(2, apart=True) as workers:
+        assert workers.apart(_die_unless, os.getpid()) == os.getpid()
+        assert not workers.has_processes
+        assert workers.apart(math.hypot, 3.0, 4.0) == 5.0
+
+
+def test_a_daemon_has_no_processes() -> None:
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        daemon = context.Process(target=_without_processes, daemon=True)
+        daemon.start()
+    daemon.join(20)
+    assert daemon.exitcode == 0
+
+
+def test_work_for_a_device_is_done_in_turn_by_one_thread() -> None:
+    seen = []
+    with Workers(4) as workers:
+        for number in range(20):
+            workers.submit_in_turn(lambda each: seen.append((each, threading.get_ident())), number)
+        workers.submit_in_turn(int).result()
+    assert [number for number, _ in seen] == list(range(20))
+    assert len({thread for _, thread in seen}) == 1
+
+
+def _die_unless(parent: int) -> int:
+    if os.getpid() != parent:
+        os._exit(1)
+    return parent
+
+
+def _without_processes() -> None:
+    with Workers(2, apart=True) as workers:
+        os._exit(int(workers.has_processes))

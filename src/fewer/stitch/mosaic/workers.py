@@ -52,7 +52,11 @@ class Workers:
         self._pool = ThreadPoolExecutor(self.count, "stitch") if self.count > 1 else None
         self._feeder = ThreadPoolExecutor(1, "stitch-feeder") if self.count > 1 else None
         self._limits = ExitStack()
-        self._apart = apart and self.count > 1 and "fork" in multiprocessing.get_all_start_methods()
+        # a daemon, such as a server's worker, may not have children
+        can = (
+            "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
+        )
+        self._apart = apart and self.count > 1 and can
         self._processes: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
