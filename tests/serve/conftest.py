@@ -59,7 +59,8 @@ def listen(serve: Callable[..., TestClient]) -> Iterator[Callable[..., str]]:
     running: list = []
 
     def start(**options: object) -> str:
-        config = uvicorn.Config(serve(**options).app, port=0, log_level="error", lifespan="off")
+        start.app = serve(**options).app  # pyright: ignore[reportFunctionMemberAccess]
+        config = uvicorn.Config(start.app, port=0, log_level="error", lifespan="off")  # pyright: ignore
         server = uvicorn.Server(config)
         thread = Thread(target=server.run, daemon=True)
         thread.start()

@@ -66,6 +66,9 @@ def test_queue_interrupt_and_clear(serve) -> None:
         {"3": {"class_type": "KSampler", "inputs": {"positive": ["99", 0]}}},
         {"9": {"class_type": "VAEDecode", "inputs": {}}},
         {"5": {"class_type": "EmptyLatentImage", "inputs": {"width": -3}}},
+        {"5": {"class_type": "EmptyLatentImage", "inputs": {"width": 8192, "height": 8192}}},
+        {"3": graph(denoise=0.5)["3"]},
+        {"4": {"class_type": "LoraLoader", "inputs": {"lora_name": "x", "model": ["4", 0]}}},
     ],
 )
 def test_graphs_that_cannot_be_run_say_why(serve, change: dict) -> None:

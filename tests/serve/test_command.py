@@ -1,8 +1,10 @@
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import httpx
@@ -101,3 +103,23 @@ def test_the_verb_serves_and_sigterm_ends_it_with_zero(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_container_file_copies_what_is_there_and_installs_what_is_needed() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "Containerfile").read_text()
+    let_through = {line[1:] for line in (root / ".dockerignore").read_text().split() if line.startswith("!")}
+    copied = [
+        word
+        for line in text.splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for word in line.split()[1:-1]
+    ]
+    assert copied and all((root / word).exists() for word in copied)
+    assert set(copied) == let_through, "what is copied is not ignored"
+    assert "apt-get install --yes --no-install-recommends g++" in text, "hnswlib comes as source"
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = re.findall(r'"\.\[([a-z,]+)\]"', text)[0].split(",")
+    assert set(extras) <= set(project["optional-dependencies"])
+    # transformers asks for accelerate when it reads the text encoder's file, and declares it nowhere.
+    assert any(one.startswith("accelerate") for one in project["dependencies"])

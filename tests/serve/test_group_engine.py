@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewer.core.errors import CapacityError
+from fewer.core.errors import CapacityError, ConfigError
 from fewer.serve.group_engine import GroupEngine, own_gpus
 from fewer.serve.worker import _CODES
 
@@ -27,6 +27,31 @@ def test_a_group_draws_is_cancelled_refuses_dies_and_goes_on(serve, tmp_path) ->
     assert len(last["images"]) == 1
     drawn = (tmp_path / "log").read_text().split()
     assert sorted(drawn) == ["first"] * 2 + ["last"] * 2  # by both ranks
+
+
+def test_ranks_know_the_same_models_and_adapters_as_a_worker_alone(tmp_path) -> None:
+    from fewer.generate.conditional.formats import save_folder
+    from fewer.parallel.group import Group
+    from fewer.parallel.simulated import run_simulated
+    from fewer.serve.engine import ImageEvent, LocalEngine
+    from fewer.serve.group_engine import band_engine
+    from tests.generate.conditional.conftest import upgraded
+
+    save_folder(upgraded("cat tokens"), tmp_path / "letters", ("a", "b", "c", "d", "e"))
+    options = {"models": {"letters": str(tmp_path / "letters")}, "classes": ["letters"], "device": "cpu"}
+    wanted = {"generate": {"prompt": ["b"], "model": "letters", "seed": 3, "steps": 2}}
+
+    def pictures(engine: LocalEngine) -> list[bytes]:
+        return [event.png for event in engine.run(wanted) if isinstance(event, ImageEvent)]
+
+    def rank_main(group: Group) -> list[bytes]:
+        engine = band_engine(options, group)
+        with pytest.raises(ConfigError, match="no longer served"):
+            engine.admit([{"generate": wanted["generate"] | {"lora": ["gone"]}}])
+        return pictures(engine)
+
+    alone = pictures(LocalEngine(options))
+    assert len(alone) == 1 and run_simulated(2, rank_main) == [alone, alone]
 
 
 def test_workers_share_the_machines_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

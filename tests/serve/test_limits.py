@@ -1,3 +1,6 @@
+import contextlib
+
+import httpx
 import pytest
 
 from fewer.serve.limits import MAX_BODY_BYTES, MAX_DEPTH, Gate, parse_body
@@ -128,4 +131,19 @@ def test_one_key_cannot_hold_every_connection(serve, monkeypatch: pytest.MonkeyP
         refused = client.get("/jobs", headers=mine)
         assert refused.status_code == 429 and refused.json()["error"]["code"] == "too_many_open"
         assert client.get("/jobs", headers={"authorization": f"Bearer {OTHER}"}).status_code == 200
-        assert client.get("/health").status_code == 200
+        assert client.get("/health").status_code == client.get("/health", headers=mine).status_code == 200
+
+
+def test_a_body_that_breaks_off_is_no_error_of_ours(listen, caplog: pytest.LogCaptureFixture) -> None:
+    import socket
+
+    url = listen(start=False)
+    host, port = url.removeprefix("http://").split(":")
+    for rest in (b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"):
+        with socket.create_connection((host, int(port)), timeout=10) as rude:
+            rude.sendall(b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n" + rest)
+            rude.settimeout(0.5)
+            with contextlib.suppress(OSError):
+                assert b" 500 " not in rude.recv(1000)
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert not [record for record in caplog.records if record.exc_info]

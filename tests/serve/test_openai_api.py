@@ -56,6 +56,8 @@ def test_streaming_gives_partial_images_then_the_picture(serve) -> None:
         ({"n": "2"}, "n"),
         ({"size": "0x10"}, "size"),
         ({"size": "10x"}, "size"),
+        ({"size": "8192x8192"}, "size"),
+        ({"lora": ["none"]}, "lora"),
         ({"size": "٣x٣"}, "size"),
         ({"seed": -1}, "seed"),
         ({"seed": 10**400}, "seed"),

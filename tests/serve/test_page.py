@@ -17,8 +17,9 @@ FIGURES = "document.querySelectorAll('#gallery figure').length"
 
 @pytest.fixture
 def page(listen, tmp_path: Path) -> Iterator[Browser]:
-    url = listen(seconds=0.1)
+    url = listen(seconds=0.1, limit=200)
     browser = Browser(tmp_path / "profile")
+    browser.app = listen.app  # pyright: ignore[reportAttributeAccessIssue]
     try:
         browser.call("Page.navigate", url=url)
         browser.wait("!!document.getElementById('state') && document.getElementById('state').textContent")
@@ -64,6 +65,14 @@ def test_draw_cancel_repeat_vary_search_theme_and_phone(page: Browser) -> None:
     seeds = page.ask("[...document.querySelectorAll('figcaption p')].map((p) => p.title)")
     assert seeds[1] == seeds[2] != seeds[0], seeds
 
+    page.click("figure .view")
+    page.wait(
+        "document.querySelector('#large').open && document.querySelector('#large img').naturalWidth === 8"
+    )
+    shoot(page, "large")
+    page.click("#large button")
+    page.wait("!document.querySelector('#large').open")
+
     page.click("#search")
     page.type("no such words")
     page.wait(f"{FIGURES} === 0")
@@ -79,6 +88,11 @@ def test_draw_cancel_repeat_vary_search_theme_and_phone(page: Browser) -> None:
     page.call("Page.reload")
     page.wait(f"{FIGURES} === 3")
     assert page.ask(ground) != before  # remembered
+
+    page.click("figure [aria-label^='Delete']")
+    page.wait("document.querySelector('figure [aria-label^=Delete]').textContent === 'Really?'")
+    page.click("figure [aria-label^='Delete']")
+    page.wait(f"{FIGURES} === 2")
 
     page.resize(390, 844, mobile=True)
     page.wait("innerWidth === 390")
@@ -104,6 +118,33 @@ def test_keyboard_alone_is_enough(page: Browser) -> None:
     page.press("Enter")
     page.wait(f"{FIGURES} === 3")
     assert page.ask("document.activeElement !== document.body"), "the focus is kept when the gallery changes"
+    assert page.problems == []
+
+
+def test_a_long_queue_can_still_be_cancelled_and_a_long_history_be_read(page: Browser) -> None:
+    for number in range(9):  # more than the connections that a browser opens to one server
+        body = f"{{method: 'POST', body: JSON.stringify({{prompt: 'job {number}', steps: 200}})}}"
+        assert page.ask(f"fetch('/jobs', {body}).then((answer) => answer.status)") == 202
+    page.wait("document.querySelectorAll('#queue li').length === 9")
+    for left in range(8, -1, -1):
+        page.click("#queue li:last-child [aria-label^='Cancel']")
+        page.wait(
+            "document.querySelectorAll('#queue li').length === "
+            f"{left or 1} && {left} + document.querySelectorAll('#queue .empty').length > 0",
+            seconds=20,
+        )
+    store = page.app.state.context.store  # pyright: ignore[reportAttributeAccessIssue]
+    for number in range(130):
+        job = store.add("local", "image", {"generate": {"prompt": [f"old {number}"], "model": "default"}})
+        store.finish(job.id, "failed", error="too old")
+    page.call("Page.reload")
+    page.wait("document.querySelectorAll('#gallery .failed').length === 100")
+    page.click("#older")
+    page.wait("document.querySelectorAll('#gallery .failed').length === 130")
+    assert page.ask("document.querySelector('#older').hidden")
+    page.click("#search")
+    page.type("OLD 7")  # among the newest hundred are not all of them
+    page.wait("document.querySelectorAll('#gallery .failed').length === 11")
     assert page.problems == []
 
 

@@ -47,6 +47,32 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_before_its_next_st
     assert (tmp_path / "log").read_text() == "next\n"
 
 
+def test_an_ended_job_can_be_forgotten_with_its_pictures(serve, tmp_path) -> None:
+    client = serve(seconds=0.1)
+    done, running = add(client, "private", steps=1), add(client, "runs", steps=100)
+    wait_for(client, done, "done")
+    wait_for(client, running, "running")
+    assert client.delete(f"/jobs/{done}", params={"forget": True}).json()["forgotten"]
+    assert client.get(f"/jobs/{done}").status_code == 404 and not (tmp_path / "results" / done).exists()
+    told = client.delete(f"/jobs/{running}", params={"forget": True}).json()
+    assert told["cancelled"] and not told["forgotten"]
+
+
+def test_history_is_searched_and_read_page_by_page(serve) -> None:
+    client = serve(start=False)
+    names = ["a cat", "Ein ÄPFEL-Baum", "a dog", "100%_cat"]
+    first, second, third, fourth = (add(client, name) for name in names)
+
+    def found(**asked: object) -> list[str]:
+        return [job["id"] for job in client.get("/jobs", params=asked).json()["jobs"]]
+
+    assert found() == [fourth, third, second, first]
+    assert found(search="CAT") == [fourth, first] and found(search="äpfel") == [second]
+    assert found(search="%_") == [fourth] and found(search="' or 1=1 --") == []
+    assert found(limit=2) == [fourth, third] and found(before=third) == [second, first]
+    assert found(before=fourth, search="cat") == [first]
+
+
 def test_reordering(serve) -> None:
     client = serve(start=False)
     jobs = [add(client, str(n)) for n in range(3)]
@@ -155,3 +181,51 @@ def test_metrics_are_prometheus_s_text(serve) -> None:
 
 def test_the_page_can_be_asked_for_by_head_alone(serve) -> None:
     assert serve(start=False).head("/").status_code == 200
+
+
+def test_no_door_shows_or_moves_what_belongs_to_another_key(serve) -> None:
+    from .test_comfy_api import graph
+
+    keys = ("a" * 20, "b" * 20)
+    client = serve(keys=keys, seconds=0.1)
+    mine, theirs = ({"authorization": f"Bearer {key}"} for key in keys)
+    secret = graph(steps=200)
+    secret["6"]["inputs"]["text"] = "a private matter"
+    body = {"prompt": secret, "client_id": "me", "prompt_id": "mine"}
+    assert client.post("/prompt", json=body, headers=mine).status_code == 200
+    while (running := client.get("/jobs", headers=mine).json()["jobs"][0])["state"] != "running":
+        time.sleep(0.05)
+    waiting = client.post("/jobs", json={"prompt": "a private matter"}, headers=mine).json()["id"]
+    sent = client.post("/uploads?suffix=.png", content=b"private", headers=mine).json()["id"]
+    job = running["id"]
+
+    for path in (f"/jobs/{job}", f"/jobs/{job}/events", f"/files/{job}/0.png", f"/view?filename={job}_0.png"):
+        answer = client.get(path, headers=theirs)
+        assert answer.status_code == 404 and "private" not in answer.text, path
+    lists = [
+        "/jobs",
+        f"/jobs?before={waiting}",
+        "/jobs?search=private",
+        "/queue",
+        "/history",
+        "/history/mine",
+    ]
+    for path in (*lists, f"/history/{job}", "/api/queue", "/prompt", "/metrics", "/health"):
+        answer = client.get(path, headers=theirs)
+        assert answer.status_code == 200 and "private" not in answer.text and job not in answer.text, path
+    assert client.delete(f"/jobs/{waiting}?forget=true", headers=theirs).status_code == 404
+    assert client.post(f"/jobs/{waiting}/move", json={"position": 0}, headers=theirs).status_code == 404
+    assert client.delete(f"/uploads/{sent}", headers=theirs).status_code == 404
+    assert client.post("/jobs/reconstruct", json={"upload": sent}, headers=theirs).status_code == 404
+    for path, change in (
+        ("/queue", {"clear": True, "delete": [waiting]}),
+        ("/interrupt", {"prompt_id": "mine"}),
+    ):
+        assert client.post(path, json=change, headers=theirs).status_code == 200
+    with client.websocket_connect("/ws?clientId=me", headers=theirs | {"host": "127.0.0.1"}) as socket:
+        assert socket.receive_json()["type"] == "status"
+        own = client.post("/prompt", json=body, headers=theirs).json()
+        assert own["prompt_id"] == "mine", "their own graph of the same name, not ours"
+        states = {one["state"] for one in client.get("/jobs", headers=mine).json()["jobs"]}
+        assert states == {"running", "queued"}, "nothing of ours was touched"
+    assert len(client.get("/jobs", headers=theirs).json()["jobs"]) == 1

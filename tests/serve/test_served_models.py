@@ -68,6 +68,13 @@ def test_adapters_are_known_by_name_and_strength(text: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_seed_makes_a_run_repeatable() -> None:
+    seeds = [[served.seed() for _ in range(3)] for served in (served_by(ServeRequest(seed=7)) for _ in "ab")]
+    assert seeds == [[7, 8, 9], [7, 8, 9]]
+    chance = served_by(ServeRequest())
+    assert len({chance.seed() for _ in range(20)}) > 1
+
+
 def test_options_become_names(folders: Path) -> None:
     (folders / "warm.safetensors").write_bytes(b"")
     request = ServeRequest(

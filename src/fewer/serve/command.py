@@ -1,5 +1,6 @@
 """`fewer serve`: from options to a running server."""
 
+import itertools
 import re
 import signal
 import socket
@@ -65,6 +66,8 @@ class ServeRequest:
     """Waiting jobs of one key, so that none fills the queue alone; as many as wait in all if absent."""
     keep_days: Annotated[float, Field(gt=0, le=3650)] = 7.0
     """How long results and history are kept."""
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    """Of the first request that names none, counted up from there; chance decides if absent."""
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"
 
@@ -229,7 +232,7 @@ def served_by(request: ServeRequest) -> "Served":
         if not path.exists():
             raise FileError(f"lora {name!r}: {str(path)!r} is not there", missing=True)
         loras[name] = str(path.resolve())
-    return Served(models, loras)
+    return Served(models, loras, None if request.seed is None else itertools.count(request.seed))
 
 
 def _named(option: str, texts: tuple[str, ...], example: str) -> Iterator[tuple[str, Path]]:

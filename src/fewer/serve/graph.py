@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from fewer.core.errors import ConfigError
+from fewer.core.files import MAX_PIXELS
 
 KNOWN_NODES = (
     "KSampler", "CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "VAELoader",
@@ -99,6 +100,8 @@ def read_graph(graph: dict, models: Collection[str], loras: Collection[str] = ()
     for side in ("width", "height"):
         if side in latent.get("inputs", {}):
             wanted[side] = _number(latent["inputs"], side, sampler_id, 1, 8192, 512)
+    if wanted.get("width", 1) * wanted.get("height", 1) > MAX_PIXELS:
+        raise _input_error(sampler_id, "latent_image", f"must have at most {MAX_PIXELS:,} pixels")
     if worn:
         wanted["lora"] = worn
     return {

@@ -117,6 +117,7 @@ class BandEngine(LocalEngine):
         from fewer.serve.shelf import Shelf
 
         self._device, self._results = pick_device(options.get("device", "auto")), None
+        self._classes, self._loras = frozenset(options.get("classes", ())), dict(options.get("loras", {}))
         # Equal on every rank, so that all of them drop the same models.
         free = min(int(free) for free in group.gather_object(available_memory(self._device)))  # pyright: ignore
         memory = options.get("memory") or (free if self._device.type == "cuda" else free // group.size)

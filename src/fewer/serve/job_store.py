@@ -6,6 +6,7 @@ job ends exactly once, because an end is written only over `running` or `queued`
 job counts only while the attempt is its own. Wall clocks may jump: leases are watched by a steady one.
 """
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -78,6 +79,7 @@ class JobStore:
     def __init__(self, path: Path, limit: int = 32, limit_each: int | None = None) -> None:
         """`limit` jobs may wait, `limit_each` of one owner. Raises `FileError` for no queue of ours."""
         self.limit, self.limit_each = limit, limit_each
+        self._path = path
         self._lock = threading.RLock()
         self._db = _open(path)
         self._leases: dict[str, tuple[float, float]] | None = None
@@ -242,6 +244,31 @@ class JobStore:
                 (owner, owner, state, state, limit),
             ).fetchall()
         return [_job(row) for row in rows]
+
+    def find(self, owner: str, words: str = "", before: str | None = None, limit: int = 100) -> list[Job]:
+        """An owner's jobs, newest first, whose prompt holds `words` in any case, older than job `before`.
+
+        A reader of its own: looking through a long history holds nobody up.
+        """
+        with contextlib.closing(sqlite3.connect(self._path)) as db:
+            db.row_factory = sqlite3.Row
+            db.create_function("folded", 1, lambda text: str(text or "").casefold(), deterministic=True)
+            rows = db.execute(
+                "select * from jobs where owner = ?"
+                " and rowid < coalesce((select rowid from jobs where id = ?), 9223372036854775807)"
+                " and (? = '' or instr(folded(json_extract(request, '$.generate.prompt[0]')), ?))"
+                " order by rowid desc limit ?",
+                (owner, before, words, words.casefold(), limit),
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def remove(self, identity: str) -> bool:
+        """Deletes an ended job; False if there is none."""
+        with self._lock:
+            done = self._db.execute(
+                "delete from jobs where id = ? and state in ('done', 'failed', 'cancelled')", (identity,)
+            )
+            return done.rowcount == 1
 
     def count(self, state: str, owner: str | None = None) -> int:
         """Jobs in a state, of everybody or of one owner."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.requests import ClientDisconnect
+
 MAX_BODY_BYTES = 10 * 2**20
 MAX_UPLOAD_BYTES = 2 * 2**30
 BODY_SECONDS = 10.0
@@ -120,7 +122,7 @@ class Limits:
             await _refuse(scope, send, *problem)
             return
         who = scope["state"]["owner"]
-        if who is None:  # the page and /health, which are short
+        if who is None or self._is_open(scope["path"]):  # the page and /health, which are short
             await self._answer(scope, receive, send)
             return
         if self._busy[who] >= MAX_OPEN:
@@ -147,6 +149,8 @@ class Limits:
         except TooSlow:
             body = api_error(f"the body did not come within {BODY_SECONDS:g} s", "invalid_request_error")
             await _refuse(scope, send, 408, body)
+        except ClientDisconnect:  # it went away, or broke off, in the middle of its body
+            return
 
     def _problem(self, scope: dict, headers: dict[bytes, str]) -> tuple[int, dict] | None:
         host = headers.get(b"host", "")
@@ -165,10 +169,7 @@ class Limits:
         owner, path = self._gate.owner(_key(headers)), scope["path"]
         if owner is None and path.startswith("/files/"):
             owner = self._gate.signer(path, scope.get("query_string", b""))
-        is_open = path in self._open or any(
-            path.startswith(f"{start}/") for start in self._open if start != "/"
-        )
-        if owner is None and not is_open:
+        if owner is None and not self._is_open(path):
             return 401, api_error(
                 "a valid API key is needed, as Authorization: Bearer KEY",
                 "authentication_error",
@@ -176,6 +177,9 @@ class Limits:
             )
         scope.setdefault("state", {})["owner"] = owner
         return None
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open or any(path.startswith(f"{one}/") for one in self._open if one != "/")
 
 
 class TooLarge(Exception):

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from fewer.core.files import MAX_PIXELS
 from fewer.serve.answers import ApiError, body_schema, unfinished
 from fewer.serve.context import (
     Context,
@@ -78,6 +78,8 @@ class ImageRequest(BaseModel):
         good = all(side.isascii() and side.isdigit() and 1 <= int(side) <= 8192 for side in (width, height))
         if not good:
             raise ValueError("size is 'auto' or WIDTHxHEIGHT with sides of 1 to 8192, such as 1024x1024")
+        if int(width) * int(height) > MAX_PIXELS:
+            raise ValueError(f"a picture has at most {MAX_PIXELS:,} pixels; try a smaller size")
         return value
 
     def job(self, served: Served) -> dict:
@@ -89,7 +91,7 @@ class ImageRequest(BaseModel):
             "negative": self.negative_prompt or "",
             "model": model,
             "count": self.n or 1,
-            "seed": secrets.randbelow(2**31) if self.seed is None else self.seed,
+            "seed": served.seed() if self.seed is None else self.seed,
             "steps": self.steps,
             "guidance": self.guidance,
         }

@@ -1,5 +1,6 @@
 """The queue for people and the page: see, follow, reorder, cancel; fetch files; health and metrics."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -97,10 +98,16 @@ async def add(request: Request) -> JSONResponse:
     "/jobs",
     responses={400: {"description": "see error.message"}, 401: {"description": "no valid key"}},
 )
-async def jobs(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 100) -> dict:
-    """Your jobs, newest first."""
-    context = context_of(request)
-    return {"jobs": [facts(context, job) for job in context.store.jobs(owner_of(request), limit=limit)]}
+async def jobs(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    search: Annotated[str, Query(max_length=200)] = "",
+    before: Annotated[str | None, Query(max_length=32)] = None,
+) -> dict:
+    """Your jobs, newest first: those whose prompt holds `search`, those that are older than job `before`."""
+    context, owner = context_of(request), owner_of(request)
+    found = await asyncio.to_thread(context.store.find, owner, search, before, limit)
+    return {"jobs": [facts(context, job) for job in found]}
 
 
 @router.get("/jobs/{job}", responses=_NOT_FOUND)
@@ -109,11 +116,18 @@ async def one(request: Request, job: str) -> dict:
     return facts(context_of(request), _own(request, job))
 
 
-@router.delete("/jobs/{job}", responses=_NOT_FOUND)
-async def cancel(request: Request, job: str) -> dict:
-    """Cancels: at once while it waits, before the next step while it runs."""
-    own = _own(request, job)
-    return {"id": own.id, "cancelled": context_of(request).workers.cancel(own.id)}
+@router.delete("/jobs/{job}", responses=_NOT_FOUND | {400: {"description": "see error.message"}})
+async def cancel(request: Request, job: str, forget: bool = False) -> dict:
+    """Cancels: at once while it waits, before the next step while it runs.
+
+    With `forget` a job that has ended is deleted with its pictures and files.
+    """
+    own, context = _own(request, job), context_of(request)
+    cancelled = context.workers.cancel(own.id)
+    forgotten = forget and not cancelled and context.store.remove(own.id)
+    if forgotten:
+        await asyncio.to_thread(context.results.drop, own.id)
+    return {"id": own.id, "cancelled": cancelled, "forgotten": forgotten}
 
 
 @router.post(

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fewer.core.errors import FileError
+from fewer.core.config import validate
+from fewer.core.errors import ConfigError, FileError
 from fewer.core.progress import Progress
-from fewer.serve.command import ServeRequest, app_of
+from fewer.serve.command import ServeRequest, app_of, gate_of
 from fewer.serve.limits import Gate
 
 
@@ -39,10 +40,10 @@ def deployment(
     `build` runs inside the replica, so nothing but the request and the gate travels there.
     """
     # The folder is resolved here: a replica's working directory is Ray's.
-    one = replace(request, data=request.data.resolve(), replicas=1)
+    one = replace(request, data=request.data.resolve(), replicas=1, max_replicas=None)
 
     @serve.deployment(
-        num_replicas=request.replicas,
+        **_replicas(request),
         ray_actor_options={"num_cpus": 0.5, "num_gpus": request.gpus_per_replica},
         health_check_period_s=5,
         health_check_timeout_s=30,
@@ -54,6 +55,36 @@ def deployment(
         """Everything is in the app."""
 
     return Replica.bind()
+
+
+def _replicas(request: ServeRequest) -> dict[str, Any]:
+    """So many replicas, or as many as the open requests need: about two each, one drawn and one waiting.
+
+    Raises `ConfigError` when the most is less than the least.
+    """
+    if request.max_replicas is None:
+        return {"num_replicas": request.replicas}
+    if request.max_replicas < request.replicas:
+        raise ConfigError(
+            f"max-replicas {request.max_replicas} is less than --replicas {request.replicas}; give more"
+        )
+    scaling = {
+        "min_replicas": request.replicas, "max_replicas": request.max_replicas,
+        "initial_replicas": request.replicas, "target_ongoing_requests": 2,
+        "upscale_delay_s": 5, "downscale_delay_s": 300,  # a model takes its time to load
+    }  # fmt: skip
+    return {"autoscaling_config": scaling}
+
+
+def application(settings: dict[str, Any]) -> Any:
+    """For `serve run` and `serve deploy`, whose files name it: `settings` are the options of `fewer serve`.
+
+    Raises `ConfigError` for one that is not known, or when keys are missing where others are let in.
+    """
+    _, serve = _ray()
+    request = validate(ServeRequest, {**settings, "engine": "ray"})
+    # Ray's proxies listen, on every node: what it is told as host is what they are asked by.
+    return deployment(serve, request, gate_of(request))
 
 
 def _ray() -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """What the server was given to serve, told apart when it starts: each model has one kind of work."""
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,12 @@ class Served:
 
     models: Mapping[str, ServedModel] = field(default_factory=lambda: {"default": ServedModel()})
     loras: Mapping[str, str] = field(default_factory=dict)
+    seeds: Iterator[int] | None = None
+    """For requests that name none; chance decides if this is absent."""
+
+    def seed(self) -> int:
+        """For a request that names none."""
+        return secrets.randbelow(2**31) if self.seeds is None else next(self.seeds)
 
     def known(self, name: str, *kinds: Kind) -> ServedModel:
         """The model of that name. Raises `ApiError`: 404 for none, 400 for one that is none of `kinds`."""

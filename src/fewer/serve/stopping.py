@@ -1,5 +1,6 @@
 """How the server runs and ends: the first signal lets running jobs end, the second ends all at once."""
 
+import contextlib
 import signal
 import socket
 from types import FrameType
@@ -31,6 +32,7 @@ class StoppingServer(uvicorn.Server):
 def run_until_stopped(app: "FastAPI", listener: socket.socket) -> None:
     """Serves on `listener` until a signal comes. No worker outlives it."""
     workers: Workers = app.state.context.workers
+    _allow_many_connections()
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_keep_alive=10, timeout_graceful_shutdown=30,
         h11_max_incomplete_event_size=16_384, http=PatientProtocol, server_header=False,
@@ -41,3 +43,13 @@ def run_until_stopped(app: "FastAPI", listener: socket.socket) -> None:
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second Ctrl-C was heard
         workers.stop(0.0)
+
+
+def _allow_many_connections() -> None:
+    """A shell allows 1,024 open files, which are as many idle connections; the system allows more."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not everywhere, not always allowed
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

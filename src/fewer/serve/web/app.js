@@ -4,7 +4,11 @@ const $ = (id) => document.getElementById(id);
 const form = $("ask");
 const followed = new Map(); // job id -> AbortController of its event stream
 const previews = new Map(); // job id -> data URL of the newest preview
-let jobs = [];
+const FOLLOWED = 3; // a browser opens six connections to a server: the others are for asking and cancelling
+const PAGE = 100;
+let jobs = []; // the newest
+let found = { words: "", jobs: [], end: false }; // what the gallery shows: the same, older ones, or a search's
+let drawing = []; // models that draw
 
 function headers(extra = {}) {
   const key = form.elements.key.value.trim();
@@ -19,6 +23,7 @@ async function call(method, path, body) {
   });
   const text = await answer.text();
   const value = text ? JSON.parse(text) : {};
+  if (answer.status === 401) form.querySelector("details").open = true; // where the key is asked for
   if (!answer.ok) throw new Error(value.error ? value.error.message : `the server answered ${answer.status}`);
   return value;
 }
@@ -39,6 +44,8 @@ function wish() {
   for (const name of ["steps", "seed", "n"]) if (fields[name].value) body[name] = parseInt(fields[name].value, 10);
   if (fields.guidance.value) body.guidance = parseFloat(fields.guidance.value);
   if (fields.negative_prompt.value) body.negative_prompt = fields.negative_prompt.value;
+  if (fields.model.value && fields.model.value !== "default") body.model = fields.model.value;
+  if (fields.lora.value) body.lora = [fields.lora.value];
   const width = fields.width.value || fields.height.value;
   const height = fields.height.value || fields.width.value;
   if (width) body.size = `${width}x${height}`;
@@ -73,8 +80,25 @@ $("theme").addEventListener("click", () => {
   localStorage.setItem("theme", root.dataset.theme);
 });
 
+async function offer() {
+  const told = await call("GET", "/v1/models");
+  drawing = told.data.filter((model) => model.kind === "pictures" || model.kind === "classes");
+  const { model, lora } = form.elements;
+  model.replaceChildren(...drawing.map(({ id }) => make("option", { value: id, textContent: id })));
+  lora.replaceChildren(make("option", { value: "", textContent: "none" }), ...told.loras.map((id) => make("option", { value: id, textContent: id })));
+  $("models").hidden = drawing.length < 2;
+  $("loras").hidden = !told.loras.length;
+}
+
+form.elements.model.addEventListener("change", () => {
+  const chosen = drawing.find(({ id }) => id === form.elements.model.value);
+  const names = (chosen && chosen.classes) || [];
+  $("classes").hidden = !names.length;
+  $("classes").textContent = `This model draws one of: ${names.slice(0, 200).join(", ")}`;
+});
+
 async function follow(id) {
-  if (followed.has(id)) return;
+  if (followed.has(id) || followed.size >= FOLLOWED) return;
   const control = new AbortController();
   followed.set(id, control);
   try {
@@ -92,6 +116,7 @@ async function follow(id) {
     if (error.name !== "AbortError") console.debug(error.message);
   }
   followed.delete(id);
+  previews.delete(id);
   refresh();
 }
 
@@ -124,7 +149,7 @@ function arrange(parent, elements) {
 }
 
 // One element for each key, made when the key is first seen and forgotten when it is not asked for any more.
-function keeper() {
+function keeper(gone = () => {}) {
   let known = new Map();
   let asked = new Map();
   return {
@@ -133,6 +158,7 @@ function keeper() {
       return asked.get(key);
     },
     end() {
+      for (const [key, element] of known) if (!asked.has(key)) gone(key, element);
       known = asked;
       asked = new Map();
     },
@@ -140,7 +166,10 @@ function keeper() {
 }
 
 const rows = keeper();
-const cards = keeper();
+const cards = keeper((url) => {
+  URL.revokeObjectURL(pictures.get(url));
+  pictures.delete(url);
+});
 
 function showQueue() {
   const open = jobs.filter((job) => job.state === "queued" || job.state === "running");
@@ -198,10 +227,11 @@ async function picture(url, image) {
 }
 
 function showGallery() {
-  const words = $("search").value.toLowerCase();
+  const words = $("search").value.trim();
   const shown = [];
-  for (const job of jobs) {
-    if (!job.prompt.toLowerCase().includes(words)) continue;
+  for (const job of found.jobs) {
+    // Until the answer to other words is here, what we have is looked through.
+    if (words !== found.words && !job.prompt.toLowerCase().includes(words.toLowerCase())) continue;
     if (job.state === "failed") {
       const text = `${job.prompt}: ${job.error}`;
       shown.push(cards.get(job.id, () => make("p", { className: "failed", textContent: text })));
@@ -212,13 +242,46 @@ function showGallery() {
   if (!shown.length) shown.push(cards.get(empty, () => make("p", { className: "empty", textContent: empty })));
   cards.end();
   arrange($("gallery"), shown);
+  $("older").hidden = found.end;
 }
+
+async function page(words, before) {
+  const asked = new URLSearchParams({ limit: PAGE, search: words });
+  if (before) asked.set("before", before);
+  return (await call("GET", `/jobs?${asked}`)).jobs;
+}
+
+// The newest page joins what is shown already; other words begin anew.
+async function look() {
+  const words = $("search").value.trim();
+  jobs = await page("");
+  const fresh = words ? await page(words) : jobs;
+  if (words !== $("search").value.trim()) return; // other words by now: their answer is on its way
+  const last = fresh.length ? fresh[fresh.length - 1].created : 0;
+  const rest = words === found.words && fresh.length === PAGE ? found.jobs.filter((job) => job.created < last) : [];
+  found = { words, jobs: [...fresh, ...rest], end: rest.length ? found.end : fresh.length < PAGE };
+}
+
+$("older").addEventListener("click", async () => {
+  const { words, jobs: known } = found;
+  const more = await page(words, known[known.length - 1].id);
+  if (found.words !== words) return;
+  found.jobs.push(...more);
+  found.end = more.length < PAGE;
+  showGallery();
+});
 
 function card(job, facts) {
   const image = make("img", { alt: job.prompt });
   picture(facts.url, image);
-  const again = { prompt: job.prompt, n: 1, partial_images: 3, stream: true, size: `${facts.width}x${facts.height}` };
-  for (const name of ["steps", "guidance"]) if (job.request[name]) again[name] = job.request[name];
+  const view = make("button", { type: "button", className: "view" }, image);
+  view.setAttribute("aria-label", `Look at it large: ${job.prompt}`);
+  view.addEventListener("click", () => enlarge(job, facts, image.src));
+  const again = { prompt: job.prompt, n: 1, partial_images: 3, stream: true };
+  if (job.request.width) again.size = `${job.request.width}x${job.request.height}`;
+  for (const name of ["steps", "guidance"]) if (job.request[name] != null) again[name] = job.request[name];
+  if (job.request.model !== "default") again.model = job.request.model;
+  if (job.request.lora) again.lora = job.request.lora;
   if (job.request.negative) again.negative_prompt = job.request.negative;
   const save = act("Save", () => make("a", { href: image.src, download: `${facts.seed}-${facts.file}` }).click(), `Save: ${job.prompt}`);
   const buttons = make(
@@ -227,30 +290,63 @@ function card(job, facts) {
     act("Repeat", () => draw({ ...again, seed: facts.seed }), `Draw again: ${job.prompt}`),
     act("Vary", () => draw(again), `Draw with another seed: ${job.prompt}`),
     save,
+    forget(job),
   );
   const what = make("p", { textContent: job.prompt, title: `seed ${facts.seed}` });
-  return make("figure", {}, image, make("figcaption", {}, what, buttons));
+  return make("figure", {}, view, make("figcaption", {}, what, buttons));
+}
+
+// Deletes a job's pictures after a second click.
+function forget(job) {
+  const button = act("Delete", () => {
+    if (button.textContent === "Delete") {
+      button.textContent = "Really?";
+      setTimeout(() => { button.textContent = "Delete"; }, 4000);
+      return;
+    }
+    found.jobs = found.jobs.filter((other) => other.id !== job.id);
+    change(`/jobs/${job.id}?forget=true`);
+  }, `Delete: ${job.prompt}`);
+  return button;
+}
+
+function enlarge(job, facts, source) {
+  const [, image, text] = $("large").children;
+  Object.assign(image, { src: source, alt: job.prompt });
+  text.textContent = `${job.prompt} (${facts.width} × ${facts.height}, seed ${facts.seed})`;
+  $("large").showModal();
 }
 
 async function refresh() {
+  clearTimeout(timer);
   try {
-    jobs = (await call("GET", "/jobs")).jobs;
-    const health = await call("GET", "/health");
-    $("state").textContent = `${health.running} drawing, ${health.queued} waiting`;
+    await look();
+    const health = await (await fetch("/health")).json();
+    $("state").textContent = health.status === "ok" ? `${health.running} drawing, ${health.queued} waiting` : health.status;
+    if (!drawing.length) await offer();
   } catch (error) {
     $("state").textContent = error.message;
-    return;
   }
   showQueue();
   showGallery();
-  for (const job of jobs) if (job.state === "queued" || job.state === "running") follow(job.id);
+  const open = jobs.filter(({ state }) => state === "queued" || state === "running");
+  for (const job of open.filter(({ state }) => state === "running")) follow(job.id);
+  for (const job of open.reverse()) follow(job.id);
+  timer = setTimeout(() => document.hidden || refresh(), open.length ? 1500 : 5000);
 }
 
-$("search").addEventListener("input", showGallery);
-form.elements.key.addEventListener("change", refresh);
+let timer = 0;
+$("search").addEventListener("input", () => {
+  showGallery(); // what is here already, at once
+  clearTimeout(timer);
+  timer = setTimeout(refresh, 250);
+});
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
+form.elements.key.value = sessionStorage.getItem("key") || ""; // forgotten when the window is closed
+form.elements.key.addEventListener("change", () => {
+  sessionStorage.setItem("key", form.elements.key.value.trim());
+  refresh();
+});
 const theme = localStorage.getItem("theme");
 if (theme) document.documentElement.dataset.theme = theme;
 refresh();
-setInterval(() => {
-  if (!document.hidden) refresh();
-}, 5000);
