@@ -48,6 +48,23 @@ def test_another_script_is_known_by_what_it_writes(folder: Path) -> None:
         run(folder, name="older", tiny=True)
 
 
+def test_device_and_seed_reach_scripts_that_declare_them(folder: Path) -> None:
+    script = """
+import json, pathlib, sys
+# it declares "--seed" and "--device"
+to = pathlib.Path(__file__).parent / "results"
+to.mkdir(exist_ok=True)
+(to / "seeded.json").write_text(json.dumps({"words": sys.argv[1:]}))
+"""
+    (folder / "seeded.py").write_text(script)
+    run(folder, name="seeded", device="cpu", seed=7)
+    written = json.loads((folder / "results" / "seeded.json").read_text())
+    assert written == {"words": ["--device", "cpu", "--seed", "7"]}
+    for option, flag in ({"seed": 7}, "--seed"), ({"dtype": "bf16"}, "--dtype"), ({"tiny": True}, "--tiny"):
+        with pytest.raises(ConfigError, match=f"older.py takes no {flag}"):
+            run(folder, name="older", **option)
+
+
 def test_what_is_not_there_or_fails_is_named(folder: Path) -> None:
     with pytest.raises(ConfigError, match="no benchmark is called 'nothing'; there are"):
         run(folder, name="nothing")

@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 from pydantic import ConfigDict, Field
 
+from fewer.core.device import DtypeName
 from fewer.core.errors import ConfigError, FewerError, FileError
 from fewer.core.files import read_json, write_json
 from fewer.core.progress import Progress
@@ -41,7 +42,11 @@ class BenchRequest:
     tiny: bool = False
     """A dry run with small shapes (engine scripts: sana, linear, decode, flux-block)."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    """Where the engine scripts and `parallel` compute."""
+    """Where to compute, for scripts that can be told."""
+    dtype: DtypeName = "auto"
+    """Number format, for scripts that can be told."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """For scripts that take one; without it they use their own, which is fixed."""
     only: str = ""
     """Of the engine scripts' contenders, those whose name contains this."""
     works: str = ""
@@ -81,14 +86,18 @@ def bench_command(request: BenchRequest, progress: Progress) -> dict[str, object
 
 
 def _options(request: BenchRequest, script: Path) -> list[str]:
-    given = ["--tiny"] if request.tiny else []
-    given += ["--device", request.device] if request.device != "auto" else []
-    given += ["--only", request.only] if request.only else []
-    given += ["--works", request.works] if request.works else []
-    taken = request.device != "auto" and script.stem == "scaling" and len(given) == 2
-    if given and not taken and "engine_" not in script.stem:
-        raise ConfigError(f"{script.name} takes no {given[0]}; only sana, linear, decode and flux-block do")
-    return given
+    """Words for the script. Raises `ConfigError` for an option that it does not declare."""
+    given = {"--tiny": []} if request.tiny else {}
+    given |= {"--device": [request.device]} if request.device != "auto" else {}
+    given |= {"--only": [request.only]} if request.only else {}
+    given |= {"--works": [request.works]} if request.works else {}
+    given |= {"--seed": [str(request.seed)]} if request.seed is not None else {}
+    given |= {"--dtype": [request.dtype]} if request.dtype != "auto" else {}
+    declared, own = script.read_text(encoding="utf-8"), ("--tiny", "--device", "--only", "--works")
+    for flag in given:
+        if f'"{flag}"' not in declared and not ("engine_" in script.stem and flag in own):
+            raise ConfigError(f"{script.name} takes no {flag}; leave it out, or see the script's --help")
+    return [word for flag, values in given.items() for word in (flag, *values)]
 
 
 def _folder() -> Path:
