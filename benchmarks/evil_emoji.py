@@ -3,7 +3,8 @@
     python benchmarks/evil_emoji.py                                    group-cnn, 32 px, for a CPU
     python benchmarks/evil_emoji.py --gpu --lanes 3                    ResNet-18, 64 px, runs side by side
     python benchmarks/evil_emoji.py --gpu --lanes 3 --average 0.992          the same, weights averaged
-    python benchmarks/evil_emoji.py --gpu --lanes 6 --network group-cnn --steps 3000 --looks 10 --average 0.996
+    python benchmarks/evil_emoji.py --gpu --lanes 6 --network group-cnn --steps 3000 --looks 10
+        --average 0.996
 
 EVIL's figure is that of the mode (faithful or extended) with the better source validation, run by run; the
 target's pictures decide nothing. Accuracy is on new objects in the held-out style. Finished runs are not run
