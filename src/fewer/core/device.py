@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+FullPrecision = Literal["auto", "fp32"]
+"""For what computes in fp32 on every device."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -5,9 +5,11 @@ import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
+from fewer.core.device import DeviceName, DtypeName
 from fewer.core.progress import Progress
 
 _PACKAGES = ("fewer", "torch", "triton", "numpy", "transformers", "diffusers", "safetensors", "pillow")
@@ -28,6 +30,10 @@ class InfoRequest:
 
     models: Path | None = None
     """A folder to look for models in, besides the built-in one."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Accepted as by every verb, as are the next two; nothing is drawn or computed here."""
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
 
 
 def info_command(request: InfoRequest, progress: Progress) -> dict[str, object]:

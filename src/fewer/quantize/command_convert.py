@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
+from fewer.core.device import DeviceName
 from fewer.core.progress import Progress
 from fewer.quantize.conversion import Dialect, convert
 
@@ -24,6 +26,11 @@ class ConvertRequest:
     """The form to write."""
     trust_pickle: bool = False
     """Open a .pth or .pt, in a process of its own that reads nothing but weights."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Accepted as by every verb, as are the next two; nothing is drawn or computed on a GPU here."""
+    device: DeviceName = "auto"
+    dtype: Literal["auto"] = "auto"
+    """Numbers keep the format that the other form asks for."""
 
 
 def convert_command(request: ConvertRequest, progress: Progress) -> dict[str, object]:

@@ -204,7 +204,7 @@ def _words(line: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
+class ExportRequest(RunOptions):
     """What `fewer recommend export` is asked."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -219,7 +219,6 @@ class ExportRequest:
     """`scan`: faiss, two bits a channel, built in seconds; `graph`: hnswlib, quicker on clustered items."""
     neighbours: Annotated[int, Field(ge=2, le=256)] = 24
     build_width: Annotated[int, Field(ge=8, le=4096)] = 200
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
 def export_command(request: ExportRequest, progress: Progress) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from tyro.conf import Positional
 
-from fewer.core.device import DeviceName
+from fewer.core.device import DeviceName, FullPrecision
 from fewer.core.errors import ConfigError
 from fewer.recommend.automlp import CANDIDATES
 from fewer.recommend.data.features import ItemFeatures, read_features
@@ -23,6 +23,8 @@ class RunOptions:
 
     seed: Annotated[int, Field(ge=0)] = 0
     device: DeviceName = "auto"
+    dtype: FullPrecision = "auto"
+    """Everything here computes in fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

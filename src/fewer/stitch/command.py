@@ -55,6 +55,8 @@ class StitchRequest:
     """Local safetensors file of the full LoFTR."""
     device: DeviceName = "auto"
     """Where learned matchers run and pixels are worked on."""
+    dtype: Literal["auto", "fp32"] = "auto"
+    """Networks and equations compute in fp32 or fp64, whatever the device."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Threads that share the work; 0: as many as there are processors, at most 16. The map is the same."""
     mask: Path | None = None

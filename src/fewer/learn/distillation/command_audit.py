@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from pydantic import ConfigDict, Field
 
-from fewer.core.device import DeviceName, pick_device
+from fewer.core.device import DeviceName, FullPrecision, pick_device
 from fewer.core.errors import DataError
 from fewer.core.files import write_bytes, write_json
 from fewer.core.progress import Progress
@@ -20,7 +20,6 @@ from fewer.learn.distillation.datasheet import holds_real_pixels
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.membership import membership_by_shadows
 from fewer.learn.distillation.page import picture_source
-from fewer.learn.distillation.plan import FullPrecision
 from fewer.learn.distillation.scores import fit_to
 
 MOST_SHOWN = 100

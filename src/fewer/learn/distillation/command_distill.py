@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, Field
 
-from fewer.core.device import DeviceName, pick_device
+from fewer.core.device import DeviceName, FullPrecision, pick_device
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.files import read_arrays, write_bytes
 from fewer.core.progress import Progress
@@ -23,7 +23,6 @@ from fewer.learn.distillation.loop import RunOptions, distill
 from fewer.learn.distillation.page import to_html
 from fewer.learn.distillation.plan import (
     DistillPlan,
-    FullPrecision,
     MethodName,
     PrivacyPlan,
     StartName,

@@ -9,13 +9,12 @@ from typing import Annotated
 import tyro
 from pydantic import ConfigDict, Field
 
-from fewer.core.device import DeviceName
+from fewer.core.device import DeviceName, FullPrecision
 from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress
 from fewer.core.tensors import read_tensors
 from fewer.learn.data import load_images
 from fewer.learn.distillation.distilled_set import SUFFIX
-from fewer.learn.distillation.plan import FullPrecision
 from fewer.learn.distillation.published import published_set, published_tensors
 
 

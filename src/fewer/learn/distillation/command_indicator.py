@@ -11,14 +11,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fewer.core.config import describe
-from fewer.core.device import DeviceName, pick_device
+from fewer.core.device import DeviceName, FullPrecision, pick_device
 from fewer.core.errors import DataError, FileError
 from fewer.core.files import read_json, write_json
 from fewer.core.progress import Progress
 from fewer.learn.data import load_images
 from fewer.learn.distillation.architectures import NetworkPlan
 from fewer.learn.distillation.indicator import IndicatorPoint, fit_indicator, forecast
-from fewer.learn.distillation.plan import FullPrecision
 from fewer.learn.distillation.study import study_indicator
 from fewer.learn.distillation.training import Recipe
 

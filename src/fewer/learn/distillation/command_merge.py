@@ -9,14 +9,13 @@ from typing import Annotated
 import tyro
 from pydantic import ConfigDict, Field
 
-from fewer.core.device import DeviceName
+from fewer.core.device import DeviceName, FullPrecision
 from fewer.core.errors import ConfigError
 from fewer.core.files import write_bytes
 from fewer.core.progress import Progress
 from fewer.learn.distillation.distilled_set import SUFFIX, DistilledSet
 from fewer.learn.distillation.merge import merge
 from fewer.learn.distillation.page import to_html
-from fewer.learn.distillation.plan import FullPrecision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

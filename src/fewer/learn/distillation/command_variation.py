@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from fewer.core.device import DeviceName, pick_device
+from fewer.core.device import DeviceName, FullPrecision, pick_device
 from fewer.core.progress import Progress
 from fewer.learn.data import LabelledImages, load_images
 from fewer.learn.distillation.architectures import NetworkPlan
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.loop import distill
-from fewer.learn.distillation.plan import DistillPlan, FullPrecision, MethodName
+from fewer.learn.distillation.plan import DistillPlan, MethodName
 from fewer.learn.distillation.training import Recipe
 from fewer.learn.distillation.variation import study_variation
 

@@ -18,8 +18,6 @@ MethodName = Literal[
     "dc", "dsa", "idc", "dm", "idm", "ncfm", "mtt", "datm", "sre2l", "random", "herding", "k-centre", "rded"
 ]
 StartName = Literal["noise", "class-means", "real"]
-FullPrecision = Literal["auto", "fp32"]
-"""Number formats of the verbs that distil, and of those that judge distilled sets."""
 SELECTIONS: tuple[SelectionName, ...] = ("random", "herding", "k-centre", "rded")
 """Methods that pick or cut real pictures: what they write holds real pixels."""
 
