@@ -49,6 +49,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., TestClient]]:
 
     yield start
     for client in opened:
+        client.app.state.context.workers.stop(0.0)  # pyright: ignore: what still runs is not waited for
         client.__exit__(None, None, None)
 
 

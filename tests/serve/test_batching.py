@@ -1,5 +1,6 @@
 """Waiting requests that are alike share a batch; nobody suffers from a neighbour."""
 
+from fewer.serve import gathering
 from fewer.serve.engine import batch_key
 
 from .test_queue_api import add, wait_for
@@ -46,3 +47,19 @@ def test_cancelling_one_of_a_batch_leaves_the_others(serve) -> None:
     client.delete(f"/jobs/{one}")
     assert wait_for(client, one, "cancelled")["images"] == []
     assert len(wait_for(client, two, "done")["images"]) == 1
+
+
+def test_jobs_that_come_after_a_batch_meet_in_one_and_a_lone_one_is_drawn_all_the_same(
+    serve, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(gathering, "GATHER_SECONDS", 1.0)
+    client = serve(seconds=0.1, engine="batching")
+    wait_for(client, first := add(client, "first", steps=5), "running")
+    both = [add(client, prompt) for prompt in ("one", "two")]
+    for job in (first, *both):
+        wait_for(client, job, "done")
+    burst = [add(client, prompt) for prompt in "abcd"]  # the worker is idle when the first of them comes
+    for job in burst:
+        wait_for(client, job, "done")
+    wait_for(client, add(client, "alone"), "done")
+    assert (tmp_path / "log").read_text().split() == ["first", "one+two", "a+b+c+d", "alone"]

@@ -245,6 +245,10 @@ class JobStore:
             ).fetchall()
         return [_job(row) for row in rows]
 
+    def waiting(self, most: int) -> int:
+        """How many jobs wait, counted up to `most`."""
+        return len(self.jobs(state="queued", limit=most))
+
     def find(self, owner: str, words: str = "", before: str | None = None, limit: int = 100) -> list[Job]:
         """An owner's jobs, newest first, whose prompt holds `words` in any case, older than job `before`.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from fewer.core.errors import FileError
 from fewer.serve.engine import ImageEvent, OutcomeEvent, StepEvent, batch_key
+from fewer.serve.gathering import Gathering
 from fewer.serve.job_store import ENDS, Job, JobStore
 from fewer.serve.results import Results
 from fewer.serve.worker import worker_main
@@ -77,6 +78,7 @@ class Workers:
         self._thread = threading.Thread(target=self._loop, name="workers", daemon=True)
         self._renewed = 0.0
         self._grace = GRACE_SECONDS
+        self._gathering = Gathering()
         self._stillborn, self._next_start = 0, 0.0
         self.restarts = 0
         if start:
@@ -175,7 +177,7 @@ class Workers:
         self._keep_leases()
         waiting = [self._bell, *(worker.pipe for worker in self._workers)]
         sentinels = {worker.process.sentinel: worker for worker in self._workers}
-        for thing in connection.wait([*waiting, *sentinels], timeout=1.0):
+        for thing in connection.wait([*waiting, *sentinels], timeout=self._gathering.patience(1.0)):
             if thing is self._bell:
                 while self._bell.poll():
                     self._bell.recv()
@@ -226,9 +228,12 @@ class Workers:
     def _hand_out(self) -> None:
         for worker in self._workers:
             if worker.ready and not worker.held:
+                if self._gathering.wanted(self._store.waiting, worker.together):
+                    return
                 jobs = self._take(worker.together)
                 if not jobs:
                     return
+                self._gathering.drawn(len(jobs))
                 worker.held = {job.id: _Held(job) for job in jobs}
                 if self._send(worker, ("run", [(job.id, job.request) for job in jobs])):
                     for job in jobs:
