@@ -23,9 +23,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from record import readable
 from sklearn.datasets import load_digits
 
-from fewer.core.files import write_json
+from fewer.core.files import write_bytes
 from fewer.learn import SemiSupervisedPlan, load_images, make_labelled_images, pick_labels, semi_supervised
 from fewer.learn.data import ImageSplits, LabelledImages
 from fewer.learn.few_labels.train import SemiSupervisedResult
@@ -36,6 +37,7 @@ SETTINGS = {
     "pneumoniamnist": {"labels_per_class": 10, "steps": 150, "side": 14},
     "digits": {"labels_per_class": 4, "steps": 200, "side": 8},
 }
+SHOWN = ("steps", "batch", "ratio", "rate")
 
 
 def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[str, object]:
@@ -56,6 +58,7 @@ def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[st
         **({"posterior": posterior} if posterior else {}),  # pyright: ignore
         **({"views": int(views)} if views else {}),
     )
+    usual = asdict(SemiSupervisedPlan())
     began = time.process_time(), time.perf_counter()
     result = semi_supervised(train, rows, plan=plan, test=splits.test)
     assert result.figures is not None
@@ -67,9 +70,10 @@ def run(data: str, method: str, seed: int, given: argparse.Namespace) -> dict[st
         "wall_seconds": round(time.perf_counter() - began[1], 1),
         **{name: getattr(result.figures, name) for name in ("accuracy", "balanced_accuracy", "auc")},
         "calibration_error": result.figures.calibration_error,
-        "curves": result.curves,
         "purity": purity(result, train, plan.steps) if name == "instant" else None,
-        "plan": asdict(plan),
+        "plan": {
+            name: value for name, value in asdict(plan).items() if name in SHOWN or value != usual[name]
+        },
     }
 
 
@@ -182,9 +186,10 @@ def main() -> None:
 def write(path: Path, runs: list[dict], given: argparse.Namespace) -> None:
     machine = {"cpu": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__}
     plan = runs[-1]["plan"]
-    settings = SETTINGS[given.data] | {name: plan[name] for name in ("steps", "batch", "ratio", "rate")}
+    settings = SETTINGS[given.data] | {name: plan[name] for name in SHOWN}
     settings["side"] = given.side or settings["side"]
-    write_json(path, {"machine": machine, "settings": settings, "summary": summary(runs), "runs": runs})
+    facts = {"machine": machine, "settings": settings, "summary": summary(runs), "runs": runs}
+    write_bytes(path, (readable(facts) + "\n").encode())
 
 
 if __name__ == "__main__":
