@@ -5,6 +5,7 @@ against a critic.
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,14 +41,16 @@ def autoencoder_to_train(
     put_in_form(model, form)
     shaped = (lambda g: cut(g).to(memory_format=torch.channels_last)) if form.channels_last else cut
     return autoencoder_trainee(
-        f"f{ratio}", model, shaped, options.rate, options.autoencoder_steps, 0, options.error, 0.02,
-        options.orthogonal,
+        f"f{ratio}", model, shaped, options.rate, options.autoencoder_steps, options.autoencoder_seed,
+        options.error, 0.02, options.orthogonal,
     )  # fmt: skip
 
 
 def fresh_autoencoder(ratio: int, options: argparse.Namespace) -> DCAutoencoder:
     widths = QUARTER if options.published_widths else WIDTHS
-    model = build_autoencoder(small_config(ratio, widths, True), True, False, 0)
+    config = small_config(ratio, widths, True)
+    config = replace(config, latent_channels=options.times_channels * config.latent_channels)
+    model = build_autoencoder(config, True, False, options.autoencoder_seed)
     return (start_quietly(model) if options.quiet else model).to(options.device)
 
 

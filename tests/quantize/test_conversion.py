@@ -73,6 +73,31 @@ def test_an_autoencoder_goes_between_names_from_folders_files_and_pickles(tmp_pa
         assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
 
 
+def test_a_weight_file_is_known_by_its_folder_and_sixteen_bits_are_told_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DCAutoencoderConfig(
+        latent_channels=4, encoder_block_out_channels=(4, 8), decoder_block_out_channels=(4, 8),
+        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
+    )  # fmt: skip
+    DCAutoencoder(config).save(tmp_path / "dc-ae-tiny-in-1.0", "native")
+    (tmp_path / "dc-ae-tiny-in-1.0" / "config.json").unlink()
+
+    def known(name: str) -> DCAutoencoderConfig:
+        if name != "dc-ae-tiny-in-1.0":
+            raise ConfigError(name)
+        return config
+
+    monkeypatch.setattr("fewer.generate.autoencoder.formats.published_config", known)
+    source = tmp_path / "dc-ae-tiny-in-1.0" / "model.safetensors"
+    assert convert(source, tmp_path / "theirs", "diffusers")["model"] == "DCAutoencoder"
+    for one in (source, source.parent, tmp_path / "theirs"):
+        with pytest.raises(FileError, match="--to diffusers or --to native"):
+            convert(one, tmp_path / "out", "fewer")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_converted_leaves_no_output(
     flux_checkpoint, sana_folder: Path, tmp_path: Path
 ) -> None:
@@ -82,7 +107,7 @@ def test_what_cannot_be_converted_leaves_no_output(
     for kind, text, source, to, output in [
         (ConfigError, "h8 rank 16", tmp_path / "h8", "nunchaku", "out"),
         (FileError, "neither a Sana nor a DC-AE", tmp_path / "h8", "diffusers", "out"),
-        (FileError, "no quantized model", sana_folder, "fewer", "out"),
+        (FileError, "no quantized model.*--to diffusers or --to native", sana_folder, "fewer", "out"),
         (FileError, "not there", tmp_path / "none", "fewer", "out"),
         (ConfigError, "no pickle", tmp_path / "h8", "safetensors", "out"),
         (ConfigError, "not empty", tmp_path / "h8", "fewer", "full"),

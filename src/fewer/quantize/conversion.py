@@ -9,6 +9,7 @@ from typing import Literal
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import refuse_pickle
 from fewer.core.pickle_door import open_pickle
+from fewer.core.tensors import tensor_header
 from fewer.quantize import dialect_cache_dit, dialect_deepcompressor, dialect_lite, dialect_nunchaku
 from fewer.quantize.checkpoint import QuantizedCheckpoint, save_quantized
 from fewer.quantize.load import read_checkpoint
@@ -37,7 +38,12 @@ def convert(source: Path, output: Path, to: Dialect, *, trust_pickle: bool = Fal
         if to in ("diffusers", "native"):
             whole = _as_folder(opened, source, Path(folder))
             return _whole(output, lambda target: _sixteen_bit(whole, target, to), {"from": "16-bit"})
-        checkpoint, dialect = read_checkpoint(opened)
+        try:
+            checkpoint, dialect = read_checkpoint(opened)
+        except FileError as error:
+            if hint := _sixteen_bit_hint(opened):
+                raise FileError(f"{error}; {hint}", missing=error.missing) from error
+            raise
         return _whole(output, lambda target: _write(checkpoint, target, to, source.stem), {"from": dialect})
 
 
@@ -66,7 +72,10 @@ def _as_folder(opened: Path, source: Path, place: Path) -> Path:
         raise FileError(
             f"{source.name!r} holds {len(files)} weight files without an index; convert one alone"
         )
-    folder = place / "model" / (source.name if source.is_dir() else source.stem)
+    # A file that is called what such files are called in every folder says nothing; its folder may.
+    named_so = source.is_file() and source.stem in ("model", "diffusion_pytorch_model")
+    name = source.absolute().parent.name if named_so else source.name if source.is_dir() else source.stem
+    folder = place / "model" / (name or "model")
     folder.mkdir(parents=True)
     shutil.copyfile(files[0], folder / "model.safetensors")
     config = (source if source.is_dir() else source.parent) / "config.json"
@@ -118,6 +127,22 @@ def _sixteen_bit(source: Path, target: Path, to: Dialect) -> dict[str, object]:
             model.save(target, native=to == "native")
         return {"model": kind.__name__}
     raise FileError(f"{source.name!r} is neither a Sana nor a DC-AE: " + "; ".join(failures))
+
+
+def _sixteen_bit_hint(opened: Path) -> str:
+    """What to ask for instead where the weights are those of a 16-bit Sana or DC-AE; else nothing."""
+    files = [opened] if opened.is_file() else sorted(opened.glob("*.safetensors"))
+    try:
+        names = set(tensor_header(files[0])[0]) if files else set()
+    except FileError:
+        return ""
+    known = ("encoder.", "decoder.", "transformer_blocks.", "blocks.")
+    if any(name.endswith("qweight") for name in names) or not any(name.startswith(known) for name in names):
+        return ""
+    return (
+        "its weights are in 16 or 32 bits: --to diffusers or --to native writes a Sana or a DC-AE under the "
+        "other's names, and `fewer quantize` makes 4 bits of them"
+    )
 
 
 def _copy(opened: Path, target: Path) -> dict[str, object]:

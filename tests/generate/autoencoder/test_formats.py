@@ -10,7 +10,13 @@ import torch
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.autoencoder import DCAutoencoder, published_config
-from fewer.generate.autoencoder.formats import config_from_mapping, config_to_mapping
+from fewer.generate.autoencoder.formats import (
+    Shapes,
+    config_by_tensors,
+    config_from_mapping,
+    config_to_mapping,
+    state_shapes,
+)
 
 from .conftest import perturb, tiny_config
 
@@ -127,3 +133,40 @@ def test_channel_statistics_survive_saving(tmp_path: Path) -> None:
     model = DCAutoencoder(config).eval()
     model.save(tmp_path)
     assert DCAutoencoder.load(tmp_path).config == config
+
+
+def _published_shapes(name: str) -> Shapes:
+    with torch.device("meta"):
+        return state_shapes(DCAutoencoder(published_config(name)))
+
+
+def test_without_a_config_the_tensors_tell_the_model_where_only_one_has_them() -> None:
+    for name in ("f32c32-sana", "lite-f32c32", "1.5-f64c128"):
+        assert config_by_tensors(_published_shapes(name), "folder") == published_config(name)
+    # Two models share these tensors, but not the factor of their latents: never guessed.
+    with pytest.raises(FileError, match=r"f32c32-in \(scaling_factor 0.3189\) or f32c32-mix .*0.4552"):
+        config_by_tensors(_published_shapes("f32c32-in"), "folder")
+    with pytest.raises(FileError, match="no published model") as caught:
+        config_by_tensors({"encoder.conv_in.weight": (1, 1, 3, 3)}, "folder")
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "place", ["dc-ae-tiny-mix-1.0", "models--owner--dc-ae-tiny-mix-1.0/snapshots/0a1b", "any"]
+)
+def test_a_native_folder_is_known_by_its_name_or_its_model_name(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = DCAutoencoder(tiny_config("no_latent_shortcuts"))
+
+    def known(name: str):
+        if name != "dc-ae-tiny-mix-1.0":
+            raise ConfigError(name)
+        return model.config
+
+    monkeypatch.setattr("fewer.generate.autoencoder.formats.published_config", known)
+    model.save(tmp_path / place, naming="native")
+    (tmp_path / place / "config.json").unlink()
+    if place == "any":
+        (tmp_path / place / "config.json").write_text('{"model_name": "dc-ae-tiny-mix-1.0"}')
+    assert state_shapes(DCAutoencoder.load(tmp_path / place)) == state_shapes(model)

@@ -118,19 +118,46 @@ def _read_config(folder: Path, shapes: Shapes) -> DCAutoencoderConfig:
     mapping = read_json(path) if path.exists() else {}
     if "encoder_block_out_channels" in mapping or "latent_channels" in mapping:
         return config_from_mapping(mapping)
-    for name in (str(mapping.get("model_name", "")), folder.resolve().name):
+    for name in (str(mapping.get("model_name", "")), *_names_of(folder)):
         try:
             return published_config(name)
         except ConfigError:
             continue
+    return config_by_tensors(shapes, folder.name)
+
+
+def _names_of(folder: Path) -> list[str]:
+    """What the folder is called; in a hub's cache (models--OWNER--NAME/snapshots/HASH) the model's name."""
+    whole = folder.resolve()
+    cached = [part.name.rsplit("--", 1)[-1] for part in whole.parents if part.name.startswith("models--")]
+    return [whole.name, *cached[:1]]
+
+
+def config_by_tensors(shapes: Shapes, where: str) -> DCAutoencoderConfig:
+    """Of the published model that has exactly these tensors.
+
+    Raises `FileError` where none has, and where two have (models that saw other pictures): their latents are
+    scaled by other factors, which no tensor tells.
+    """
+    fitting: dict[str, DCAutoencoderConfig] = {}
     for name in published_names():
         with without_values():
             model = DCAutoencoder(published_config(name))
         if state_shapes(model) == shapes:
-            logger.warning("no config.json: tensors are those of %s, whose scaling factor is used", name)
-            return model.config
+            fitting[name] = model.config
+    if len(fitting) == 1:
+        name, config = fitting.popitem()
+        logger.warning("%r has no config.json that fewer reads; its tensors are those of %s", where, name)
+        return config
+    if not fitting:
+        raise FileError(
+            f"{where!r} has no config.json and its tensors are those of no published model", missing=True
+        )
+    factors = " or ".join(f"{name} (scaling_factor {fitting[name].scaling_factor})" for name in fitting)
     raise FileError(
-        f"{folder.name!r} has no config.json and its tensors are those of no published model", missing=True
+        f"{where!r} has no config.json, and its tensors may be those of {factors}; say which with a "
+        f'config.json of {{"model_name": "dc-ae-{min(fitting)}-1.0"}}, or name the folder so',
+        missing=True,
     )
 
 

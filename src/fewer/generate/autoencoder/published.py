@@ -4,6 +4,7 @@
 encoder; `1.5` has structured latents. Nothing is downloaded: the names say which config a file needs.
 """
 
+import re
 from dataclasses import dataclass
 
 from fewer.core.errors import ConfigError
@@ -20,6 +21,10 @@ SCALING_FACTORS = {
     "lite-f32c32": 0.41407,
 }
 
+_HUB_NAME = re.compile(
+    r"(dc-ae-)?(?P<family>lite-|1\.5-)?(?P<size>f\d+c\d+)(?P<data>-(in|mix|sana))?(-\d+\.\d+)?(-diffusers)?"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
@@ -34,9 +39,7 @@ def published_config(name: str) -> DCAutoencoderConfig:
 
     Accepts the hub's spelling too (`mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers`). Raises `ConfigError`.
     """
-    short = name.rstrip("/").rsplit("/", 1)[-1].removesuffix("-diffusers").removeprefix("dc-ae-")
-    short = short if short.startswith("1.5-") else short.removesuffix("-1.0").removesuffix("-1.1")
-    short = short.removesuffix("-sana") if short.startswith("lite") else short
+    short = _short_name(name)
     if short not in published_names():
         raise ConfigError(f"no published autoencoder is {name!r}; known: {', '.join(published_names())}")
     if short.startswith("1.5"):
@@ -54,6 +57,17 @@ def published_config(name: str) -> DCAutoencoderConfig:
 def published_names() -> tuple[str, ...]:
     """All names that `published_config` knows."""
     return (*SCALING_FACTORS, "1.5-f32c128", "1.5-f64c128")
+
+
+def _short_name(name: str) -> str:
+    """The hub's spelling without owner, edition and layout; what is spelt otherwise stays as it is."""
+    last = name.rstrip("/").rsplit("/", 1)[-1]
+    parts = _HUB_NAME.fullmatch(last.lower())
+    if parts is None:
+        return last
+    family, size, data = parts["family"] or "", parts["size"], parts["data"] or ""
+    # There is one lite model and one 1.5 of each size, whatever data their names go on to tell.
+    return family + size if family else size + data
 
 
 def _first_edition(shape: _Shape, scaling_factor: float) -> DCAutoencoderConfig:
