@@ -52,6 +52,8 @@ def test_all_targets_with_a_control_then_resume(
     assert set(answer["points_over_baseline"]) == {"erm + evil", "erm + rigl"}
     assert answer["points_over_baseline"]["erm + evil"]["pairs"] == 3
     assert abs(answer["density"] - 0.6) < 0.01 or answer["density"] == 1.0
+    for folder in answer["models"]["erm + evil"]["art"]:
+        assert (Path(folder) / "model" / "model.safetensors").exists()
     for name in ("results.json", "table.tex", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert main([*given, "--resume"]) == 0
@@ -59,6 +61,8 @@ def test_all_targets_with_a_control_then_resume(
     assert again["table"] == answer["table"]
     assert main([*given, "--resume", "--rate", "0.5"]) == 2
     assert "was run with rate" in capsys.readouterr().err
+    assert main([*given, "--resume", "--selection", "oracle"]) == 2
+    assert "was run with selection = training-domain, not oracle" in capsys.readouterr().err
 
 
 def test_exit_codes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

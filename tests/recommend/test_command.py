@@ -82,6 +82,8 @@ def test_an_interrupted_training_is_resumed_and_not_overwritten(
     monkeypatch.setattr(loop._Run, "save", kept)
     code, _, said = run([*words, "--output", str(tmp_path / "cut")], capsys)
     assert code == 2 and "--resume" in said
+    code, _, said = run([*words, "--output", str(tmp_path / "cut"), "--resume", "--seed", "7"], capsys)
+    assert code == 2 and "seed = 0, not 7" in said
     code, resumed, _ = run([*words, "--output", str(tmp_path / "cut"), "--resume"], capsys)
     assert code == 0 and resumed["ndcg_at_10"] == whole["ndcg_at_10"] and resumed["epochs"] == whole["epochs"]
 

@@ -14,10 +14,9 @@ from fewer.core.errors import ConfigError
 from fewer.core.files import write_bytes, write_json
 from fewer.core.progress import Progress
 from fewer.learn.domains.images import Domains, load_domains
-from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod, mask_policy
-from fewer.learn.domains.protocol import Selection
+from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod, Selection, mask_policy
 from fewer.learn.domains.report import report_page
-from fewer.learn.domains.sweep import Job, collect, run_sweep, sweep_jobs
+from fewer.learn.domains.sweep import Job, collect, picked, run_sweep, sweep_jobs
 from fewer.learn.domains.tables import (
     Difference,
     accuracy_table,
@@ -75,7 +74,8 @@ class InvariantRequest:
     draws: Annotated[int, Field(ge=1, le=1000)] = 1
     """Hyperparameter draws for each method; the first is the settings as given."""
     selection: Selection = "training-domain"
-    """Rule that picks a draw: best on the sources, on sources left out in turn, or on the target (oracle)."""
+    """Rule that picks the draw and the checkpoint that is saved: best on the sources, on sources left out in
+    turn, or on the target (oracle: the last checkpoint)."""
     settings: dict[str, object] | None = None
     """Further settings of the plan (alpha, delta, accumulation, drop, score, …); in a --config file."""
     side_by_side: Annotated[int, Field(ge=1, le=64)] = 1
@@ -96,8 +96,8 @@ def invariant_command(request: InvariantRequest, progress: Progress) -> dict[str
     domains = read_domains(request)
     for note in domains.notes:
         progress.say(f"note: {note}")
-    if request.draws == 1 and request.selection != "training-domain":
-        progress.say(f"note: with one draw --selection {request.selection} has nothing to choose between")
+    if request.draws == 1 and request.selection == "oracle":
+        progress.say("note: with one draw --selection oracle only means the last checkpoint")
     targets = list(domains.names) if request.target == "all" else [request.target]
     seeds = [request.seed + k for k in range(request.seeds)]
     jobs = sweep_jobs(domains, plans, targets, seeds, request.draws, request.selection)
@@ -176,5 +176,18 @@ def _answer(
     }
     first = next(done for job, done in runs if job.method == ours and not job.left_out)
     answer["density"] = first["figures"]["density"]
+    answer["models"] = models_of(domains, runs, request.selection, output / "runs")
     write_json(output / "results.json", {**answer, "accuracies": accuracies, "layers": layers})
     return answer
+
+
+def models_of(
+    domains: Domains, runs: list[tuple[Job, dict]], selection: Selection, root: Path
+) -> dict[str, dict[str, list[str]]]:
+    """Method -> target -> folder of the picked draw's run (its `model/` is saved), one for each seed."""
+    found: dict[str, dict[str, list[str]]] = {}
+    chosen = picked(domains, runs, selection)
+    for job, _ in runs:
+        if not job.left_out and chosen[job.method, job.target, job.plan.seed][0] == job.draw:
+            found.setdefault(job.method, {}).setdefault(job.target, []).append(str(job.folder(root)))
+    return found

@@ -24,6 +24,7 @@ from fewer.recommend.report import write_report
 from fewer.recommend.search import search_length, verify_by_grid
 from fewer.recommend.serving.cold import add_items, described_items
 from fewer.recommend.serving.update import UpdatePlan, update
+from fewer.recommend.started import NAME, belongs
 from fewer.recommend.training.loop import TrainingPlan
 from fewer.recommend.training.losses import LossName
 from fewer.recommend.trials import settle
@@ -89,7 +90,7 @@ def train_command(request: TrainRequest, progress: Progress) -> dict[str, object
     )
     made = fit(interactions, settings, progress)
     made.save(request.output)
-    for path in (*checkpoints.glob("step-*.safetensors"), checkpoints / "search.json"):
+    for path in (*checkpoints.glob("step-*.safetensors"), checkpoints / "search.json", checkpoints / NAME):
         path.unlink(missing_ok=True)  # the run is complete; the model holds its result
     shutil.rmtree(checkpoints / "trials", ignore_errors=True)
     page = write_report(made, request.output / "report.html")
@@ -150,12 +151,14 @@ def search_command(request: SearchRequest, progress: Progress) -> dict[str, obje
         progress.say(note)
     split = make_split(interactions, "leave-last-out")
     shape, device = automlp_shape(sizes, interactions.item_count), pick_device(request.device)
-    features = request.item_features(interactions)
+    features, plan = request.item_features(interactions), request.search_plan(request.epochs)
+    if request.output is not None:
+        belongs(request.output, request.resume, interactions, features, sizes=request.sizes(), search=plan)
     shared = {"features": features, "device": device, "progress": progress}
     found = search_length(
         shape,
         split,
-        request.search_plan(request.epochs),
+        plan,
         folder=request.output,
         resume=request.resume,
         **shared,

@@ -32,6 +32,7 @@ from fewer.recommend.methods import (
 )
 from fewer.recommend.recommender import Recommender
 from fewer.recommend.search import SearchPlan, SearchResult, search_length, verify_by_grid
+from fewer.recommend.started import belongs
 from fewer.recommend.training.loop import TrainingPlan, train_network
 from fewer.recommend.trials import settle
 
@@ -66,6 +67,11 @@ def fit(
     if not isinstance(interactions, Interactions):
         interactions = read_interactions(Path(interactions))
     sizes, notes = fitting_candidates(settings.sizes)
+    if settings.folder is not None:
+        chosen = {
+            name: getattr(settings, name) for name in ("method", "sizes", "training", "search", "split")
+        }
+        belongs(settings.folder, settings.resume, interactions, settings.features, **chosen)
     notes = [*interactions.notes, *notes]
     for note in notes:
         progress.say(note)

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args
 
 import pytest
@@ -20,6 +20,14 @@ def test_what_is_given_stays() -> None:
         DistillPlan(method="dsa", iterations=7, augmentations=(), factor=3, start="real"), ("crop",)
     )
     assert (plan.iterations, plan.augmentations, plan.factor, plan.start) == (7, (), 3, "real")
+
+
+def test_ncfm_draws_the_published_batch_where_every_class_has_it() -> None:
+    ncfm = DistillPlan(method="ncfm")
+    found = [resolve(ncfm, (), smallest).real_batch for smallest in (5000, 1024, 700, 30)]
+    assert found == [1024, 1024, 700, 256]
+    assert resolve(replace(ncfm, real_batch=64), (), 5000).real_batch == 64
+    assert resolve(DistillPlan(method="dm"), (), 5000).real_batch == 256
 
 
 @pytest.mark.parametrize(("count", "steps"), [(1, (1, 1)), (10, (10, 50)), (50, (50, 10)), (5, (5, 100))])

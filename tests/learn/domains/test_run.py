@@ -190,3 +190,30 @@ def test_ctrl_c_in_the_middle_of_a_step_leaves_no_half_of_it(
     resumed = invariant(domains, "c", plan=plan, checkpoints=tmp_path, resume=True)
     assert len(calls) == 20
     assert same(whole, resumed) and whole.records == resumed.records
+
+
+def test_the_model_is_of_the_checkpoint_that_the_selection_picks(domains: Domains, tmp_path: Path) -> None:
+    plan = replace(PLAN, method="none", evaluate_every=4)
+    run = Run(domains, ["c"], plan)
+    seen = {}
+    for step in range(plan.steps):
+        run.step(step)
+        seen[step + 1] = {name: value.clone() for name, value in run.training.network.state_dict().items()}
+    names = [f"env{env}_in_acc" for env in range(2)]
+    records = [{"step": float(step), **dict.fromkeys(names, float(step == 8))} for step in (4, 8, 12, 16, 20)]
+    oracle = invariant(domains, "c", plan=replace(plan, selection="oracle"))
+    leave = replace(plan, selection="leave-one-out")
+    inner = invariant(domains, "c", plan=leave, inner={"a": records, "b": records})
+    for result, step, rule in ((oracle, 20, "oracle"), (inner, 8, "leave-one-out")):
+        assert all(torch.equal(value, seen[step][name]) for name, value in weights(result).items())
+        assert result.figures["step"] == step
+        result.save(tmp_path / rule)
+        training = TrainedClassifier.load(tmp_path / rule).training
+        assert training["selection"] == rule
+        assert training["checkpoint"] == f"step {step} of 20, picked by {rule}"
+    with pytest.raises(ConfigError, match="inner="):
+        invariant(domains, "c", plan=leave)
+    with pytest.raises(Stop):
+        invariant(domains, "c", plan=plan, checkpoints=tmp_path, progress=StopAt(5))
+    with pytest.raises(ConfigError, match="selection = training-domain, not oracle"):
+        invariant(domains, "c", plan=replace(plan, selection="oracle"), checkpoints=tmp_path, resume=True)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from fewer.core.errors import ConfigError
+from fewer.core.files import read_json
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.plan import InvariantPlan
-from fewer.learn.domains.sweep import collect, run_sweep, sweep_jobs
+from fewer.learn.domains.sweep import collect, picked, run_sweep, sweep_jobs
 
 PLAN = InvariantPlan(steps=4, batch=4, network="small-cnn", device="cpu", method="none")
 PLANS = {"erm": PLAN}
@@ -51,6 +52,24 @@ def test_leave_one_out_leaves_out_each_source(four_domains: Domains, tmp_path: P
     runs = list(run_sweep(four_domains, jobs, tmp_path))
     assert 0 <= collect(four_domains, runs, "leave-one-out")["erm"]["a"][0] <= 1
     assert len({job.folder(tmp_path) for job in jobs}) == len(jobs)
+    # The saved model is of the step at which the runs that leave out one more domain do best.
+    for draw in (0, 1):
+        done = {job.left_out: run for job, run in runs if job.draw == draw}
+        whole, left = done[()], [run for names, run in done.items() if names]
+        scores = [
+            sum(run["records"][at][f"env{four_domains.index(run['left_out'][0])}_in_acc"] for run in left)
+            for at in range(len(whole["records"]))
+        ]
+        step = whole["records"][scores.index(max(scores))]["step"]
+        folder = next(job for job, run in runs if run is whole).folder(tmp_path)
+        training = read_json(folder / "model" / "config.json")["training"]
+        assert training["checkpoint"] == f"step {step:.0f} of 4, picked by leave-one-out"
+        assert whole["figures"]["step"] == step
+    together = list(run_sweep(four_domains, jobs, tmp_path / "lanes", side_by_side=2))
+    steps = {job: run["figures"] for job, run in together}
+    assert steps == {job: run["figures"] for job, run in runs}
+    draw, _ = picked(four_domains, runs, "leave-one-out")["erm", "a", 0]
+    assert draw in (0, 1)
 
 
 def test_leave_one_out_needs_four_domains(domains: Domains) -> None:

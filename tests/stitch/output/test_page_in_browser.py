@@ -1,6 +1,7 @@
 """The page in a browser: figures, a click that leads to a frame, zoom by keyboard, nothing in red."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,23 @@ from tests.serve.browser import Browser, find_chromium
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no browser on this machine")
 
 
-@pytest.fixture
-def browser(tmp_path: Path, small_map: Panorama) -> Iterator[Browser]:
-    page = tmp_path / "report.html"
-    page.write_text(render_page(small_map, [DepthScale(38.0, -0.02)]), encoding="utf-8")
-    browser = Browser(tmp_path / "profile")
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
     try:
-        browser.call("Page.navigate", url=page.as_uri())
-        browser.wait("document.querySelectorAll('#figures tr').length > 5 && pieces[0].picture.complete")
         yield browser
     finally:
         browser.close()
+
+
+@pytest.fixture
+def browser(window: Browser, tmp_path: Path, small_map: Panorama) -> Browser:
+    page = tmp_path / "report.html"
+    page.write_text(render_page(small_map, [DepthScale(38.0, -0.02)]), encoding="utf-8")
+    window.problems.clear()
+    window.call("Page.navigate", url=page.as_uri())
+    window.wait("document.querySelectorAll('#figures tr').length > 5 && pieces[0].picture.complete")
+    return window
 
 
 def test_a_click_leads_to_the_frame_and_keys_zoom(browser: Browser, small_map: Panorama) -> None:
@@ -86,4 +93,35 @@ def test_looking_inside_rolls_the_map_up_and_a_click_there_leads_to_a_frame(brow
     assert wall[0] == pytest.approx(browser.ask("pieces[0].width") / 4)
     browser.ask("pickOnScreen(insideBox()[0] + insideBox()[2] / 2, insideBox()[1] + 0.9 * insideBox()[2])")
     assert browser.ask("document.getElementById('where').textContent").startswith("Frame ")
+    assert browser.problems == []
+
+
+EVIL = ["<!--<script>alert(1)", '"><img src=x onerror=alert(1)>', "a" * 300]
+
+
+def test_hostile_words_a_turned_telephone_and_the_keyboard_alone(
+    browser: Browser, small_map: Panorama, tmp_path: Path
+) -> None:
+    page = tmp_path / "evil.html"
+    spoiled = replace(small_map, report={**small_map.report, "warnings": EVIL})
+    page.write_text(render_page(spoiled, [None]), encoding="utf-8")
+    browser.call("Page.navigate", url=page.as_uri())
+    browser.wait("typeof pieces === 'object' && pieces[0].picture.complete")
+    texts = browser.ask("[...document.querySelectorAll('#figures td')].map(cell => cell.textContent)")
+    assert texts[-3:] == EVIL
+    assert browser.ask("document.querySelectorAll('#figures th[scope=row]').length") == len(texts)
+    visible = "left < pieces[0].width / 2 && (pieces[0].height / 2 - top_) * zoom < canvas.clientHeight"
+    for width, height in ((360, 740), (740, 360), (320, 256)):
+        browser.resize(width, height)
+        browser.wait(f"Math.abs(canvas.width - canvas.clientWidth) <= 1 && innerWidth === {width}")
+        assert browser.ask("document.documentElement.scrollWidth <= innerWidth")
+        assert browser.ask(f"top_ < pieces[0].height / 2 && left > -pieces[0].width && {visible}")
+    for _ in range(7):
+        browser.press("Tab")
+    assert browser.ask("document.activeElement.id") == "inside"
+    browser.press("Tab")
+    assert browser.ask("document.activeElement === canvas && canvas.matches(':focus-visible')")
+    browser.press("Enter")
+    assert browser.ask("document.getElementById('where').textContent").startswith("Frame ")
+    assert browser.ask("performance.getEntriesByType('resource').every(one => one.name.startsWith('data:'))")
     assert browser.problems == []

@@ -20,6 +20,7 @@ FREQUENCIES = 4096
 AMPLITUDE_WEIGHT = 0.5
 PHASE_WEIGHT = 0.5
 CALIBRATION_WEIGHT = 1.0
+CHUNK = 4096  # real pictures that go through the network together
 
 
 def characteristic_function(
@@ -54,7 +55,8 @@ def characteristic_matching(task: Task, synthetic: Synthetic, step: int) -> Iter
         ours: Tensor, parameters: Parameters, real: Tensor, frequencies: Tensor, labels: Tensor
     ) -> Tensor:
         with torch.no_grad():
-            target = embedding(task.network, parameters, real.flatten(0, 1))
+            parts = real.flatten(0, 1).split(CHUNK)
+            target = torch.cat([embedding(task.network, parameters, part) for part in parts])
         features = embedding(task.network, parameters, ours.flatten(0, 1))
         # Our choice: frequencies in units of the features' spread, so that phases are of the order of 1.
         spread = target.std(0).square().sum().sqrt().clamp(min=1e-6)

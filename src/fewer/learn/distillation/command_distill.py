@@ -64,8 +64,8 @@ class DistillRequest:
     """Multi-formation: factor x factor small pictures in each stored one."""
     flips: bool = False
     """Mirror pictures left-right while augmenting: only where the subject allows it."""
-    real_batch: Annotated[int, Field(ge=1, le=8192)] = 256
-    """Real pictures per class in a step."""
+    real_batch: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """Real pictures per class in a step; default 256, ncfm 1024 where every class has them."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Of the pictures; default: the method's own."""
     outer_steps: Annotated[int, Field(ge=1, le=1000)] | None = None

@@ -91,10 +91,11 @@ def distill(
     plan = replace(
         plan or DistillPlan(), **{name: value for name, value in given.items() if value is not None}
     )
-    plan = resolve(validate(DistillPlan, plan), default_augmentations(train.channels))
+    train = train.labelled()
+    smallest = min(train.counts().tolist(), default=0)
+    plan = resolve(validate(DistillPlan, plan), default_augmentations(train.channels), smallest)
     progress, options = progress or SilentProgress(), options or RunOptions()
     _check(plan)
-    train = train.labelled()
     task = Task.of(train, plan, pick_device(device))
     began = time.monotonic()
     if plan.method in NEEDS_EXPERTS or (plan.soft_labels and plan.method != "sre2l"):

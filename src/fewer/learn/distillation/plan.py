@@ -77,8 +77,8 @@ class DistillPlan:
     factor: Annotated[int, Field(ge=1, le=4)] | None = None
     """Multi-formation: factor x factor small pictures in each stored one."""
     augmentations: tuple[OperationName, ...] | None = None
-    real_batch: Annotated[int, Field(ge=1, le=8192)] = 256
-    """Real pictures per class in a step."""
+    real_batch: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """Real pictures per class in a step: 256; ncfm 1024, or as many as the smallest class has."""
     outer_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Steps of one network (DC's O)."""
     inner_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -124,12 +124,16 @@ _DEFAULTS: dict[str, _Defaults] = {
     "k-centre": _Defaults(1, 1.0, "real"),
     "rded": _Defaults(1, 1.0, "real", factor=2, soft_labels=True),
 }
+REAL_BATCH, NCFM_BATCH = 256, 1024  # published
 # DC's table of (outer, inner) steps by images per class.
 _STEPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
-def resolve(plan: DistillPlan, augmentations: tuple[OperationName, ...]) -> DistillPlan:
-    """The same plan with every None filled; `augmentations` are those that suit the pictures."""
+def resolve(
+    plan: DistillPlan, augmentations: tuple[OperationName, ...], smallest: int = NCFM_BATCH
+) -> DistillPlan:
+    """The same plan with every None filled; `augmentations` are those that suit the pictures, `smallest` is
+    the number of pictures of the class that has fewest."""
     own = _DEFAULTS[plan.method]
     outer, inner = _STEPS.get(
         plan.images_per_class, (plan.images_per_class, max(1, 500 // plan.images_per_class))
@@ -139,6 +143,7 @@ def resolve(plan: DistillPlan, augmentations: tuple[OperationName, ...]) -> Dist
         "start": "noise" if plan.privacy else own.start,
         "factor": own.factor,
         "augmentations": augmentations if own.augmented else (),
+        "real_batch": max(REAL_BATCH, min(NCFM_BATCH, smallest)) if plan.method == "ncfm" else REAL_BATCH,
         "outer_steps": outer,
         "inner_steps": inner,
         # DM's public setting: large sets take larger steps, because each picture's share of a mean is small.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +19,7 @@ from fewer.learn.domains.images import Domains
 from fewer.learn.domains.masks import forget_moments
 from fewer.learn.domains.picture_table import PictureTable, normalised
 from fewer.learn.domains.plan import InvariantPlan
+from fewer.learn.domains.protocol import Record
 from fewer.learn.domains.run import InvariantResult, Run
 from fewer.learn.domains.training import MaskedTraining
 from fewer.learn.recorded import RecordedWork
@@ -51,11 +52,18 @@ class Lane:
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # for the table
 
-    def load(self, number: int, held: Sequence[str], plan: InvariantPlan, shared: Shared) -> None:
-        """Starts a run in this lane's tensors."""
+    def load(
+        self,
+        number: int,
+        held: Sequence[str],
+        plan: InvariantPlan,
+        shared: Shared,
+        inner: Mapping[str, Sequence[Record]] | None = None,
+    ) -> None:
+        """Starts a run in this lane's tensors; `inner` as of `invariant`."""
         with self._on_stream():
             self.number, self.began = number, time.monotonic()
-            self.run = Run(self.domains, held, plan, self.table, self.training, shared.starts)
+            self.run = Run(self.domains, held, plan, inner, self.table, self.training, shared.starts)
             if self.training is None:
                 self.training = self.run.training
                 self.training.average = GradientAverage(fixed=True)

@@ -18,6 +18,7 @@ MaskMethod = Literal["evil", "rigl", "random", "magnitude", "none"]
 FirstMask = Literal["weight", "random", "sensitivity", "fisher", "domain-fisher"]
 Drop = Literal["magnitude", "domain", "magnitude/domain"]
 Score = Literal["domain", "mixed", "task", "covariance"]
+Selection = Literal["training-domain", "leave-one-out", "oracle"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,9 @@ class InvariantPlan:
     records: Literal["whole", "brief"] = "whole"
     """brief: an evaluation looks at the sources' validation pictures and at the domains held out, not at what
     the sources train on (on a CPU a whole one takes as long as 60 small steps)."""
+    selection: Selection = "training-domain"
+    """Rule that picks the checkpoint which is kept (protocol.py); a run that leaves out one more domain for
+    leave-one-out keeps that of training-domain."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
     """Decides split, weights, batches and augmentation."""
     device: DeviceName = "auto"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,11 +19,10 @@ from fewer.core.device import seeded
 from fewer.core.errors import DataError
 from fewer.learn.domains.bases import PUBLISHED_STEPS
 from fewer.learn.domains.images import Domains
-from fewer.learn.domains.plan import InvariantPlan
+from fewer.learn.domains.plan import InvariantPlan, Selection
 
 ACCUMULATIONS = (1, 5, 10, 15, 20)
 FIRST_MASKS = ("random", "sensitivity", "fisher")
-Selection = Literal["training-domain", "leave-one-out", "oracle"]
 Record = Mapping[str, float]
 Rows = Int64[Tensor, " _"]
 

@@ -1,8 +1,8 @@
-"""One run: hold a domain out, train on the others under a mask, keep the checkpoint that validates best.
+"""One run: hold a domain out, train on the others under a mask, keep the checkpoint that a rule selects.
 
 The journey: split every domain (protocol.py) -> rows of each source for each step, the same for every method
 with the same seed -> MaskedTraining.step -> every tenth of the run the accuracy on all domains -> the network
-of the best source validation, with the mask it had, and what each layer lost.
+that the plan's `selection` picks, with the mask it had, and what each layer lost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,8 @@ from fewer.learn.domains.images import Domains
 from fewer.learn.domains.layers import LayerReport, layer_reports
 from fewer.learn.domains.masks import Masks, density_of, pack_masks
 from fewer.learn.domains.picture_table import PictureTable, normalised
-from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod
-from fewer.learn.domains.protocol import best_record, source_validation, split_domain
+from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod, Selection
+from fewer.learn.domains.protocol import Record, best_record, source_validation, split_domain
 from fewer.learn.domains.training import MaskedTraining
 from fewer.learn.domains.training_state import restore_training, training_state, under
 from fewer.learn.few_labels.augment import draw_shifts
@@ -48,7 +48,7 @@ MEASURED = 10  # batches of the sources that give averaged weights their statist
 
 @dataclass(frozen=True, slots=True)
 class InvariantResult:
-    """A run's outcome; `model` and `masks` are those of the best source validation."""
+    """A run's outcome; `model` and `masks` are of the checkpoint that the plan's `selection` picks."""
 
     model: TrainedClassifier
     masks: Masks
@@ -79,12 +79,14 @@ def invariant(
     *,
     plan: InvariantPlan | None = None,
     left_out: Sequence[str] = (),
+    inner: Mapping[str, Sequence[Record]] | None = None,
     checkpoints: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> InvariantResult:
     """Trains on every domain but `target` (and `left_out`) and reports on the target, whose pictures decide
-    nothing. Two runs with the same seed see the same batches, whatever their method.
+    nothing. Two runs with the same seed see the same batches, whatever their method. `inner` is for the
+    selection leave-one-out: source domain -> `records` of a run of the same plan that left it out as well.
 
     Raises `ConfigError` for an unknown domain or impossible settings, `DataError` for fewer than two source
     domains. The same plan repeats a run bit for bit on the same CPU, also after a resume.
@@ -96,7 +98,7 @@ def invariant(
     plan = plan or InvariantPlan()
     changes = {k: v for k, v in (("base", base), ("method", method)) if v is not None}
     plan = validate(InvariantPlan, replace(plan, **changes))  # pyright: ignore[reportArgumentType]
-    run = Run(domains, [target, *left_out], plan)
+    run = Run(domains, [target, *left_out], plan, inner)
     progress = progress or SilentProgress()
     first = run.restore(checkpoints) if resume and checkpoints else 0
     began = time.monotonic()
@@ -118,14 +120,15 @@ def invariant(
 
 
 class Run:
-    """The parts of one run. With `training` given, that one is started afresh in the tensors it has; with
-    `pictures` that table is read; `starts` remembers networks as they are before the first step."""
+    """The parts of one run; `inner` as of `invariant`. A given `training` is started afresh in the tensors it
+    has, a given table of `pictures` is read; `starts` remembers networks before their first step."""
 
     def __init__(
         self,
         domains: Domains,
         held: Sequence[str],
         plan: InvariantPlan,
+        inner: Mapping[str, Sequence[Record]] | None = None,
         pictures: PictureTable | None = None,
         training: MaskedTraining | None = None,
         starts: dict[Hashable, nn.Module] | None = None,
@@ -133,6 +136,14 @@ class Run:
         self.domains, self.plan = domains, plan
         self.held = [domains.index(name) for name in held]
         self.sources = [env for env in range(len(domains.names)) if env not in self.held]
+        self.inner = {domains.index(name): records for name, records in (inner or {}).items()}
+        nested = plan.selection == "leave-one-out" and len(self.held) > 1
+        self.rule: Selection = "training-domain" if nested else plan.selection
+        if self.rule == "leave-one-out" and not self.inner:
+            raise ConfigError(
+                "selection 'leave-one-out' needs the records of runs that leave out one more domain: give "
+                "inner={domain: records}, or use run_sweep, which runs them"
+            )
         self.device = pick_device(plan.device)
         self.every = plan.evaluate_every or max(1, plan.steps // 10)
         parts = [split_domain(domains, env, plan.holdout, plan.seed) for env in range(len(domains.names))]
@@ -237,8 +248,8 @@ class Run:
         return network
 
     def evaluate(self, loss: float, rights: Sequence[Tensor] | None = None) -> None:
-        """Appends a record; keeps the weights when the source validation is the best so far. `rights`: for
-        each domain 1.0 where the class is right, where that is known already."""
+        """Appends a record; keeps the weights when the rule picks it from those so far. `rights`: for each
+        domain 1.0 where the class is right, where that is known already."""
         if self.records and self.records[-1]["step"] == self.training.step_number:
             return
         masked = float(bool(self.training.masks) or self.plan.method == "none")
@@ -253,10 +264,15 @@ class Run:
             else:
                 record |= self._accuracies(env, self._right(network, env) if known is None else known)
         self.records.append(record)
-        if best_record(self.records, self.held, "training-domain") is record:
+        if self._chosen() is record:
             weights = network.state_dict()
             masks = {name: mask.clone() for name, mask in self.training.masks.items()}
             self.best = ({name: value.clone() for name, value in weights.items()}, masks)
+
+    def _chosen(self) -> dict[str, float]:
+        """The record whose checkpoint is kept, of those so far."""
+        best = best_record(self.records, self.held, self.rule, self.inner)
+        return next(record for record in self.records if record is best)
 
     def _accuracies(self, env: int, right: Tensor) -> dict[str, float]:
         """Of the parts of a domain; `right` as of `_right`."""
@@ -301,8 +317,8 @@ class Run:
         found = latest_checkpoint(folder)
         if found is None:
             return 0
-        mine, theirs = {**asdict(self.plan), "held": self.held}, {**found.facts["plan"]}
-        theirs["held"] = found.facts["held"]
+        mine, theirs = {**asdict(self.plan), "held": self.held}, found.facts["plan"]
+        theirs = {"selection": "training-domain", **theirs, "held": found.facts["held"]}
         odd = [name for name in mine if name != "device" and mine[name] != theirs.get(name)]
         if odd:
             raise ConfigError(
@@ -330,11 +346,14 @@ class Run:
         network.load_state_dict(weights)
         network.eval()
         layers = layer_reports(network, self.training.names, masks, self.training.first_masks, self._probe())
-        figures = self._figures(best_record(self.records, self.held, "training-domain"), target, masks)
-        training = {**asdict(self.plan), "sources": [self.domains.names[env] for env in self.sources]}
+        chosen = self._chosen()
+        figures = self._figures(chosen, target, masks)
         frozen = "yes" if self.plan.network_weights else "no"
-        training |= {
+        training = {
+            **asdict(self.plan),
+            "sources": [self.domains.names[env] for env in self.sources],
             "target": self.domains.names[target],
+            "checkpoint": f"step {chosen['step']:.0f} of {self.plan.steps}, picked by {self.rule}",
             "normalisation": f"running statistics frozen: {frozen}",
         }
         model = TrainedClassifier(
@@ -346,17 +365,9 @@ class Run:
             training,
             dict(figures),
         )
+        name, updates, notes = self.domains.names[target], self.training.updates, self.domains.notes
         return InvariantResult(
-            model,
-            masks,
-            self.records,
-            self.domains.names[target],
-            figures,
-            layers,
-            self.training.updates,
-            seconds,
-            self.plan,
-            self.domains.notes,
+            model, masks, self.records, name, figures, layers, updates, seconds, self.plan, notes
         )
 
     def _figures(self, record: dict[str, float], target: int, masks: Masks) -> dict[str, float]:

@@ -8,7 +8,7 @@ recorded once a lane, not once a run. A run ends with what `invariant` ends with
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fewer.core.device import pick_device
@@ -18,17 +18,19 @@ from fewer.learn.domains.images import Domains
 from fewer.learn.domains.lane import Lane, Shared
 from fewer.learn.domains.picture_table import PictureTable
 from fewer.learn.domains.plan import InvariantPlan
+from fewer.learn.domains.protocol import Record
 from fewer.learn.domains.run import InvariantResult
 from fewer.learn.domains.training import RECORDABLE
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One run: the domain that is held out, its plan, and what is left out besides."""
+    """One run: the domain that is held out, its plan, what is left out besides; `inner` as of `invariant`."""
 
     target: str
     plan: InvariantPlan
     left_out: tuple[str, ...] = ()
+    inner: Mapping[str, Sequence[Record]] | None = None
 
 
 def can_share(plan: InvariantPlan) -> bool:
@@ -82,7 +84,7 @@ def _all(
                 lane = Lane(shape, domains, tables[run.plan.device])
             else:
                 idle.remove(lane)
-            lane.load(number, [run.target, *run.left_out], run.plan, shared)
+            lane.load(number, [run.target, *run.left_out], run.plan, shared, run.inner)
             busy.append(lane)
         for lane in list(busy):
             progress.advance(lane.go_on())

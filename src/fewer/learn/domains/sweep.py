@@ -15,7 +15,14 @@ from fewer.core.files import read_json, safe_name, write_bytes, write_json
 from fewer.core.progress import Progress, SilentProgress
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.plan import InvariantPlan
-from fewer.learn.domains.protocol import Selection, best_record, drawn_plan, reported_accuracy, run_score
+from fewer.learn.domains.protocol import (
+    Record,
+    Selection,
+    best_record,
+    drawn_plan,
+    reported_accuracy,
+    run_score,
+)
 from fewer.learn.domains.run import InvariantResult, invariant
 from fewer.learn.domains.side_by_side import Wanted, invariant_side_by_side
 
@@ -49,17 +56,18 @@ def sweep_jobs(
     draws: int,
     selection: Selection,
 ) -> list[Job]:
-    """All runs, so ordered that whole comparisons finish early: seed, target, draw, then method."""
+    """All runs, so ordered that whole comparisons finish early: seed, target, draw, then method; those that
+    leave out one more domain come before the run whose checkpoint they pick. `selection` enters the plans."""
     jobs = []
     for seed in seeds:
         for target in targets:
             domains.index(target)
             others: list[tuple[str, ...]] = [()]
             if selection == "leave-one-out":
-                others += [(name,) for name in domains.names if name != target]
+                others = [*((name,) for name in domains.names if name != target), ()]
             for draw in range(draws):
                 for method, plan in plans.items():
-                    drawn = replace(drawn_plan(plan, draw), seed=seed)
+                    drawn = replace(drawn_plan(plan, draw), seed=seed, selection=selection)
                     jobs += [Job(method, drawn, target, draw, left) for left in others]
     if selection == "leave-one-out" and len(domains.names) < 4:
         raise ConfigError(
@@ -91,6 +99,7 @@ def run_sweep(
     if side_by_side > 1:
         yield from _side_by_side(domains, jobs, root, resume, models, side_by_side, progress, pictures)
         return
+    inner = _Inner()
     for number, job in enumerate(jobs):
         folder = job.folder(root)
         done = finished(folder, job, pictures) if resume else None
@@ -101,12 +110,28 @@ def run_sweep(
                 job.target,
                 plan=job.plan,
                 left_out=job.left_out,
+                inner=inner.of(job),
                 checkpoints=folder / "checkpoints" if checkpoints else None,
                 resume=resume and checkpoints,
                 progress=progress,
             )
             done = _write(folder, domains, job, result, models, pictures)
+        inner.note(job, done)
         yield job, done
+
+
+class _Inner:
+    """Records of the runs that leave out one more domain, for the run whose checkpoint they pick."""
+
+    def __init__(self) -> None:
+        self.known: dict[Job, dict[str, Sequence[Record]]] = {}
+
+    def note(self, job: Job, done: dict) -> None:
+        if job.left_out:
+            self.known.setdefault(replace(job, left_out=()), {})[job.left_out[0]] = done["records"]
+
+    def of(self, job: Job) -> dict[str, Sequence[Record]] | None:
+        return self.known.get(job)
 
 
 def _side_by_side(
@@ -119,17 +144,21 @@ def _side_by_side(
     progress: Progress,
     pictures: str,
 ) -> Iterator[tuple[Job, dict]]:
-    left = []
+    left, inner = [], _Inner()
     for job in jobs:
         done = finished(job.folder(root), job, pictures) if resume else None
         if done is None:
             left.append(job)
         else:
+            inner.note(job, done)
             yield job, done
-    wanted = [Wanted(job.target, job.plan, job.left_out) for job in left]
-    for number, result in invariant_side_by_side(domains, wanted, lanes, progress):
-        job = left[number]
-        yield job, _write(job.folder(root), domains, job, result, models, pictures)
+    for part in ([job for job in left if job.left_out], [job for job in left if not job.left_out]):
+        wanted = [Wanted(job.target, job.plan, job.left_out, inner.of(job)) for job in part]
+        for number, result in invariant_side_by_side(domains, wanted, lanes, progress):
+            job = part[number]
+            done = _write(job.folder(root), domains, job, result, models, pictures)
+            inner.note(job, done)
+            yield job, done
 
 
 def finished(folder: Path, job: Job, pictures: str | None = None) -> dict | None:
@@ -143,6 +172,7 @@ def finished(folder: Path, job: Job, pictures: str | None = None) -> dict | None
     theirs = found.get("plan")
     if not isinstance(theirs, dict) or not isinstance(found.get("records"), list):
         raise FileError(f"{folder.name}/run.json is no finished run; delete it or give another --output")
+    theirs = {"selection": "training-domain", **theirs}
     odd = [name for name in mine if name != "device" and mine[name] != theirs.get(name)]
     if odd:
         raise ConfigError(
@@ -207,23 +237,27 @@ def domainbed_lines(domains: Domains, job: Job, held: Sequence[int], result: Inv
 
 def collect(domains: Domains, runs: Sequence[tuple[Job, dict]], selection: Selection) -> Accuracies:
     """For each method, target and seed the accuracy of the draw that the rule picks."""
+    accuracies: Accuracies = {}
+    for (method, target, seed), (_, accuracy) in picked(domains, runs, selection).items():
+        accuracies.setdefault(method, {}).setdefault(target, {})[seed] = accuracy
+    return accuracies
+
+
+def picked(
+    domains: Domains, runs: Sequence[tuple[Job, dict]], selection: Selection
+) -> dict[tuple[str, str, int], tuple[int, float]]:
+    """(method, target, seed) -> the draw that the rule picks, and its accuracy."""
     groups: dict[tuple[str, str, int], dict[int, dict[tuple[str, ...], list]]] = {}
     for job, done in runs:
         key = (job.method, job.target, job.plan.seed)
         groups.setdefault(key, {}).setdefault(job.draw, {})[job.left_out] = done["records"]
-    accuracies: Accuracies = {}
-    for (method, target, seed), draws in groups.items():
-        number = domains.index(target)
-        best, score = None, float("-inf")
-        left: dict[int, list] = {}
-        for runs_of_draw in draws.values():
+    found: dict[tuple[str, str, int], tuple[int, float]] = {}
+    for key, draws in groups.items():
+        number, score = domains.index(key[1]), float("-inf")
+        for draw, runs_of_draw in draws.items():
             inner = {domains.index(left[0]): run for left, run in runs_of_draw.items() if left}
             value = run_score(runs_of_draw[()], number, selection, inner)
-            if value > score:
-                best, score, left = runs_of_draw[()], value, inner
-        assert best is not None
-        record = best_record(best, [number], selection, left)
-        accuracies.setdefault(method, {}).setdefault(target, {})[seed] = reported_accuracy(
-            record, number, selection
-        )
-    return accuracies
+            if value > score or key not in found:
+                record = best_record(runs_of_draw[()], [number], selection, inner)
+                score, found[key] = value, (draw, reported_accuracy(record, number, selection))
+    return found

@@ -8,7 +8,7 @@ const pieces = data.segments.map(piece => {
   picture.onload = () => { if (pieces[current].picture === picture) fit(); };
   return { ...piece, picture, frame: new Int32Array(bytes(piece.frame)), place: new Int16Array(bytes(piece.place)) };
 });
-let current = 0, zoom = 1, left = 0, top_ = 0, mark = null, shown = null;
+let current = 0, zoom = 1, left = 0, top_ = 0, mark = null, shown = null, size = null;  // size: null while the map fits
 const sure = document.getElementById("sure"), numberField = document.getElementById("number");
 const unsure = 4;  // map pixels at which a frame's place is drawn red
 
@@ -82,6 +82,7 @@ function draw() {
   canvas.width = box.width * ratio; canvas.height = box.height * ratio;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   const piece = pieces[current];
+  if (size) { left += (size[0] - box.width) / 2 / zoom; top_ += (size[1] - box.height) / 2 / zoom; size = [box.width, box.height]; }
   if (inside.checked && piece.picture.complete) { drawInside(piece); return; }
   context.imageSmoothingEnabled = zoom < 3;
   context.drawImage(piece.picture, -left * zoom, -top_ * zoom, piece.width * zoom, piece.height * zoom);
@@ -91,17 +92,23 @@ function draw() {
     context.strokeStyle = "#7fe3ff"; context.lineWidth = 2; context.beginPath();
     context.arc((mark[0] - left) * zoom, (mark[1] - top_) * zoom, 7, 0, 7); context.stroke();
   }
+  if (canvas.matches(":focus-visible")) {  // what Enter would pick
+    const x = box.width / 2, y = box.height / 2;
+    context.strokeStyle = "#fff"; context.lineWidth = 1; context.beginPath();
+    context.moveTo(x - 9, y); context.lineTo(x + 9, y); context.moveTo(x, y - 9); context.lineTo(x, y + 9); context.stroke();
+  }
 }
+function moved() { size ??= [canvas.clientWidth, canvas.clientHeight]; draw(); }
 function fit() {
   const box = canvas.getBoundingClientRect(), piece = pieces[current];
   zoom = Math.min(box.width / piece.width, box.height / piece.height);
   left = (piece.width - box.width / zoom) / 2; top_ = (piece.height - box.height / zoom) / 2;
-  draw();
+  size = null; draw();
 }
 function zoomAt(x, y, factor) {
-  const next = Math.min(20, Math.max(0.02, zoom * factor));
+  const next = Math.min(20, Math.max(Math.min(zoom, 0.02), zoom * factor));
   left += x / zoom - x / next; top_ += y / zoom - y / next; zoom = next;
-  draw();
+  moved();
 }
 function clock(seconds) {
   const minutes = Math.floor(seconds / 60);
@@ -142,6 +149,7 @@ function showFrame(frame) {
   if (nearest === undefined) return;
   thumb.src = "data:image/jpeg;base64," + data.thumbnails[nearest].picture;
   thumb.alt = "frame " + nearest;
+  if (nearest !== frame) document.getElementById("where").textContent += ` The picture is of frame ${nearest}, the nearest that this page holds.`;
 }
 function pickFrame(frame) {
   const place = pieces.findIndex(piece => String(frame) in piece.seconds), where = document.getElementById("where");
@@ -159,15 +167,17 @@ function pickOnScreen(x, y) {
   if (wall) pick(wall[0], wall[1]);
 }
 let drag = null;
-canvas.addEventListener("pointerdown", e => { drag = [e.offsetX, e.offsetY, left, top_, false, 0]; canvas.setPointerCapture(e.pointerId); });
+canvas.addEventListener("pointerdown", e => { if (!drag) drag = [e.offsetX, e.offsetY, left, top_, false, 0, e.pointerId]; canvas.setPointerCapture(e.pointerId); });
 canvas.addEventListener("pointermove", e => {
-  if (!drag) return;
+  if (!drag || e.pointerId !== drag[6]) return;
   const dx = e.offsetX - drag[0], dy = e.offsetY - drag[1];
   if (Math.hypot(dx, dy) > 4) drag[4] = true;
   if (drag[4] && inside.checked) { travel(drag[5] - dy); drag[5] = dy; }
-  else if (drag[4]) { left = drag[2] - dx / zoom; top_ = drag[3] - dy / zoom; draw(); }
+  else if (drag[4]) { left = drag[2] - dx / zoom; top_ = drag[3] - dy / zoom; moved(); }
 });
-canvas.addEventListener("pointerup", e => { if (drag && !drag[4]) pickOnScreen(e.offsetX, e.offsetY); drag = null; });
+canvas.addEventListener("pointerup", e => { if (drag && e.pointerId === drag[6]) { if (!drag[4]) pickOnScreen(e.offsetX, e.offsetY); drag = null; } });
+canvas.addEventListener("pointercancel", () => { drag = null; });
+for (const event of ["focus", "blur"]) canvas.addEventListener(event, draw);
 canvas.addEventListener("wheel", e => { e.preventDefault(); if (inside.checked) travel(-e.deltaY / 4); else zoomAt(e.offsetX, e.offsetY, Math.exp(-e.deltaY / 400)); }, { passive: false });
 canvas.addEventListener("keydown", e => {
   const step = 40 / zoom, middle = [canvas.clientWidth / 2, canvas.clientHeight / 2];
@@ -183,12 +193,15 @@ canvas.addEventListener("keydown", e => {
     "+": () => zoomAt(...middle, 1.25), "-": () => zoomAt(...middle, 0.8),
     Enter: () => pick(left + middle[0] / zoom, top_ + middle[1] / zoom),
   }[e.key];
-  if (act) { e.preventDefault(); act(); draw(); }
+  if (act) { e.preventDefault(); act(); moved(); }
 });
 document.getElementById("in").onclick = () => zoomAt(canvas.clientWidth / 2, canvas.clientHeight / 2, 1.5);
 document.getElementById("out").onclick = () => zoomAt(canvas.clientWidth / 2, canvas.clientHeight / 2, 1 / 1.5);
 document.getElementById("fit").onclick = fit;
-sure.onchange = draw;
+sure.onchange = () => {
+  if (sure.checked) document.getElementById("where").textContent = `Green: neighbouring frames agree. Red: they are ${unsure} map pixels or more apart, or nothing is known. Dark: not seen.`;
+  draw();
+};
 inside.onchange = () => { at = -pieces[current].width / 16; draw(); };
 numberField.onchange = () => { if (numberField.value !== "") pickFrame(Number(numberField.value)); };
 const which = document.getElementById("which");
@@ -198,7 +211,7 @@ const number = value => value === null || value === undefined ? "-" : value.toFi
 function figures() {
   const table = document.getElementById("figures"), report = data.report, piece = report.segments[current];
   table.replaceChildren();
-  const row = (name, value) => { const line = table.insertRow(); line.insertCell().textContent = name; line.insertCell().textContent = value; };
+  const row = (name, value) => { const line = table.insertRow(); const head = document.createElement("th"); head.scope = "row"; head.textContent = name; line.append(head); line.insertCell().textContent = value; };
   row("frames used", report.frames_used + " of " + report.frames);
   for (const [reason, count] of Object.entries(report.frames_rejected)) row("rejected: " + reason, count);
   row("frames in this segment", piece.frames); row("pairs", piece.pairs);
@@ -209,5 +222,5 @@ function figures() {
   for (const text of report.warnings) row("warning", text);
 }
 document.getElementById("notice").textContent = data.report.notice;
-window.addEventListener("resize", draw);
+window.addEventListener("resize", () => { if (size) draw(); else fit(); });
 figures(); fit();

@@ -21,7 +21,7 @@ from fewer.stitch.panorama import Panorama, SegmentMap
 
 _CELL = 4  # provenance is kept for one map pixel in 4 x 4, of long maps for fewer
 _MOST_CELLS = 1_500_000
-_MAX_SIDE = 8192
+_MAX_SIDE = 16384  # what browsers paint in one piece
 _MOST_OUTLINES = 3000  # half a kilobyte each
 _FOLDER = Path(__file__).parent
 
@@ -43,8 +43,8 @@ def render_page(panorama: Panorama, scales: Sequence[DepthScale | None]) -> str:
     }
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    # "</" cannot occur inside the data element; JSON allows the escaped slash
-    text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
+    # Neither "</" nor "<!--", which would hide the element's end: JSON allows the escaped sign.
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     page = (_FOLDER / "page.html").read_text(encoding="utf-8")
     for name, value in (("%DIGEST%", digest), ("%DATA%", text), ("%SCRIPT%", script)):
         page = page.replace(name, value, 1)
