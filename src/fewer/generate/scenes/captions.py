@@ -128,5 +128,5 @@ def _fields(scene: Scene, concepts: tuple[str, ...], style: str) -> dict[str, st
 def _article(words: str) -> str:
     # "a unicorn", "a ukulele": a u that is spoken as in "you".
     vowel = words[0] in "aeio" or (words[0] == "u" and words[:3] not in ("uni", "uku", "use", "ufo"))
-    vowel = vowel or words.startswith("hour")
+    vowel = vowel or words.startswith(("hour", "x-"))
     return f"{'an' if vowel else 'a'} {words}"

@@ -68,14 +68,15 @@ def preset(name: str) -> EmojiPreset:
     return builders[name]()
 
 
-def within(preset: EmojiPreset, minutes: float | None) -> EmojiPreset:
+def within(preset: EmojiPreset, minutes: float | None, autoencoder_share: float = 0.3) -> EmojiPreset:
     """The same within a time, three tenths of it for the autoencoder."""
     if minutes is None:
         return preset
+    first = autoencoder_share * minutes
     return replace(
         preset,
-        autoencoder_training=replace(preset.autoencoder_training, steps=10**6, minutes=0.3 * minutes),
-        training=replace(preset.training, steps=10**6, minutes=0.7 * minutes),
+        autoencoder_training=replace(preset.autoencoder_training, steps=10**6, minutes=first),
+        training=replace(preset.training, steps=10**6, minutes=minutes - first),
     )
 
 
@@ -139,14 +140,14 @@ def _gpu() -> EmojiPreset:
             shift=1.5,
             dtype="bf16",
             compiled=True,
-            checkpoint_every=5000,
+            checkpoint_every=1500,
         ),
-        scenes=131072,
+        scenes=196608,
         captions_per_scene=2,
         text_layers=6,
         text_length=40,
         shift=1.5,
-        guidance=4.0,
+        guidance=3.5,
         sprite_side=200,
     )
 

@@ -1,7 +1,8 @@
 """The built-in model from nothing: sprites -> autoencoder -> encoded pool -> transformer -> folder.
 
 Each stage writes its result into the output folder and is skipped when that is there (`resume`), so a run
-may be stopped at any moment and continued.
+may be stopped at any moment and continued. With a model to start from, its autoencoder is kept and its
+transformer goes on: that is how an edition learns more names than the one before.
 """
 
 import time
@@ -11,10 +12,10 @@ from pathlib import Path
 import torch
 
 from fewer.core.device import isolated_randomness, seeded
-from fewer.core.errors import FileError
+from fewer.core.errors import ConfigError, FileError
 from fewer.core.progress import Progress, SilentProgress
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
-from fewer.generate.model_folder import ModelSettings
+from fewer.generate.model_folder import ModelSettings, Parts
 from fewer.generate.scenes.autoencode import reconstruction_psnr, train_autoencoder
 from fewer.generate.scenes.compose import SceneRenderer
 from fewer.generate.scenes.package import write_model
@@ -34,26 +35,31 @@ def build_model(
     output: Path,
     encoder: PromptEncoder,
     *,
+    start: Parts | None = None,
     packages: Path | None = None,
     resume: bool = False,
     device: torch.device | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, object]:
-    """Trains everything and writes `output/model`; returns figures for the report.
+    """Trains everything, or what a model to `start` from leaves to do; writes `output/model`.
 
     `packages` is the `node_modules` folder with the emoji; not needed when `output/sprites.safetensors` is
-    there. Raises `FileError` (missing) when neither is.
+    there. Returns figures for the report. Raises `FileError` (missing) when neither is there and
+    `ConfigError` when the model to start from is of another size than the preset.
     """
     device = device or torch.device("cpu")
     progress = progress or SilentProgress()
+    begun = None if start is None else _fitting(start, preset)
     began = time.monotonic()
     sheet = sprites_of(preset, output, packages, progress)
     vocabulary = Vocabulary(sheet.words(), sheet.styles)
     renderer = SceneRenderer(sheet, preset.side, device, compiled=device.type == "cuda").prepare()
     table = draw_table(vocabulary, preset.scenes, "train", seed)
 
-    if resume and (output / "autoencoder" / "config.json").is_file():
+    if start is not None:
+        autoencoder = start.autoencoder.to(device)
+    elif resume and (output / "autoencoder" / "config.json").is_file():
         autoencoder = DCAutoencoder.load(output / "autoencoder", device=device)
     else:
         autoencoder = train_autoencoder(
@@ -75,7 +81,7 @@ def build_model(
         data = encode_pool(table, renderer, autoencoder, encoder, preset.captions_per_scene, seed, progress)
         if device.type == "cpu":  # a GPU encodes ten gigabytes sooner than a disk takes them
             save_pool(pool, data)
-    transformer = fresh_transformer(preset, seed)
+    transformer = fresh_transformer(preset, seed) if begun is None else begun
     result = train_transformer(
         transformer,
         data,
@@ -118,6 +124,18 @@ def fresh_transformer(preset: EmojiPreset, seed: int) -> SanaTransformer:
     """A transformer with starting weights that depend on the seed alone."""
     with isolated_randomness(seed):
         return initialise(SanaTransformer(preset.transformer), seeded(seed, 5))
+
+
+def _fitting(start: Parts, preset: EmojiPreset) -> SanaTransformer:
+    """The transformer to go on from."""
+    found, wanted = start.transformer, preset.transformer
+    side = wanted.sample_size * start.autoencoder.config.spatial_compression_ratio
+    if isinstance(found, SanaTransformer) and found.params == wanted and side == preset.side:
+        return found
+    raise ConfigError(
+        "the model to start from is of another size than the preset; give one that the same preset made, "
+        "or leave --start out to begin from nothing"
+    )
 
 
 def settings_of(preset: EmojiPreset) -> ModelSettings:

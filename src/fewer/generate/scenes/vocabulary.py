@@ -70,6 +70,8 @@ SMALL_VOCABULARY: dict[str, str] = {
 ALIASES: dict[str, str] = {
     "apple": "red apple", "heart": "red heart", "star": "yellow star", "fire": "flame", "bus": "yellow bus",
     "tree": "green tree", "frog": "green frog", "panda": "panda bear", "banana": "yellow banana",
+    "smiley": "grinning face", "santa": "santa claus", "gas pump": "fuel pump", "trash can": "waste basket",
+    "chef": "cook", "grandfather": "old man", "grandmother": "old woman", "thumbs-up": "thumb up",
 }  # fmt: skip
 """Another word for some concepts: colours of things must not be taken for colours of backgrounds."""
 
@@ -85,16 +87,28 @@ _ODD_PLURALS = {
     "wolf": "wolves",
     "scarf": "scarves",
     "maple leaf": "maple leaves",
-    **{word: word for word in ("sheep", "deer", "bison", "moose", "squid", "jellyfish", "blowfish")},
+    "goose": "geese",
+    "foot": "feet",
+    "tooth": "teeth",
+    "computer mouse": "computer mice",
+    "fork and knife": "forks and knives",
+    "nut and bolt": "nuts and bolts",
+    "fleur-de-lis": "fleurs-de-lis",
+    "old man": "old men",
+    "old woman": "old women",
+    "thumb up": "thumbs up",
+    **{word: word for word in ("sheep", "deer", "bison", "moose", "squid", "jellyfish", "pufferfish")},
+    **{word: word for word in ("shrimp", "fried shrimp", "moai", "santa claus", "biceps")},
     **{word: word + "es" for word in ("potato", "tomato", "mango", "volcano", "tornado")},
 }
 
 
 def plural(word: str) -> str:
     """More than one of a concept's word: "cat" -> "cats", "bus" -> "buses"."""
-    first, of, rest = word.partition(" of ")
-    if of:
-        return f"{plural(first)} of {rest}"
+    for between in (" of ", " with "):
+        first, found, rest = word.partition(between)
+        if found:
+            return f"{plural(first)}{between}{rest}"
     if word in _ODD_PLURALS:
         return _ODD_PLURALS[word]
     if word.endswith(("s", "x", "ch", "sh")):

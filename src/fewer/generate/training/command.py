@@ -29,8 +29,11 @@ class TrainSanaRequest:
     """Folder of pictures with captions (a.png and a.txt, or metadata.jsonl)."""
     preset: EmojiName | None = None
     """Instead of --data: train the built-in model on composed emoji, in its GPU or its CPU size."""
+    start: str | None = None
+    """With --preset: instead of from nothing, go on from this model: default, or a folder that the same preset
+    made. Its autoencoder stays, and all --minutes are the transformer's."""
     model: str = "default"
-    """The model to go on from: default, or a folder in diffusers' layout."""
+    """With --data: the model to go on from: default, or a folder in diffusers' layout."""
     fresh: Annotated[int, Field(ge=0, le=128)] = 0
     """Start a new transformer of this many blocks instead, with the model's autoencoder and text encoder."""
     width: Annotated[int, Field(ge=32, le=8192, multiple_of=32)] = 192
@@ -104,11 +107,16 @@ def train_sana_command(request: TrainSanaRequest, progress: Progress) -> dict[st
         raise ConfigError("give either --data DIR (your own pictures) or --preset emoji, and not both")
     if request.preset and request.conditioning != "adaln":
         raise ConfigError(f"--conditioning {request.conditioning} goes with --data, not with --preset")
+    if request.start is not None and request.data is not None:
+        raise ConfigError("--start goes with --preset; with --data the model to go on from is --model")
     with ranks_of_launcher(pick_device(request.device).type):
         return _train_emoji(request, progress) if request.preset else _train_on_folder(request, progress)
 
 
 def _train_emoji(request: TrainSanaRequest, progress: Progress) -> dict[str, object]:
+    import torch
+
+    from fewer.generate.model_folder import open_parts
     from fewer.generate.scenes.presets import preset, within
     from fewer.generate.scenes.recipe import build_model
     from fewer.generate.scenes.sprites import fetch_packages
@@ -126,6 +134,9 @@ def _train_emoji(request: TrainSanaRequest, progress: Progress) -> dict[str, obj
     if packages is None and request.download:
         packages = fetch_packages(request.output / "packages")
     device = pick_device(request.device)
+    start = None
+    if request.start is not None:
+        start = open_parts(request.start, dtype=torch.float32, device=device)
     encoder = PromptEncoder.load(
         smollm2_folder(),
         length=chosen.text_length,
@@ -135,9 +146,10 @@ def _train_emoji(request: TrainSanaRequest, progress: Progress) -> dict[str, obj
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
     )
     return build_model(
-        within(dataclasses.replace(chosen, training=training), request.minutes),
+        within(dataclasses.replace(chosen, training=training), request.minutes, 0.0 if start else 0.3),
         request.output,
         encoder,
+        start=start,
         packages=packages,
         resume=request.resume,
         device=device,
