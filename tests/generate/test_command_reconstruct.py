@@ -78,6 +78,34 @@ def test_refusals(
     assert not (folder / "out.png").exists()
 
 
+def test_what_cannot_fit_is_refused_before_any_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewer.generate.autoencoder.capacity.available_memory", lambda _: 1000)
+    monkeypatch.setattr(DCAutoencoder, "encode", lambda *_, **__: pytest.fail("worked"))
+    assert reconstruct(folder)[0] == 5
+    assert "even in tiles of 128" in capsys.readouterr().err
+    monkeypatch.setattr("fewer.core.device.available_memory", lambda _: 1000)
+    assert reconstruct(folder, "--tile", "8")[0] == 5
+    assert "try a smaller picture" in capsys.readouterr().err
+
+
+def test_large_pictures_are_cut_though_memory_is_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.effect_noise((96, 96), 90).convert("RGB").save(folder / "in.png")
+    seen = []
+    whole = DCAutoencoder.decode
+    monkeypatch.setattr(
+        DCAutoencoder,
+        "decode",
+        lambda self, x, **words: seen.append(words["tile"]) or whole(self, x, **words),
+    )
+    assert reconstruct(folder)[0] == 0
+    monkeypatch.setattr("fewer.generate.command_reconstruct.COMFORTABLE", 1)
+    monkeypatch.setattr("fewer.generate.autoencoder.capacity.TILES", (16, 8))
+    assert reconstruct(folder)[0] == 0
+    assert seen[0] is None and seen[1] in (8, 16)
+
+
 def test_channels_that_no_file_has_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     DCAutoencoder(tiny_config("no_latent_shortcuts", in_channels=4)).save(folder / "rgba")
     assert reconstruct(folder, model="rgba")[0] == 2

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from fewer.generate import image_metrics
 from fewer.generate.image_metrics import FAINTEST, band_energy, energy_kept, psnr, sharpness, ssim
 
 
@@ -35,6 +36,15 @@ def test_small_pictures(size: tuple[int, int]) -> None:
     assert torch.allclose(ssim(one, one), torch.ones(2, dtype=torch.float64))
     assert (ssim(one, other) <= 1).all()
     assert torch.isinf(psnr(one, one)).all()
+
+
+@pytest.mark.parametrize("strip", [1, 1000])
+def test_strips_change_nothing(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = pair((23, 17))
+    whole = psnr(one, other), ssim(one, other)
+    monkeypatch.setattr(image_metrics, "STRIP", strip)
+    assert torch.allclose(psnr(one, other), whole[0], rtol=1e-12)
+    assert torch.allclose(ssim(one, other), whole[1], rtol=1e-12)
 
 
 def test_band_energies_add_up_to_the_variance() -> None:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fewer.kernels import norms
 from fewer.kernels.norms import gated_add, gated_add_norm, modulated_norm, rms_norm_add
 
 
@@ -42,3 +43,22 @@ def test_operators_are_registered_properly(draw) -> None:
     x = draw(1, 3, 8)
     torch.library.opcheck(torch.ops.fewer.modulated_norm, (x, draw(1, 8), draw(1, 8), 1e-6))
     torch.library.opcheck(torch.ops.fewer.rms_norm_add, (x, draw(8), draw(8), None, "silu", 1e-5))
+
+
+def test_on_a_gpu_float64_stays_float64() -> None:
+    """Kernels would compute in fp32: a thousandth of a millionth is kept, and no kernel is asked."""
+    rows = 1 + 1e-9 * torch.arange(12, dtype=torch.float64).view(1, 2, 6)
+    vector = torch.full((1, 6), 0.5, dtype=torch.float64)
+    asked = {
+        "modulated_norm": (rows, vector, vector, 0.0),
+        "gated_add": (rows[0], rows[0], vector),
+        "gated_add_norm": (rows[0], rows[0], None, vector, vector, 0.0),
+        "rms_norm_add": (rows, vector[0], vector[0], None, "silu", 0.0),
+    }
+    for name, arguments in asked.items():
+        reference = getattr(norms, f"reference_{name}")
+        found, wanted = norms.on_gpu(name, reference, *arguments), reference(*arguments)
+        both = (made if isinstance(made, tuple) else (made,) for made in (found, wanted))
+        for one, other in zip(*both, strict=True):
+            assert one.dtype == torch.float64 and torch.equal(one, other)
+            assert len(one[..., 0, :].unique()) == 6  # what fp32 would have made equal

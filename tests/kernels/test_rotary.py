@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fewer.kernels.rotary import norm_and_rotate
+from fewer.kernels.rotary import norm_and_rotate, on_gpu
 
 
 def turn_of(rows: int, half: int, draw) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,3 +54,13 @@ def test_shapes_that_do_not_belong_together_are_refused(wide: int, dim: int, hal
 def test_operator_is_registered_properly(draw) -> None:
     cos, sin = turn_of(3, 2, draw)
     torch.library.opcheck(torch.ops.fewer.norm_and_rotate, (draw(3, 24), draw(4), draw(4), cos, sin, 2, 1e-6))
+
+
+def test_on_a_gpu_float64_stays_float64() -> None:
+    """The kernel would compute in fp32, and is not asked."""
+    joint = 1 + 1e-9 * torch.arange(24, dtype=torch.float64).view(3, 8)
+    one, cos, sin = torch.ones(4).double(), torch.full((3, 2), 0.6).double(), torch.full((3, 2), 0.8).double()
+    expected = joint.clone()
+    norm_and_rotate(expected, one, one, cos, sin, 1)
+    on_gpu(joint, one, one, cos, sin, 1, 1e-6)
+    assert torch.equal(joint, expected) and len(joint[:, 0].unique()) == 3

@@ -56,6 +56,8 @@ def test_all_targets_with_a_control_then_resume(
         assert (Path(folder) / "model" / "model.safetensors").exists()
     for name in ("results.json", "table.tex", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size > 0
+    assert main(given) == 2
+    assert "'out' holds 9 runs; add --resume" in capsys.readouterr().err
     assert main([*given, "--resume"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["table"] == answer["table"]

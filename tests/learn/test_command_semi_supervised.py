@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,11 @@ def test_train_then_evaluate_then_predict(
     assert main(["learn", "predict", str(output / "model"), str(data), "--device", "cpu", "--json"]) == 0
     predicted = json.loads(capsys.readouterr().out)
     assert predicted["count"] == 20
+    assert main(words) == 2 and "earlier run" in capsys.readouterr().err  # not overwritten
+    assert main([*words, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == answer["accuracy"]
+    shutil.rmtree(output / "checkpoints")
+    assert main(words) == 2 and "holds a finished run (model)" in capsys.readouterr().err
     # The list that a run wrote trains the same labels again.
     again = read_rows(output / "labelled.csv")
     assert len(again) == 4

@@ -154,6 +154,31 @@ def test_nothing_changes_nothing_is_stale(toy: SanaTransformer) -> None:
         assert torch.allclose(result, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", [1000.0, 600.0])
+@pytest.mark.parametrize("cancelled", [1, 3])
+@torch.no_grad()
+def test_a_picture_after_a_cancelled_one_starts_exact(
+    cancelled: int, first: float, toy: SanaTransformer
+) -> None:
+    """Also at the same time, or at an earlier one: a picture made from a picture begins in between."""
+    plan = ParallelPlan(devices=2, mode="displaced", warmup_steps=0)
+    latents, text, mask = inputs()
+
+    def rank_main(group: Group) -> tuple[torch.Tensor, ...]:
+        def begun(model: SanaTransformer) -> torch.Tensor:
+            pair = latents.repeat(2, 1, 1, 1)
+            return model.denoise(pair, torch.full((2,), first), model.prepare(text, mask))
+
+        model = parallelize(toy, plan, group)
+        prepared = model.prepare(text, mask)
+        for step in range(cancelled):
+            model.denoise(torch.ones(2, 4, 16, 8), torch.full((2,), 1000.0 - step), prepared)
+        return begun(model), begun(parallelize(toy, plan, group))
+
+    for after, fresh in run_simulated(2, rank_main):
+        assert torch.equal(after, fresh)
+
+
 @torch.no_grad()
 def test_a_new_image_starts_exact_again(toy: SanaTransformer) -> None:
     plan = ParallelPlan(devices=2, mode="displaced", warmup_steps=1)

@@ -31,6 +31,20 @@ def test_steps_count_up_and_a_later_time_or_another_size_begins_anew() -> None:
     assert run_simulated(2, rank_main)[0] == [0, 1, 2, 0, 0, 1]
 
 
+@pytest.mark.parametrize(("mode", "counted"), [("displaced", [0, 0, 1, 2]), ("sync", [0, 1, 2, 3])])
+def test_the_first_time_once_more_is_the_next_picture(mode: str, counted: list[int]) -> None:
+    """What was cancelled behind its first step; nothing is stale without displacement."""
+
+    def rank_main(group: SimulatedGroup) -> list[int]:
+        session, steps = session_of(group, mode=mode), []
+        for time in (9.0, 9.0, 5.0, 5.0):
+            session.begin_step(time, cut(8, 2), 2)
+            steps.append(session.step)
+        return steps
+
+    assert run_simulated(2, rank_main)[0] == counted
+
+
 def test_the_first_step_and_the_warm_up_are_exact() -> None:
     def rank_main(group: SimulatedGroup) -> list[bool]:
         session = session_of(group, mode="displaced", warmup_steps=2)

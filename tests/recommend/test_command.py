@@ -49,6 +49,11 @@ def test_train_writes_a_model_a_report_and_figures(
     assert result["short_term_length"] in (1, 2) and "repeat an item" in said
     assert Path(result["report"]).read_text().count("<svg") == 2
     assert not list((tmp_path / "checkpoints").glob("*"))
+    before = (tmp_path / "model.safetensors").read_bytes()
+    for more in ([], ["--resume"]):
+        code, _, said = run([*words, *more], capsys)
+        assert code == 2 and "holds a finished run" in said
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_an_interrupted_training_is_resumed_and_not_overwritten(

@@ -61,6 +61,11 @@ def test_streaming_gives_partial_images_then_the_picture(serve) -> None:
         ({"size": "٣x٣"}, "size"),
         ({"seed": -1}, "seed"),
         ({"seed": 10**400}, "seed"),
+        ({"seed": "9223372036854775808"}, "seed"),
+        ({"seed": "-1"}, "seed"),
+        ({"seed": "1.5"}, "seed"),
+        ({"seed": ""}, "seed"),
+        ({"seed": "٣"}, "seed"),
         ({"steps": 0}, "steps"),
         ({"guidance": -1}, "guidance"),
         ({"output_format": "gif"}, "output_format"),
@@ -74,6 +79,13 @@ def test_a_wrong_field_is_named(serve, change: dict, param: str) -> None:
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["param"] == param and param in error["message"] and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, "9007199254740993", "0009007199254740993"])
+def test_a_seed_keeps_all_its_digits(serve, seed: int | str) -> None:
+    client = serve()
+    answer = client.post(URL, json={"prompt": "a", "seed": seed, "steps": 1})
+    assert [entry["seed"] for entry in answer.json()["data"]] == [2**53 + 1]
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,15 @@ def test_draw_cancel_repeat_vary_search_theme_and_phone(page: Browser) -> None:
     page.wait(f"{FIGURES} === 3")
     seeds = page.ask("[...document.querySelectorAll('figcaption p')].map((p) => p.title)")
     assert seeds[1] == seeds[2] != seeds[0], seeds
+    page.ask("document.querySelector('[name=steps]').value = ''")
+    page.click("[name=seed]")
+    page.type("9007199254740993")  # 2^53 + 1: no number of JavaScript
+    page.click("#draw")
+    page.wait(f"{FIGURES} === 4")
+    page.click("figure [aria-label^='Draw again']")
+    page.wait(f"{FIGURES} === 5")
+    seeds = page.ask("[...document.querySelectorAll('figcaption p')].map((p) => p.title)")
+    assert seeds[:2] == ["seed 9007199254740993"] * 2, seeds
 
     page.click("figure .view")
     page.wait(
@@ -86,13 +95,13 @@ def test_draw_cancel_repeat_vary_search_theme_and_phone(page: Browser) -> None:
     assert page.ask(ground) != before
     shoot(page, "other-theme")
     page.call("Page.reload")
-    page.wait(f"{FIGURES} === 3")
+    page.wait(f"{FIGURES} === 5")
     assert page.ask(ground) != before  # remembered
 
     page.click("figure [aria-label^='Delete']")
     page.wait("document.querySelector('figure [aria-label^=Delete]').textContent === 'Really?'")
     page.click("figure [aria-label^='Delete']")
-    page.wait(f"{FIGURES} === 2")
+    page.wait(f"{FIGURES} === 4")
 
     page.resize(390, 844, mobile=True)
     page.wait("innerWidth === 390")

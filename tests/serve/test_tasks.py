@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewer.core.errors import FewerError, FileError
+from fewer.core.errors import CapacityError, FewerError, FileError
 from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.networks import NetworkPlan, build_network
 from fewer.serve.engine import OutcomeEvent, StepEvent
@@ -40,7 +40,9 @@ def test_pictures_are_classified_and_no_path_gets_out(tmp_path: Path, classifier
 def test_a_picture_goes_through_the_autoencoder_and_back(tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(tmp_path / "one.png")
     events = list(task(tmp_path, "reconstruct", {"file": str(tmp_path / "one.png"), "model": "default"}))
-    assert isinstance(events[0], StepEvent) and events[-1].files == ("reconstruction.png",)
+    steps = [(event.step, event.steps) for event in events if isinstance(event, StepEvent)]
+    assert sum(step == total > 1 for step, total in steps) == 2  # encoded, decoded
+    assert events[-1].files == ("reconstruction.png",)
     assert events[-1].facts["psnr"] > 10
     assert Image.open(tmp_path / "results" / ("a" * 32) / "reconstruction.png").size == (64, 64)
 
@@ -65,6 +67,13 @@ def test_closing_stops_the_room_at_its_next_report(tmp_path: Path) -> None:
     assert isinstance(next(events), StepEvent)
     events.close()  # returns only when the room's thread has ended
     assert not (tmp_path / "results" / ("a" * 32) / "report.json").exists()
+
+
+def test_a_picture_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "one.png")
+    monkeypatch.setattr("fewer.generate.autoencoder.capacity.available_memory", lambda _: 1000)
+    with pytest.raises(CapacityError, match="smaller size"):
+        list(task(tmp_path, "reconstruct", {"file": str(tmp_path / "one.png"), "model": "default"}))
 
 
 def test_paths_become_names() -> None:

@@ -57,6 +57,16 @@ def refuse_earlier_run(folder: Path, resume: bool) -> None:
         )
 
 
+def refuse_finished(result: Path) -> None:
+    """Raises `ConfigError` where `result`, which a finished run leaves behind, exists already."""
+    result = Path(result)
+    if result.exists():
+        raise ConfigError(
+            f"{result.parent.name!r} holds a finished run ({result.name}); "
+            "choose another --output, or delete it"
+        )
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
     from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 
+COMFORTABLE = 2**30
+"""Bytes that encoding or decoding takes at most where tiles can keep to it: others work beside us."""
+COPIES = 6
+"""The picture as numbers, padded, decoded, compared: how often it is in memory outside the networks."""
+BLENDED_TILE = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconstructRequest:
@@ -32,7 +38,7 @@ class ReconstructRequest:
     model: str = "default"
     """Folder of an autoencoder, or of a model with one in `vae/`; "default" is the built-in one."""
     tile: Annotated[int, Field(ge=0, le=65536)] | None = None
-    """Tile side in pixels; 0 never tiles; left out, tiles appear when memory asks for them."""
+    """Tile side in pixels; 0 never tiles; left out, tiles keep the work below a GiB where they can."""
     tiling: Literal["exact", "blended"] = "exact"
     """`exact` equals the untiled result; `blended` mixes overlapping tiles, as other tools do."""
     channels: Annotated[int, Field(ge=1)] | None = None
@@ -75,8 +81,9 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
     original = to_tensor(picture.convert(picture_mode(autoencoder.config.in_channels)))[None]
     progress.say(f"{picture.width} x {picture.height} pixels, {autoencoder.config.spatial_compression_ratio} "
                  "pixels a latent each way")  # fmt: skip
+    tiles = _plan(autoencoder, original, request)
     began = time.monotonic()
-    latents, result = _there_and_back(autoencoder, original, request)
+    latents, result = _there_and_back(autoencoder, original, request, tiles, progress)
     seconds = time.monotonic() - began
     back = to_picture(result[0])
     stream = io.BytesIO()
@@ -125,8 +132,39 @@ def _report(autoencoder: "DCAutoencoder", request: ReconstructRequest) -> dict[s
     return figures
 
 
-def _there_and_back(
+def _plan(
     autoencoder: "DCAutoencoder", original: "Tensor", request: ReconstructRequest
+) -> tuple[int | None, int | None]:
+    """The tiles of encoding and decoding. Raises `CapacityError`, before any work, for what does not fit."""
+    from fewer.core.device import require_memory
+    from fewer.generate.autoencoder.capacity import peak_bytes, pick_tile
+
+    parameter = next(autoencoder.parameters())
+    if request.tiling == "blended":
+        return request.tile or BLENDED_TILE, request.tile or BLENDED_TILE
+    tile = "auto" if request.tile is None else request.tile or None
+    ratio = autoencoder.config.spatial_compression_ratio
+    height, width = (-(-side // ratio) * ratio for side in original.shape[2:])
+    pixels = (1, original.shape[1], height, width)
+    networks = (autoencoder.encoder, autoencoder.decoder)
+    tiles = [pick_tile(network, pixels, parameter, tile, COMFORTABLE) for network in networks]
+    needed = [
+        peak_bytes(network, pixels, parameter.element_size(), side)
+        for network, side in zip(networks, tiles, strict=True)
+    ]
+    require_memory(
+        max(needed), parameter.device, "try a smaller picture, a --tile such as 256, or --dtype bf16"
+    )
+    require_memory(COPIES * original.nbytes, original.device, "try a smaller picture")
+    return tiles[0], tiles[1]
+
+
+def _there_and_back(
+    autoencoder: "DCAutoencoder",
+    original: "Tensor",
+    request: ReconstructRequest,
+    tiles: tuple[int | None, int | None],
+    progress: Progress,
 ) -> "tuple[Tensor, Tensor]":
     from fewer.generate.autoencoder.blended import decode_blended, encode_blended
     from fewer.generate.autoencoder.dc_ae import pad_to_multiple
@@ -136,14 +174,14 @@ def _there_and_back(
     size = (image.shape[2], image.shape[3])
     if request.tiling == "blended":
         image = pad_to_multiple(image, autoencoder.config.spatial_compression_ratio)
-        side = request.tile or 512
+        side = tiles[0] or BLENDED_TILE
         latents = encode_blended(autoencoder, image, side, max(side * 7 // 8, 1))
         latents = latents[:, : request.channels]
         result = decode_blended(autoencoder, latents, side, max(side * 7 // 8, 1))[..., : size[0], : size[1]]
     else:
-        tile = "auto" if request.tile is None else request.tile or None
-        latents = autoencoder.encode(image, tile=tile, pad=True)[:, : request.channels]
-        result = autoencoder.decode(latents, tile=tile, size=size)
+        latents = autoencoder.encode(image, tile=tiles[0], pad=True, progress=progress)
+        latents = latents[:, : request.channels]
+        result = autoencoder.decode(latents, tile=tiles[1], size=size, progress=progress)
     return latents, result.float().cpu()
 
 

@@ -5,12 +5,13 @@ be any module with the same input and output, a quantized one too: it is wrapped
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
@@ -63,11 +64,35 @@ class AdaptedLayer(nn.Module):
         # a 1x1 convolution is a linear layer on axis 1
         image = inputs.ndim == 4 and getattr(self.layer, "channels_first", type(self.layer) is not nn.Linear)
         rows = inputs.movedim(1, -1) if image else inputs
+        for added in self.added(rows):
+            result = result + (added.movedim(-1, 1) if image else added)
+        return result
+
+    def added(self, rows: Float[Tensor, "*rows inputs"]) -> Iterator[Tensor]:
+        """What each adapter that is not at strength 0 adds to the layer's output for `rows`."""
         for name, scale in self.scales.items():
             if scale:
-                added = self.low_rank(name).product(rows, scale)
-                result = result + (added.movedim(-1, 1) if image else added)
-        return result
+                yield self.low_rank(name).product(rows, scale)
+
+
+def rows_through(layer: nn.Module, rows: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
+    """A linear layer or 1x1 convolution of rows, as one product, and the adapters that are on it."""
+    inner = layer.layer if isinstance(layer, AdaptedLayer) else layer
+    result = linear(rows, inner.weight.flatten(1), inner.bias)  # pyright: ignore
+    for added in layer.added(rows) if isinstance(layer, AdaptedLayer) else ():
+        result = result + added
+    return result
+
+
+def whole_weight(layer: nn.Module) -> Float[Tensor, "outputs inputs"]:
+    """The weight of a linear layer with what its adapters add: W + sum_i s_i (alpha_i / r_i) B_i A_i."""
+    inner = layer.layer if isinstance(layer, AdaptedLayer) else layer
+    weight: Tensor = inner.weight.flatten(1)  # pyright: ignore
+    for name, scale in layer.scales.items() if isinstance(layer, AdaptedLayer) else ():
+        if scale:
+            one = layer.low_rank(name)  # pyright: ignore
+            weight = weight + (one.up @ one.down * (scale * one.strength)).to(weight.dtype)
+    return weight
 
 
 def attach(model: nn.Module, adapter: Mapping[str, LowRank], *, name: str, scale: float = 1.0) -> nn.Module:

@@ -66,7 +66,7 @@ def _(joint: Tensor, *others: object) -> None:
 
 
 @_operator.register_kernel("cuda")
-def _(
+def on_gpu(
     joint: Tensor,
     query_weight: Tensor,
     key_weight: Tensor,
@@ -75,6 +75,10 @@ def _(
     heads: int,
     eps: float,
 ) -> None:
+    """In place, by the kernel; float64, which it would compute in fp32, by the reference."""
+    if joint.dtype == torch.float64:
+        reference_norm_and_rotate(joint, query_weight, key_weight, cos, sin, heads, eps)
+        return
     from fewer.kernels.triton.rotary import launch_norm_and_rotate
 
     launch_norm_and_rotate(joint, query_weight, key_weight, cos, sin, heads, eps)

@@ -102,6 +102,12 @@ def invariant_command(request: InvariantRequest, progress: Progress) -> dict[str
     seeds = [request.seed + k for k in range(request.seeds)]
     jobs = sweep_jobs(domains, plans, targets, seeds, request.draws, request.selection)
     together, output = request.side_by_side, request.output / "runs"
+    if not request.resume and (earlier := [*output.glob("*/run.json"), *output.glob("*/checkpoints/step-*")]):
+        runs = {path.relative_to(output).parts[0] for path in earlier}
+        raise ConfigError(
+            f"{request.output.name!r} holds {len(runs)} runs; "
+            "add --resume to keep them and go on, or choose another --output"
+        )
     sweep = run_sweep(domains, jobs, output, resume=request.resume, side_by_side=together, progress=progress)
     order = {job: number for number, job in enumerate(jobs)}
     runs = sorted(sweep, key=lambda run: order[run[0]])

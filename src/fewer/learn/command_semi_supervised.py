@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from fewer.core.checkpoint import refuse_earlier_run, refuse_finished
 from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.files import write_bytes
@@ -83,13 +84,16 @@ def semi_supervised_command(request: SemiSupervisedRequest, progress: Progress) 
     """Writes model/, report.html, labelled.csv and unlabelled.csv into the output folder."""
     if request.usb_config is not None:
         request = with_usb_config(request, progress)
+    checkpoints = request.output / "checkpoints"
+    refuse_earlier_run(checkpoints, request.resume)
+    if not request.resume:
+        refuse_finished(request.output / "model")
     splits = load_images(request.data, size=request.image_size)
     if request.usb_config is not None and request.labels_per_class is None and not request.labelled_list:
         request = _with_labels(request, splits.train.classes)
     plan = plan_of(request)
     rows = labelled_rows(request, splits.train)
     test = _held_out(splits)
-    checkpoints = request.output / "checkpoints"
     result = semi_supervised(
         splits.train,
         rows,

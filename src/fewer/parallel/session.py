@@ -57,10 +57,15 @@ class Session:
     rows: dict[torch.dtype, NeighbourBucket] = field(default_factory=dict)
 
     def begin_step(self, time: float, bands: Bands, axis: int, form: Hashable = None) -> None:
-        """Counts a step. A time above the last one, or another size, begins a new image."""
+        """Counts a step. A time above the last one, or another size, begins a new image.
+
+        So does the first time once more, after a picture that was cancelled behind its first step. Later
+        times may come twice: schedulers of second order evaluate them so.
+        """
         self.end_step()  # of a step before that was cut short
         place = (bands.lengths, axis, form)
-        if time > self.last_time or place != (self.bands.lengths, self.axis, self.form):
+        again = self.step == 0 and time == self.last_time and self.plan.mode == "displaced"
+        if again or time > self.last_time or place != (self.bands.lengths, self.axis, self.form):
             self.begin_image()
         self.step += 1
         self.last_time, self.bands, self.axis, self.form = time, bands, axis, form

@@ -47,7 +47,9 @@ class Spread:
             "text": list(text.blocks[0].keys.shape),
             "text has a mask": text.mask is not None,
         }
-        self.agreement.check(facts, begins=text is not self._text)
+        if self.agreement.check(facts, begins=text is not self._text):
+            self.session.end_step()  # the picture before may have been cancelled at any time
+            self.session.begin_image()
         self._text = text
         if facts not in self._fitting:
             axis, bands = self._cut(latents)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from fewer.core.checkpoint import latest_checkpoint
+from fewer.core.checkpoint import latest_checkpoint, refuse_finished
 from fewer.core.config import validate
 from fewer.core.device import pick_device
 from fewer.core.errors import ConfigError, FileError
@@ -70,10 +70,13 @@ def train_command(request: TrainRequest, progress: Progress) -> dict[str, object
         request = with_recbole_config(request, request.recbole_config, progress)
     checkpoints = request.output / "checkpoints"
     started = [latest_checkpoint(folder) for folder in (checkpoints, checkpoints / "search")]
-    if any([*started, (checkpoints / "search.json").is_file()]) and not request.resume:
+    begun = any(started) or (checkpoints / "search.json").is_file()
+    if begun and not request.resume:
         raise ConfigError(
             f"{request.output} holds a started training; add --resume to go on, or give another --output"
         )
+    if not begun:
+        refuse_finished(request.output / "model.safetensors")
     interactions = request.read()
     output_folder(request.output)
     settings = FitSettings(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from fewer.core.files import MAX_PIXELS
 from fewer.serve.answers import ApiError, body_schema, unfinished
@@ -44,6 +44,17 @@ _DRAWN: dict[int | str, dict[str, Any]] = {
 }
 
 
+def _digits(value: object) -> object:
+    """JavaScript's numbers hold 2**53 at most: what is sent as digits in a string is kept to the last one."""
+    good = isinstance(value, str) and len(value) <= 19 and value.isascii() and value.isdigit()
+    return int(value) if good else value
+
+
+_InRange = Annotated[int, Field(ge=0, lt=2**63)]
+_Text = Annotated[str, Field(pattern="^[0-9]{1,19}$")]
+Seed = Annotated[_InRange, BeforeValidator(_digits, json_schema_input_type=_InRange | _Text)]
+
+
 class ImageRequest(BaseModel):
     """The published fields, and five of ours at the top level; anything else is refused by name."""
 
@@ -63,7 +74,7 @@ class ImageRequest(BaseModel):
     stream: bool | None = False
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
     user: Annotated[str, Field(max_length=200)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Seed | None = None
     steps: Annotated[int, Field(ge=1, le=200)] | None = None
     guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     negative_prompt: Annotated[str, Field(max_length=10_000)] | None = None

@@ -48,6 +48,19 @@ def test_tiling_switches_itself_on(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_tile(decoder, pixels, like, "auto")
 
 
+def test_a_wish_is_kept_where_tiles_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "available_memory", lambda _: 200 * 2**30)
+    with torch.device("meta"):
+        decoder = Decoder(published_config("f32c32-sana"))
+    like, pixels = torch.zeros(1), (1, 3, 4096, 4096)
+    side = pick_tile(decoder, pixels, like, "auto", 4 * 2**30)
+    assert side is not None and peak_bytes(decoder, pixels, 4, side) <= 4 * 2**30
+    least = peak_bytes(decoder, pixels, 4, capacity.TILES[-1])
+    side = pick_tile(decoder, pixels, like, "auto", 1)  # nothing is so small: about as little as can be
+    assert side is not None and peak_bytes(decoder, pixels, 4, side) <= 1.1 * least
+    assert pick_tile(decoder, (1, 3, 64, 64), like, "auto", 2**30) is None
+
+
 @pytest.mark.parametrize("tile", [0, -5, True, 2.5, "large"])
 def test_tile_that_is_no_side(tile: object) -> None:
     with torch.device("meta"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fewer.core.progress import SilentProgress
 from fewer.generate.autoencoder import DCAutoencoder, DCAutoencoderConfig, published_config
 from fewer.generate.autoencoder.dc_ae import Decoder, Encoder
 from fewer.generate.autoencoder.tiling import decode_tiled, decoder_halo, encode_tiled, encoder_halo, windows
@@ -148,3 +149,34 @@ def test_encoder_of_attention_at_full_resolution_is_exact() -> None:
     latents = model.encode(image, tile=None)
     assert torch.allclose(model.encode(image, tile=7), latents, atol=1e-5)
     assert torch.allclose(model.decode(latents, tile=7), model.decode(latents, tile=None), atol=1e-5)
+
+
+class Counted(SilentProgress):
+    def __init__(self, at_most: int = 1000) -> None:
+        self.counts: dict[str, list[int]] = {}
+        self.at_most = at_most
+
+    def start(self, what: str, total: int) -> None:
+        self.now = self.counts.setdefault(what, [0, total])
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.now[0] += steps
+        if self.now[0] > self.at_most:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("tile", [None, 8, 1000])
+def test_all_work_is_told_and_may_be_stopped(tile: int | None) -> None:
+    from .conftest import tiny_config
+
+    model = build(tiny_config("batch_norm_attention"))
+    image, progress = torch.rand(1, 1, 24, 40), Counted()
+    latents = model.encode(image, tile=tile, progress=progress)
+    model.decode(latents, tile=tile, progress=progress)
+    assert set(progress.counts) == {"encode", "decode"}
+    assert all(done == total > 1 for done, total in progress.counts.values())
+    with pytest.raises(KeyboardInterrupt):
+        model.decode(latents, tile=tile, progress=Counted(at_most=0))
+    again = Counted()
+    model.decode(latents, tile=tile, progress=again)  # nothing is left of the run that was stopped
+    assert again.counts["decode"] == progress.counts["decode"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewer.generate.lora import LowRank, attach, fresh
 from fewer.generate.transformer import sana as rooms
 from fewer.generate.transformer.drawing import draws_on_a_cpu
 
@@ -80,6 +81,33 @@ def test_pictures_at_different_times_are_not_taken_together(tiny) -> None:
         alone = network.prepare(text[row : row + 1], mask[row : row + 1])
         one = network.denoise(latents[row : row + 1], times[row : row + 1], alone)
         assert torch.allclose(one[0], together[row], atol=1e-5)
+
+
+ADAPTED = ("to_q", "to_k", "to_v", "0", "conv_inverted", "conv_point")
+
+
+@pytest.mark.parametrize(("scale", "empty"), [(0.7, 1), (0.7, 0), (0.0, 1)])
+@torch.inference_mode()
+def test_adapters_are_drawn_in_the_same_passes(tiny, scale: float, empty: int, monkeypatch) -> None:
+    network, plain = tiny(attention_bias=True).eval(), tiny(attention_bias=True).eval()
+    generator = torch.Generator().manual_seed(3)
+    for name in ("first", "second"):
+        blank = fresh(network, 2, generator, targets=ADAPTED)
+        adapter = {
+            path: LowRank(one.down, 0.3 * torch.randn(one.up.shape, generator=generator), 4.0)
+            for path, one in blank.items()
+        }
+        attach(network, adapter, name=name, scale=scale)
+    assert {path.rpartition(".")[2] for path in adapter} == set(ADAPTED)
+    text, mask = texts(7, empty)
+    latents, times = torch.randn(1, 4, 5, 3).repeat(1 + empty, 1, 1, 1), torch.full((1 + empty,), 321.0)
+    assert draws_on_a_cpu(network.transformer_blocks, latents)
+    found = network.denoise(latents, times, network.prepare(text, mask))
+    with blocks_themselves(monkeypatch):
+        wanted = network.denoise(latents, times, network.prepare(text, mask))
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    without = plain.denoise(latents, times, plain.prepare(text, mask))
+    assert torch.equal(found, without) == (scale == 0)
 
 
 class Doubled(nn.Linear):

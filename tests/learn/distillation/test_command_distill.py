@@ -50,6 +50,10 @@ def test_one_command_writes_file_page_and_datasheet(data: Path, tmp_path: Path, 
     assert sorted(p.name for p in output.parent.iterdir()) == [
         "a.distilled.html", "a.distilled.md", "a.distilled.safetensors",
     ]  # fmt: skip
+    again = ["learn", "distill", "--data", str(data), "--output", str(output), *FAST]
+    for more in ([], ["--resume"]):
+        assert main([*again, *more]) == 2
+        assert "holds a finished run" in capsys.readouterr().err
 
 
 def test_a_private_run_reports_epsilon_per_patient(data: Path, tmp_path: Path, capsys) -> None:

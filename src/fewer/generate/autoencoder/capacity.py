@@ -24,11 +24,13 @@ def pick_tile(
     pixels: tuple[int, ...],
     like: Tensor,
     tile: int | Literal["auto"] | None,
+    wish: int | None = None,
 ) -> int | None:
     """Tile side in pixels, or None for the whole picture at once.
 
-    "auto" takes the whole picture if it fits into 70 % of the free memory, else the largest tile that
-    does. Raises `ConfigError` for a tile that is no positive number, `CapacityError` if nothing fits.
+    "auto" takes the whole picture if it fits into 70 % of the free memory, else the largest tile that does;
+    it keeps to a `wish`, in bytes, as well where tiles of some size can. Raises `ConfigError` for a tile that
+    is no positive number, `CapacityError` if nothing fits.
     """
     if tile is None:
         return None
@@ -37,18 +39,19 @@ def pick_tile(
             raise ConfigError(f"tile is {tile!r}; allowed: 'auto', None, or a side in pixels such as 512")
         return tile
     room = SHARE * available_memory(like.device)
-    if peak_bytes(network, pixels, like.element_size(), None) <= room:
+    least = peak_bytes(network, pixels, like.element_size(), TILES[-1])
+    wanted = room if wish is None else min(room, max(wish, int(1.1 * least)))
+    if peak_bytes(network, pixels, like.element_size(), None) <= wanted:
         return None
     for side in TILES:
         needed = peak_bytes(network, pixels, like.element_size(), side)
-        if side < max(pixels[2:]) and needed <= room:
+        if side < max(pixels[2:]) and needed <= wanted:
             return side
-    needed = peak_bytes(network, pixels, like.element_size(), TILES[-1])
-    if needed <= room:
+    if least <= room:
         return TILES[-1]
     raise CapacityError(
         f"a picture of {pixels[3]} x {pixels[2]} pixels, {pixels[0]} at once, needs about "
-        f"{needed / 2**30:.1f} GiB even in tiles of {TILES[-1]}, and {room / 2**30:.1f} GiB may be used; "
+        f"{least / 2**30:.1f} GiB even in tiles of {TILES[-1]}, and {room / 2**30:.1f} GiB may be used; "
         "try fewer pictures at once, a smaller size, or --dtype bf16"
     )
 

@@ -6,6 +6,8 @@ parameters that moves space to channels and back ("residual autoencoding"). Ther
 clamp. Latents outside this file are scaled to unit variance: `encode` and `decode` alone know how.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewer.core.errors import ConfigError
+from fewer.core.progress import Progress
 from fewer.generate.autoencoder.blocks import (
     ChannelRMSNorm,
     DownBlock,
@@ -144,12 +147,19 @@ class DCAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, image: Image, *, tile: Tile = "auto", pad: bool = False, check_finite: bool = False
+        self,
+        image: Image,
+        *,
+        tile: Tile = "auto",
+        pad: bool = False,
+        check_finite: bool = False,
+        progress: Progress | None = None,
     ) -> Latents:
         """Images in [-1, 1] to latents scaled to unit variance, (batch, c, height/f, width/f).
 
         `tile`: "auto" cuts the work into tiles when memory asks for it, a number is their side in pixels,
         None never; the result is the same. `pad=True` reflects the picture up to the next multiple of f.
+        `progress` hears of every block and tile.
         Raises `ConfigError` for a size, channel count or dtype that does not fit.
         """
         from fewer.generate.autoencoder.capacity import pick_tile
@@ -163,7 +173,10 @@ class DCAutoencoder(nn.Module):
             side = (image.shape[2] // ratio, image.shape[3] // ratio)
             return image.new_zeros(0, self.config.latent_channels, *side)
         side = pick_tile(self.encoder, image.shape, image, tile)
-        return self.scale(self.encoder(image) if side is None else encode_tiled(self.encoder, image, side))
+        if side is not None:
+            return self.scale(encode_tiled(self.encoder, image, side, progress))
+        with _told(self.encoder.down_blocks, progress, "encode"):
+            return self.scale(self.encoder(image))
 
     @torch.no_grad()
     def decode(
@@ -173,10 +186,12 @@ class DCAutoencoder(nn.Module):
         tile: Tile = "auto",
         size: tuple[int, int] | None = None,
         check_finite: bool = False,
+        progress: Progress | None = None,
     ) -> Image:
         """Latents of `encode` to images in about [-1, 1], (batch, channels, f*lat_h, f*lat_w).
 
-        `tile` as in `encode`. `size` (height, width) crops the padding of `encode(pad=True)` away again.
+        `tile` and `progress` as in `encode`. `size` (height, width) crops the padding of `encode(pad=True)`
+        away again.
         With structured latents (`latent_prefixes`) any listed number of leading channels is accepted.
         Raises `ConfigError` for channels or a dtype that do not fit.
         """
@@ -194,7 +209,11 @@ class DCAutoencoder(nn.Module):
         raw[:, : latents.shape[1]] = self.unscale(latents)
         pixels = (len(raw), self.config.in_channels, raw.shape[2] * ratio, raw.shape[3] * ratio)
         side = pick_tile(self.decoder, pixels, raw, tile)
-        image = self.decoder(raw) if side is None else decode_tiled(self.decoder, raw, side)
+        if side is None:
+            with _told(self.decoder.up_blocks, progress, "decode"):
+                image = self.decoder(raw)
+        else:
+            image = decode_tiled(self.decoder, raw, side, progress)
         return image if size is None else image[..., : size[0], : size[1]]
 
     def scale(self, raw: Latents) -> Latents:
@@ -214,6 +233,23 @@ class DCAutoencoder(nn.Module):
     def _channel_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = like.new_tensor(self.config.latents_mean)[: like.shape[1], None, None]
         return mean, like.new_tensor(self.config.latents_std)[: like.shape[1], None, None]
+
+
+@contextmanager
+def _told(stages: nn.ModuleList, progress: Progress | None, what: str) -> Iterator[None]:
+    """Tells `progress` of every block that is done. What it raises, as at a cancellation, ends the work."""
+    if progress is None:
+        yield
+        return
+    blocks = [block for stage in stages for block in stage.children()]
+    progress.start(what, len(blocks))
+    hooks = [block.register_forward_hook(lambda *_: progress.advance()) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        progress.stop()
 
 
 def pad_to_multiple(image: Image, multiple: int) -> Float[Tensor, "batch channels padded_h padded_w"]:

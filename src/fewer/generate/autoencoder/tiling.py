@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewer.core.progress import Progress, SilentProgress
 from fewer.generate.autoencoder.blocks import DownBlock, EfficientViTBlock, UpBlock
 from fewer.generate.autoencoder.dc_ae import Decoder, Encoder
 
@@ -86,14 +87,28 @@ def encoder_halo(encoder: Encoder) -> int:
 
 
 def decode_tiled(
-    decoder: Decoder, latents: Float[Tensor, "batch latent_channels lat_h lat_w"], side: int
+    decoder: Decoder,
+    latents: Float[Tensor, "batch latent_channels lat_h lat_w"],
+    side: int,
+    progress: Progress | None = None,
 ) -> Image:
-    """`decoder(latents)` with memory set by tiles of `side` pixels (rounded to what the stages allow)."""
+    """`decoder(latents)` with memory set by tiles of `side` pixels (rounded to what the stages allow).
+
+    `progress` hears of every tile, and of every block that runs on the whole map.
+    """
     first = global_stage(decoder.up_blocks)
+    progress = progress or SilentProgress()
     x = decoder.from_latents(latents)
-    for index in range(len(decoder.up_blocks) - 1, first - 1, -1):
-        x = _run_whole(decoder.up_blocks[index], x, max(side >> index, SMALLEST_STREAM))
-    return _shallow(decoder, x, first, windows(*x.shape[2:], max(side >> first, 1), decoder_halo(decoder)))
+    scale = 2 ** (len(decoder.up_blocks) - 1 - first)
+    height, width = x.shape[2] * scale, x.shape[3] * scale
+    parts = list(windows(height, width, max(side >> first, 1), decoder_halo(decoder)))
+    progress.start("decode", _blocks(decoder.up_blocks[first:]) + len(parts))
+    try:
+        for index in range(len(decoder.up_blocks) - 1, first - 1, -1):
+            x = _run_whole(decoder.up_blocks[index], x, max(side >> index, SMALLEST_STREAM), progress)
+        return _shallow(decoder, x, first, iter(parts), progress)
+    finally:
+        progress.stop()
 
 
 # At 1/4 the side the maps are as large as a strip of the stages above; cutting there costs the least halo.
@@ -122,7 +137,7 @@ def decode_in_strips(
 
 
 def _shallow(
-    decoder: Decoder, x: Image, first: int, parts: Iterator[Window]
+    decoder: Decoder, x: Image, first: int, parts: Iterator[Window], progress: Progress | None = None
 ) -> Float[Tensor, "batch colours picture_height picture_width"]:
     """The stages below `first` and the last layer, window by window."""
     factor = 2**first
@@ -135,29 +150,41 @@ def _shallow(
                 part = block(part)
         part = decoder.to_image(part)
         image[(..., *_scaled(window.tile, factor))] = part[(..., *_scaled(window.inner, factor))]
+        if progress is not None:
+            progress.advance()
     return image
 
 
 def encode_tiled(
-    encoder: Encoder, image: Image, side: int
+    encoder: Encoder, image: Image, side: int, progress: Progress | None = None
 ) -> Float[Tensor, "batch latent_channels lat_h lat_w"]:
-    """`encoder(image)` with memory set by tiles of `side` pixels (rounded to what the stages allow)."""
+    """`encoder(image)` with memory set by tiles of `side` pixels (rounded to what the stages allow).
+
+    `progress` as in `decode_tiled`.
+    """
+    progress = progress or SilentProgress()
     first = global_stage(encoder.down_blocks)
     factor = 2**first
     small_h, small_w = image.shape[2] // factor, image.shape[3] // factor
     halo = -(-encoder_halo(encoder) // factor)  # every crop starts on a multiple of the factor
+    parts = list(windows(small_h, small_w, max(side >> first, 1), halo))
+    progress.start("encode", len(parts) + _blocks(encoder.down_blocks[first:]))
     x = None
-    for window in windows(small_h, small_w, max(side >> first, 1), halo):
-        part = encoder.conv_in(image[(..., *_scaled(window.crop, factor))])
-        for index in range(first):
-            for block in encoder.down_blocks[index].children():
-                part = block(part)
-        if x is None:
-            x = part.new_empty(*part.shape[:2], small_h, small_w)
-        x[(..., *window.tile)] = part[(..., *window.inner)]
-    assert x is not None
-    for index in range(first, len(encoder.down_blocks)):
-        x = _run_whole(encoder.down_blocks[index], x, max(side >> index, SMALLEST_STREAM))
+    try:
+        for window in parts:
+            part = encoder.conv_in(image[(..., *_scaled(window.crop, factor))])
+            for index in range(first):
+                for block in encoder.down_blocks[index].children():
+                    part = block(part)
+            if x is None:
+                x = part.new_empty(*part.shape[:2], small_h, small_w)
+            x[(..., *window.tile)] = part[(..., *window.inner)]
+            progress.advance()
+        assert x is not None
+        for index in range(first, len(encoder.down_blocks)):
+            x = _run_whole(encoder.down_blocks[index], x, max(side >> index, SMALLEST_STREAM), progress)
+    finally:
+        progress.stop()
     return encoder.to_latents(x)
 
 
@@ -168,9 +195,14 @@ def _scaled(spans: tuple[slice, slice], factor: int) -> tuple[slice, slice]:
     )
 
 
-def _run_whole(stage: nn.Module, x: Tensor, side: int) -> Tensor:
+def _blocks(stages: nn.ModuleList) -> int:
+    return sum(len(list(stage.children())) for stage in stages)
+
+
+def _run_whole(stage: nn.Module, x: Tensor, side: int, progress: Progress) -> Tensor:
     for block in stage.children():
         x = stream_block(block, x, side) if isinstance(block, EfficientViTBlock) else block(x)
+        progress.advance()
     return x
 
 

@@ -3,8 +3,9 @@
 A third of a step goes into what lies between the products. Here modulation and norm are one operation, gates
 are added where they are multiplied, intermediate results are changed in place, and heads are read where the
 products left them. Two products are smaller: guidance asks the same first attention twice, and the text's
-values go through the output layer once a prompt. For layers that anything was attached to, with gradients, or
-for pictures at different times, the blocks run themselves.
+values go through the output layer once a prompt. Adapters add to the products; one at strength 0 changes no
+bit. For layers that anything else was attached to, with gradients, or for pictures at different times, the
+blocks run themselves.
 """
 
 from dataclasses import replace
@@ -12,9 +13,10 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, relu, silu
+from torch.nn.functional import layer_norm, relu, silu
 from torch.nn.modules.module import _has_any_global_hook
 
+from fewer.generate.lora import AdaptedLayer, rows_through, whole_weight
 from fewer.generate.transformer.attention import CrossAttention, KeysValues, LinearAttention
 from fewer.generate.transformer.block import SanaBlock
 from fewer.generate.transformer.feed_forward import MixFFN
@@ -23,7 +25,7 @@ from fewer.generate.transformer.prepared_text import PreparedText
 _PLAIN = frozenset(
     {
         SanaBlock, LinearAttention, CrossAttention, MixFFN, nn.Linear, nn.Conv2d, nn.LayerNorm, nn.RMSNorm,
-        nn.Identity, nn.Sequential,
+        nn.Identity, nn.Sequential, AdaptedLayer, nn.ParameterDict,
     }
 )  # fmt: skip
 
@@ -62,7 +64,7 @@ def fold_text(blocks: nn.ModuleList, text: PreparedText) -> PreparedText:
 
 def _through(attention: CrossAttention, values: Tensor) -> Tensor:
     """(heads, words, head_dim) values -> (heads · words, dim): softmax weights times this is the output."""
-    weight = attention.to_out[0].weight.unflatten(1, (attention.heads, -1))
+    weight = whole_weight(attention.to_out[0]).unflatten(1, (attention.heads, -1))
     return torch.einsum("hwd,ohd->hwo", values, weight).flatten(0, 1)
 
 
@@ -115,22 +117,22 @@ def _read_text(attention: CrossAttention, tokens: Tensor, text: KeysValues, mask
     alone, heads, last = text.alone, attention.heads, attention.to_out[0]
     if alone:
         only = text.values[:alone, :, 0].flatten(1)  # the softmax over one word is 1
-        tokens[:alone].add_(linear(only, last.weight, last.bias)[:, None])
+        tokens[:alone].add_(rows_through(last, only)[:, None])
     asking = tokens[alone]
     query = attention.norm_q(attention.to_q(asking)).unflatten(1, (heads, -1)).transpose(0, 1)
     keys = text.keys[alone].transpose(1, 2) * query.shape[2] ** -0.5
     weights = torch.softmax(query @ keys, dim=2).transpose(0, 1).flatten(1)
-    if last.bias is not None:
-        asking.add_(last.bias)
+    bias = last.layer.bias if isinstance(last, AdaptedLayer) else last.bias
+    if bias is not None:
+        asking.add_(bias)
     asking.addmm_(weights, text.folded)
     return tokens
 
 
 def _mix(feed_forward: MixFFN, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    wide = feed_forward.conv_inverted
-    hidden = silu(linear(tokens, wide.weight.flatten(1), wide.bias), inplace=True)
+    hidden = silu(rows_through(feed_forward.conv_inverted, tokens), inplace=True)
     image = hidden.unflatten(1, grid).permute(0, 3, 1, 2)  # a view, channels last
     mixed = feed_forward.conv_depth(image).permute(0, 2, 3, 1).flatten(1, 2)
     value, gate = mixed.chunk(2, dim=2)
     value.mul_(silu(gate, inplace=True))
-    return linear(value, feed_forward.conv_point.weight.flatten(1))
+    return rows_through(feed_forward.conv_point, value)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, Field
 
+from fewer.core.checkpoint import latest_checkpoint, refuse_earlier_run, refuse_finished
 from fewer.core.device import DeviceName, FullPrecision, pick_device
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.files import read_arrays, write_bytes
@@ -126,12 +127,15 @@ def distill_command(request: DistillRequest, progress: Progress) -> dict[str, ob
     name = request.output.name
     if not name.endswith(".safetensors"):
         raise ConfigError(f"--output was {name!r}: the file must end in {SUFFIX}")
+    checkpoints = request.output.parent / f".{name}.checkpoints"
+    refuse_earlier_run(checkpoints, request.resume)
+    if latest_checkpoint(checkpoints) is None:
+        refuse_finished(request.output)
     splits = load_images(request.data, size=request.image_size)
     train = splits.train.labelled()
     if len(train) == 0:
         raise DataError(f"{request.data.name}: the training split has no labelled picture")
     warn_of_overlap(splits, progress)
-    checkpoints = request.output.parent / f".{name}.checkpoints"
     options = RunOptions(
         checkpoint_folder=checkpoints, resume=request.resume, units=_patients(request, train)
     )

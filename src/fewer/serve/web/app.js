@@ -22,10 +22,15 @@ async function call(method, path, body) {
     body: body ? JSON.stringify(body) : undefined,
   });
   const text = await answer.text();
-  const value = text ? JSON.parse(text) : {};
+  const value = text ? parse(text) : {};
   if (answer.status === 401) form.querySelector("details").open = true; // where the key is asked for
   if (!answer.ok) throw new Error(value.error ? value.error.message : `the server answered ${answer.status}`);
   return value;
+}
+
+// A number of JavaScript ends at 2^53: a larger seed stays the digits that it is. (In a prompt, quotes are escaped.)
+function parse(text) {
+  return JSON.parse(text.replace(/"seed":\s*(\d{16,})/g, '"seed":"$1"'));
 }
 
 function problem(text) {
@@ -41,7 +46,8 @@ function make(tag, properties = {}, ...children) {
 function wish() {
   const fields = form.elements;
   const body = { prompt: fields.prompt.value, partial_images: 3, stream: true };
-  for (const name of ["steps", "seed", "n"]) if (fields[name].value) body[name] = parseInt(fields[name].value, 10);
+  if (fields.seed.value.trim()) body.seed = fields.seed.value.trim(); // digits, which may be more than a number holds
+  for (const name of ["steps", "n"]) if (fields[name].value) body[name] = parseInt(fields[name].value, 10);
   if (fields.guidance.value) body.guidance = parseFloat(fields.guidance.value);
   if (fields.negative_prompt.value) body.negative_prompt = fields.negative_prompt.value;
   if (fields.model.value && fields.model.value !== "default") body.model = fields.model.value;
