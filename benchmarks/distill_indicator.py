@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from fewer.learn.data import ImageSplits, LabelledImages, load_images, make_labelled_images
+from fewer.learn.data import ImageSplits, LabelledImages, load_images, make_labelled_images, resized
 from fewer.learn.distillation.architectures import NetworkPlan
 from fewer.learn.distillation.indicator import fit_indicator, set_aside
-from fewer.learn.distillation.scores import resized
 from fewer.learn.distillation.study import study_indicator
 from fewer.learn.distillation.training import Recipe
 from fewer.learn.distillation.variation import mix

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,19 @@ def test_files_folders_and_arrays_agree(model: Path, tmp_path: Path) -> None:
         lines = list(csv.DictReader(stream))
     assert [line["class"] for line in lines] == [pair[0] for pair in pairs]
     assert all(abs(float(line["a"]) + float(line["b"]) - 1) < 1e-5 for line in lines)
+
+
+def test_pictures_are_fitted_as_in_training(model: Path, tmp_path: Path) -> None:
+    trained = TrainedClassifier.load(model)
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = np.random.default_rng(0).integers(0, 255, (8, 8, 3))
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(wide[:, 8:16]).save(tmp_path / "middle.png")
+    for fit, same in (("crop", True), ("squeeze", False), ("strange", False)):
+        replace(trained, training={"fit": fit}).save(tmp_path / fit)
+        wide_one, middle = (predict(tmp_path / fit, tmp_path / f"{n}.png") for n in ("wide", "middle"))
+        found = [one["predictions"][0]["confidence"] for one in (wide_one, middle)]
+        assert (found[0] == found[1]) == same
 
 
 def test_other_sizes_and_grey_are_fitted(model: Path, tmp_path: Path) -> None:

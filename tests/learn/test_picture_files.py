@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fewer.core.errors import DataError, FileError
+from fewer.learn.data import load_images
 from fewer.learn.picture_files import folder_rows, list_rows, read_table, stack_pictures
 
 
@@ -114,3 +115,18 @@ def test_modes_are_mixed_and_a_broken_file_is_named_with_its_folder(tmp_path: Pa
     (tmp_path / "ill" / "z.png").write_bytes(b"no picture")
     with pytest.raises(FileError, match=r"set, ill: 'z\.png'"):
         stack_pictures(folder_rows(tmp_path)[0], None, "set")
+
+
+def test_what_is_not_square_is_squeezed_cropped_or_padded_in_files_as_in_arrays(tmp_path: Path) -> None:
+    wide = np.full((8, 24), 200, np.uint8)
+    wide[:, :8] = 40  # cropping takes the middle third alone
+    for label in ("ill", "well"):
+        (tmp_path / "set" / "train" / label).mkdir(parents=True)
+        Image.fromarray(wide).save(tmp_path / "set" / "train" / label / "1.png")
+    np.savez(tmp_path / "set.npz", train_images=np.stack([wide, wide]), train_labels=[0, 1])
+    for source in (tmp_path / "set", tmp_path / "set.npz"):
+        for fit, dark, black in (("squeeze", 1 / 3, 0.0), ("crop", 0.0, 0.0), ("pad", 1 / 9, 2 / 3)):
+            found = load_images(source, size=24, fit=fit).train.images[0, :, :, 0].float()  # pyright: ignore
+            near = (found - 40).abs() < 12
+            assert float(near.float().mean()) == pytest.approx(dark, abs=0.05), (source, fit)
+            assert float((found < 12).float().mean()) == pytest.approx(black, abs=0.05), (source, fit)

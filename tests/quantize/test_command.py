@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -6,9 +7,13 @@ import torch
 
 from fewer.cli import main
 from fewer.core.errors import ConfigError
+from fewer.core.modules import set_module
 from fewer.core.progress import SilentProgress
-from fewer.quantize import command
+from fewer.core.tensors import read_tensors
+from fewer.quantize import Recipe, command, quantize
+from fewer.quantize.checkpoint import checkpoint_of, save_quantized
 from fewer.quantize.command import QuantizeRequest, quantize_command
+from fewer.quantize.linear import QuantizedLinear
 from fewer.quantize.load import load_model
 from fewer.quantize.models import open_model
 
@@ -106,3 +111,40 @@ def test_a_class_conditional_model_calibrates_on_its_own_classes_and_the_report_
     with torch.no_grad():
         expected, found = exact(*inputs), load_model(output)(*inputs)
     assert 0 < (found - expected).norm() < 0.3 * expected.norm()
+
+
+def test_gpt2_is_quantized_as_the_same_network_of_plain_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=90, n_positions=32, n_embd=64, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    words = torch.randint(90, (4, 32))
+    opened = open_model(str(tmp_path / "gpt2"), torch.float32, torch.device("cpu"))
+    exact, model, plain = opened.module, copy.deepcopy(opened.module), copy.deepcopy(opened.module)
+    for name, layer in exact.named_modules():
+        if type(layer).__name__ == "Conv1D":
+            linear = torch.nn.Linear(*layer.weight.shape)
+            linear.weight.data, linear.bias.data = layer.weight.data.T.contiguous(), layer.bias.data
+            set_module(plain, name, linear)
+    recipe = Recipe(grid=2, refine_rounds=1)
+    for each in (model, plain):
+        quantize(each, "int4", 8, lambda each=each: each(words), recipe=recipe)
+    layers = {name: child for name, child in model.named_modules() if isinstance(child, QuantizedLinear)}
+    assert len(layers) == 4
+    assert layers["transformer.h.0.attn.c_attn"].layer.shape == (192, 64)
+    save_quantized(checkpoint_of(model, opened.config), tmp_path / "four")
+    again = load_model(tmp_path / "four")
+    assert again.lm_head.weight.data_ptr() == again.transformer.wte.weight.data_ptr()  # tied, stored once
+    assert "lm_head.weight" not in read_tensors(tmp_path / "four" / "model.safetensors")
+    with torch.no_grad():
+        found, expected = model(words).logits, exact(words).logits
+        assert torch.equal(found, plain(words).logits)
+        assert torch.equal(found, again(words).logits)
+    assert (found - expected).norm() < 0.2 * expected.norm()
+    words = ["quantize", str(tmp_path / "gpt2"), "--output", str(tmp_path / "verb"), "--no-calibrate"]
+    assert main([*words, "--rank", "8", "--preset", "fast", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["layers_quantized"] == 4
+    assert list(result["kept_in_16_bits"].values()) == ["1: lm_head"]

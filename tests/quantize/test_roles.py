@@ -168,3 +168,12 @@ def test_class_conditional_transformers_have_roles_and_layers_with_generated_wei
     assert all(group.block.endswith(".attn") for group in plan.groups if "qkv" in group.key)
     edges = ("embed", "final_layer", "decoder_pred")
     assert not any(edge in name for edge in edges for name in [*chosen, *plan.names("w4a16")])
+
+
+def test_torchs_own_attention_is_told_to_stay() -> None:
+    layer = nn.TransformerEncoderLayer(64, 2, 128, batch_first=True)
+    plan = plan_layers(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    kept = {choice.name: choice.reason for choice in plan.choices if choice.method == "keep"}
+    assert set(kept) == {"layers.0.self_attn", "layers.1.self_attn"}
+    assert all("MultiheadAttention" in reason for reason in kept.values())
+    assert set(plan.names("svdquant")) == {f"layers.{k}.linear{n}" for k in range(2) for n in (1, 2)}

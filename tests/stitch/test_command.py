@@ -31,7 +31,7 @@ def test_a_folder_of_frames_becomes_a_map(
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (["gone.mp4"], 2),
+        (["gone.mp4"], 4),
         (["tests"], 2),
         ([CLIP, "--mark", "x"], 2),
         ([CLIP, "--fov", "500"], 2),
@@ -80,3 +80,14 @@ def test_the_real_clip_runs_or_is_refused_never_crashes(
     )
     assert code in (0, 3)
     assert np.isfinite(len(capsys.readouterr().err))
+
+
+def test_what_is_missing_and_what_holds_too_little(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output", str(tmp_path / "map")]
+    assert main(["stitch", str(tmp_path / "nowhere.mp4"), *output]) == 4
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    assert main(["stitch", str(tmp_path / "list.txt"), *output]) == 3
+    said = capsys.readouterr().err
+    assert "0 read; at least 2" in said and "2 notes, the first: frame 0: " in said

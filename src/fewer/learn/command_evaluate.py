@@ -18,6 +18,7 @@ from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.progress import Progress
 from fewer.learn.data import ImageSplits, LabelledImages, load_images
 from fewer.learn.model_folder import TrainedClassifier
+from fewer.learn.picture_files import Fit, fit_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class EvaluateRequest:
     """Which part of the data; auto: test, else validation, else train."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
     """Resize both sides of all pictures to this; default that of the model."""
+    fit: Fit | None = None
+    """How what is not square is resized: squeeze, crop (its middle), pad (black); default as in training."""
     seed: Annotated[int, Field(ge=0, le=2**62)] = 0
     """For a distilled set: the network that is trained on it."""
     device: DeviceName = "auto"
@@ -46,12 +49,19 @@ def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, 
     """Accuracy, balanced accuracy, AUC, calibration, recall of each class and the confusion matrix."""
     kind = kind_of(request.model)
     if kind == "distilled":
-        splits = load_images(request.data, size=request.image_size)
+        from fewer.learn.distillation.distilled_set import DistilledSet
+
+        if request.dtype not in ("auto", "fp32"):
+            raise ConfigError(
+                f"dtype {request.dtype}: what a distilled set trains computes in fp32; leave it out"
+            )
+        own = fit_of(DistilledSet.load(request.model).datasheet.method_config)
+        splits = load_images(request.data, size=request.image_size, fit=request.fit or own)
         return _evaluate_distilled(request, choose_split(splits, request.split), progress)
     model = TrainedClassifier.load(request.model, request.device, request.dtype)
     # Pictures that differ from the model's in size are resized, as `fewer learn predict` does it.
     side = model.plan.height if model.plan.height == model.plan.width else None
-    splits = load_images(request.data, size=request.image_size or side)
+    splits = load_images(request.data, size=request.image_size or side, fit=request.fit or model.fit)
     figures = model.evaluate(choose_split(splits, request.split))
     return {"model": str(request.model), "data": splits.name, **figures.as_dict()}
 
@@ -82,10 +92,6 @@ def _evaluate_distilled(
     request: EvaluateRequest, data: LabelledImages, progress: Progress
 ) -> dict[str, object]:
     """The part for distilled data sets; their own file does the work."""
-    if request.dtype not in ("auto", "fp32"):
-        raise ConfigError(
-            f"dtype {request.dtype}: what a distilled set trains computes in fp32; leave it out"
-        )
     try:
         from fewer.learn.distillation.evaluate_file import evaluate_file
     except ModuleNotFoundError as error:

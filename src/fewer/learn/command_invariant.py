@@ -25,6 +25,7 @@ from fewer.learn.domains.tables import (
     paired_difference,
 )
 from fewer.learn.networks import NetworkName
+from fewer.learn.picture_files import Fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,9 @@ class InvariantRequest:
     network_weights: str | None = None
     """ImageNet weights for resnet-18-imagenet or resnet-50-imagenet (safetensors, torchvision's names)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    """Resize both sides of all pictures to this; what is not square is squeezed."""
+    """Resize both sides of all pictures to this."""
+    fit: Fit = "squeeze"
+    """How what is not square (in folders) is resized: squeeze, crop (its middle) or pad (black borders)."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Optimizer steps of a run."""
     batch: Annotated[int, Field(ge=1, le=4096)] = 24
@@ -141,7 +144,7 @@ def row_name(plan: InvariantPlan) -> str:
 def read_domains(request: InvariantRequest) -> Domains:
     """The data that a request names."""
     if request.make is None:
-        return load_domains(request.data, size=request.image_size, task=request.task)
+        return load_domains(request.data, size=request.image_size, task=request.task, fit=request.fit)
     from fewer.learn.domains.digits import colored_mnist, read_mnist, rotated_mnist
 
     make = colored_mnist if request.make == "colored-mnist" else rotated_mnist

@@ -19,7 +19,7 @@ from fewer.core.files import read_arrays, read_image, write_bytes
 from fewer.core.progress import Progress
 from fewer.learn.data import as_pixels
 from fewer.learn.model_folder import TrainedClassifier
-from fewer.learn.picture_files import READ, is_deep, refuse_twelve_bits
+from fewer.learn.picture_files import READ, fitted, is_deep, refuse_twelve_bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +114,5 @@ def _fit(picture: np.ndarray, model: TrainedClassifier) -> np.ndarray:
     plan = model.plan
     image = Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture)
     image = image.convert("L" if plan.channels == 1 else "RGB")
-    if image.size != (plan.width, plan.height):
-        image = image.resize((plan.width, plan.height))
+    image = fitted(image, (plan.width, plan.height), model.fit)
     return np.asarray(image).reshape(plan.height, plan.width, plan.channels)

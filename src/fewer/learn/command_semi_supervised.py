@@ -23,7 +23,7 @@ from fewer.learn.few_labels.report import report_page, verdict
 from fewer.learn.few_labels.train import SemiSupervisedResult, semi_supervised
 from fewer.learn.few_labels.usb_config import read_usb_config
 from fewer.learn.networks import NetworkName
-from fewer.learn.picture_files import read_table
+from fewer.learn.picture_files import Fit, read_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,9 @@ class SemiSupervisedRequest:
     network_folder: str | None = None
     """Local folder of a pretrained vit (transformers' format)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    """Resize both sides of all pictures to this; what is not square is squeezed."""
+    """Resize both sides of all pictures to this."""
+    fit: Fit = "squeeze"
+    """How what is not square is resized: squeeze, crop (its middle) or pad (black borders)."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Optimizer steps."""
     batch: Annotated[int, Field(ge=1, le=4096)] = 32
@@ -88,7 +90,7 @@ def semi_supervised_command(request: SemiSupervisedRequest, progress: Progress) 
     refuse_earlier_run(checkpoints, request.resume)
     if not request.resume:
         refuse_finished(request.output / "model")
-    splits = load_images(request.data, size=request.image_size)
+    splits = load_images(request.data, size=request.image_size, fit=request.fit)
     if request.usb_config is not None and request.labels_per_class is None and not request.labelled_list:
         request = _with_labels(request, splits.train.classes)
     plan = plan_of(request)
@@ -115,6 +117,8 @@ def semi_supervised_command(request: SemiSupervisedRequest, progress: Progress) 
             progress=progress,
         )
         baseline = beside.figures
+    training = {**result.model.training, "fit": request.fit}
+    result = replace(result, model=replace(result.model, training=training))
     _write(request.output, result, splits.train, test, baseline)
     return _answer(request, result, baseline)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from fewer.core.device import seeded
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_arrays
-from fewer.learn.picture_files import SPLITS, Row, folder_rows, list_rows, stack_pictures
+from fewer.learn.picture_files import SPLITS, Fit, Row, folder_rows, list_rows, stack_pictures
 
 UNLABELLED = -1
 
@@ -108,8 +108,9 @@ class ImageSplits:
         return split.labelled()
 
 
-def load_images(path: Path | str, *, size: int | None = None) -> ImageSplits:
-    """Reads the splits at `path` (`.npz`, `.csv` or folder); `size` resizes every picture to size x size.
+def load_images(path: Path | str, *, size: int | None = None, fit: Fit = "squeeze") -> ImageSplits:
+    """Reads the splits at `path` (`.npz`, `.csv` or folder); `size` resizes every picture to size x size, as
+    `fit` says.
 
     Raises `FileError` when the file is missing or damaged, `DataError` when what it holds cannot be used
     (several sizes without `size`, one class, NaN, labels of the wrong shape).
@@ -118,11 +119,11 @@ def load_images(path: Path | str, *, size: int | None = None) -> ImageSplits:
     if not path.exists():
         raise FileError(f"{path.name}: no such file or folder", missing=True)
     if path.is_dir():
-        found = _split(*folder_rows(path), size, path)
+        found = _split(*folder_rows(path), size, path, fit)
     elif path.suffix == ".npz":
-        found = _read_npz(path, size)
+        found = _read_npz(path, size, fit)
     elif path.suffix == ".csv":
-        found = _split(*list_rows(path), size, path)
+        found = _split(*list_rows(path), size, path, fit)
     else:
         raise ConfigError(f"{path.name}: images come from an .npz, a .csv list or a folder split/class/*.png")
     if "train" not in found:
@@ -256,7 +257,7 @@ def as_pixels(values: np.ndarray | Tensor, what: str) -> UInt8[Tensor, "n height
     return images.to(torch.uint8)
 
 
-def _read_npz(path: Path, size: int | None) -> dict[str, LabelledImages]:
+def _read_npz(path: Path, size: int | None, fit: Fit) -> dict[str, LabelledImages]:
     arrays = read_arrays(path)
     pairs = {
         SPLITS[key.removesuffix("_images")]: (arrays[key], key.removesuffix("_images"))
@@ -294,35 +295,41 @@ def _read_npz(path: Path, size: int | None) -> dict[str, LabelledImages]:
             split: np.where(array == UNLABELLED, UNLABELLED, np.searchsorted(values, array))
             for split, array in labels.items()
         }
-    return {
-        split: _resized(
-            make_labelled_images(images, labels[split].astype(np.int64), names, f"{path.name} {prefix}"), size
-        )
+    made = {
+        split: make_labelled_images(images, labels[split].astype(np.int64), names, f"{path.name} {prefix}")
         for split, (images, prefix) in pairs.items()
     }
+    return made if size is None else {split: resized(one, (size, size), fit) for split, one in made.items()}
 
 
 def _whole(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all()) and np.array_equal(values, values.round())
 
 
-def _resized(data: LabelledImages, size: int | None) -> LabelledImages:
-    if size is None or data.size == (size, size):
+def resized(data: LabelledImages, size: tuple[int, int], fit: Fit = "squeeze") -> LabelledImages:
+    """The pictures in `size` (height, width), by antialiased bilinear interpolation."""
+    if data.size == size:
         return data
-    pixels = torch.nn.functional.interpolate(
-        data.images.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", antialias=True
-    )
-    pixels = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    return LabelledImages(pixels, data.labels, data.class_names)
+    bound = {"crop": min, "pad": max, "squeeze": lambda own, _: own}[fit]
+    (height, width), (tall, broad) = data.size, size
+    box = bound(height, round(width * tall / broad)), bound(width, round(height * broad / tall))
+    above, before = (box[0] - height) // 2, (box[1] - width) // 2  # negative: is cut off
+    borders = (before, box[1] - width - before, above, box[0] - height - above)
+    parts = [data.images.new_zeros(0, *size, data.channels)]
+    for part in data.images.split(4096):
+        pixels = torch.nn.functional.pad(part.permute(0, 3, 1, 2).float(), borders)
+        pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        parts.append(pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
+    return LabelledImages(torch.cat(parts).contiguous(), data.labels, data.class_names)
 
 
 def _split(
-    rows: list[Row], names: tuple[str, ...], size: int | None, source: Path
+    rows: list[Row], names: tuple[str, ...], size: int | None, source: Path, fit: Fit
 ) -> dict[str, LabelledImages]:
     """The listed pictures by split."""
     if not rows:
         raise DataError(f"{source.name}: no pictures found (.png, .jpg, .webp in split/class folders)")
-    stack = stack_pictures(rows, size, source.name)
+    stack = stack_pictures(rows, size, source.name, fit)
     return {
         split: make_labelled_images(
             stack[[number for number, row in enumerate(rows) if row[0] == split]],

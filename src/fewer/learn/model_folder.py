@@ -23,6 +23,7 @@ from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.learn.data import LabelledImages
 from fewer.learn.evaluate import Figures, evaluate_probabilities
 from fewer.learn.networks import NetworkPlan, build_network
+from fewer.learn.picture_files import Fit, fit_of
 
 KIND = "fewer-classifier"
 
@@ -59,6 +60,11 @@ class TrainedClassifier:
     figures: dict[str, object] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     """In which answers are reckoned (16 bits: under autocast); not stored."""
+
+    @property
+    def fit(self) -> Fit:
+        """How pictures of another size came to the model's in training."""
+        return fit_of(self.training)
 
     def normalise(
         self, images: UInt8[Tensor, "n height width channels"]

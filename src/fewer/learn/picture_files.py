@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from fewer.core.errors import DataError, FileError
 from fewer.core.files import inside, read_bytes, read_image
@@ -19,6 +21,8 @@ from fewer.core.files import inside, read_bytes, read_image
 Row = tuple[str, Path, int]
 """Split, file, and number of the class (-1: not known)."""
 
+Fit = Literal["squeeze", "crop", "pad"]
+"""How a picture that is not square becomes square: out of shape, its middle, or whole on black."""
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -115,7 +119,21 @@ def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, s
     ]
 
 
-def stack_pictures(rows: Sequence[Row], size: int | None, source: str) -> np.ndarray:
+def fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """The picture in `size` (width, height)."""
+    if picture.size == size:
+        return picture
+    if fit == "squeeze":
+        return picture.resize(size)
+    return ImageOps.fit(picture, size) if fit == "crop" else ImageOps.pad(picture, size)
+
+
+def fit_of(facts: Mapping[str, object]) -> Fit:
+    """What a training wrote down of it; `squeeze` where it did not."""
+    return next((one for one in get_args(Fit) if one == facts.get("fit")), "squeeze")
+
+
+def stack_pictures(rows: Sequence[Row], size: int | None, source: str, fit: Fit = "squeeze") -> np.ndarray:
     """All pictures as uint8 (n, height, width, 1 or 3): one channel if all are grey.
 
     Raises `FileError` naming the file that cannot be read, `DataError` for two sizes without `size` and for
@@ -129,8 +147,8 @@ def stack_pictures(rows: Sequence[Row], size: int | None, source: str) -> np.nda
             picture = read_image(file)
         except FileError as error:
             raise FileError(f"{source}, {file.parent.name}: {error}", missing=error.missing) from error
-        if size is not None and picture.size != (size, size):
-            picture = picture.resize((size, size))
+        if size is not None:
+            picture = fitted(picture, (size, size), fit)
         arrays.append(np.asarray(picture, dtype=np.uint8))
         if arrays[-1].shape != arrays[0].shape:
             raise DataError(

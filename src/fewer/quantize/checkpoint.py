@@ -72,7 +72,12 @@ def checkpoint_of(module: nn.Module, config: dict[str, object] | None = None) ->
         name: child.layer for name, child in module.named_modules() if isinstance(child, QuantizedLinear)
     }
     owned = tuple(f"{name}." for name in layers)
-    plain = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(owned)}
+    twins = _twins(module)
+    plain = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if not name.startswith(owned) and name not in twins
+    }
     return QuantizedCheckpoint(layers, plain, dict(config or {}), type(module).__name__)
 
 
@@ -97,12 +102,26 @@ def apply_checkpoint(module: nn.Module, checkpoint: QuantizedCheckpoint, *, whol
         )
     replaced = tuple({f"{name}." for name, _ in splits} | {f"{name}." for name in checkpoint.layers})
     own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(replaced)}
-    _compare(own, checkpoint.plain, whole)
+    given = dict(checkpoint.plain)
+    given |= {
+        name: given[first] for name, first in _twins(module).items() if first in given and name in own
+    } | given
+    _compare(own, given, whole)
     split_layers(module, splits)
     for name, layer in checkpoint.layers.items():
         install(module, name, layer)
-    module.load_state_dict(checkpoint.plain, strict=False, assign=True)
+    module.load_state_dict(given, strict=False, assign=True)
     return module.eval()
+
+
+def _twins(module: nn.Module) -> dict[str, str]:
+    """Second name -> first name of parameters that a model ties (a language model's head, its embeddings)."""
+    first: dict[int, str] = {}
+    return {
+        name: found
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if (found := first.setdefault(id(parameter), name)) != name
+    }
 
 
 def save_quantized(checkpoint: QuantizedCheckpoint, folder: Path) -> None:

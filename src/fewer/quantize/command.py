@@ -20,7 +20,7 @@ from fewer.quantize.models import OpenModel, name_of, open_model
 from fewer.quantize.pipeline_folder import note_pipeline
 from fewer.quantize.prompts import MOST, STEPS, Prompts, choose_prompts
 from fewer.quantize.recipe import FAST, Recipe
-from fewer.quantize.roles import plan_layers
+from fewer.quantize.roles import Plan, plan_layers
 from fewer.quantize.runs import calibration
 from fewer.quantize.svdquant import describe, quantize
 from fewer.quantize.working import round_weights, stored_in, working_dtype
@@ -119,6 +119,7 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     reports: list[LayerReport] = opened.module.quantization_reports  # pyright: ignore
     checkpoint = stored_in(checkpoint_of(opened.module, opened.config), dtype)
     result = _figures(request, checkpoint, reports, original, time.perf_counter() - began)
+    result |= {"kept_in_16_bits": _kept(plan)}
     result |= {"calibrated_on": prompts.source, "calibration_prompts": len(prompts.lines)}
     staged = work / "output"
     save_quantized(checkpoint, staged)
@@ -132,6 +133,18 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     staged.rename(request.output)
     shutil.rmtree(work)
     return result | {"output": str(request.output)}
+
+
+def _kept(plan: Plan) -> dict[str, str]:
+    """Reason -> how many layers stay as they are, and which."""
+    found: dict[str, list[str]] = {}
+    for choice in plan.choices:
+        if choice.method == "keep":
+            found.setdefault(choice.reason, []).append(choice.name)
+    return {
+        reason: f"{len(names)}: {', '.join(names[:20])}" + (", …" if len(names) > 20 else "")
+        for reason, names in found.items()
+    }
 
 
 def _check_output(request: QuantizeRequest) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError
 
@@ -182,12 +183,14 @@ def plan_layers(module: nn.Module, rules: tuple[Rule, ...] | None = None) -> Pla
             f"no layer of {model} would be quantized: it has {len(sizes)} linear layers, none in a "
             f"known role or at least {SMALLEST} channels wide in a repeated block; pass rules of your own"
         )
+    chosen += _attentions(module)
     return Plan(model, tuple(choice for choice, _ in chosen), _groups(chosen), splits)
 
 
 def eligible(module: nn.Module) -> bool:
-    """Plain linear layers and 1x1 convolutions (stride 1, one group); subclasses have their own forward."""
-    if type(module) is nn.Linear:
+    """Plain linear layers, GPT-2's transposed ones, and 1x1 convolutions (stride 1, one group); subclasses
+    have their own forward."""
+    if type(module) is nn.Linear or transposed(module):
         return True
     return (
         type(module) is nn.Conv2d
@@ -198,6 +201,26 @@ def eligible(module: nn.Module) -> bool:
     )
 
 
+def transposed(module: nn.Module) -> bool:
+    """Whether it is the `Conv1D` of transformers (GPT-2): a linear layer whose weight is [in, out]."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def weight_of(module: nn.Module) -> Float[Tensor, "out dim"]:
+    """The weight of an eligible layer, however it is stored."""
+    weight: Tensor = module.weight.detach().flatten(1)  # pyright: ignore
+    return weight.mT.contiguous() if transposed(module) else weight
+
+
+def _attentions(module: nn.Module) -> Iterator[tuple[Choice, Rule]]:
+    """What would be quantized if torch's own attention called its layers."""
+    for name, child in module.named_modules():
+        if isinstance(child, nn.MultiheadAttention):
+            reason = "nn.MultiheadAttention: torch reads its weights past the layers"
+            yield _keep(name, (4 * child.embed_dim, child.embed_dim), reason)
+
+
 def _linear_layers(
     module: nn.Module, splits: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -205,6 +228,8 @@ def _linear_layers(
         if not name or not eligible(child):
             continue
         out, dim = map(int, child.weight.shape[:2])  # pyright: ignore
+        if transposed(child):
+            out, dim = dim, out
         if name in splits:
             for piece, width in zip(SPLIT_NAMES, splits[name], strict=True):
                 yield f"{name}.{piece}", (out, width)
@@ -240,10 +265,11 @@ def _match(name: str, shape: tuple[int, int], rules: tuple[Rule, ...]) -> tuple[
 def _unknown_rules(module: nn.Module, sizes: dict[str, tuple[int, int]]) -> Iterator[tuple[Choice, Rule]]:
     """The rule for models we have no table for.
 
-    Linear layers and 1x1 convolutions with at least 64 input and output channels are quantized if they lie in
-    a repeated block (an element of an `nn.ModuleList`; if the model has none, anywhere). Names of heads,
-    embedders, timestep networks and routers stay in 16 bits, so do keys and values of cross-attention;
-    modulation layers become w4a16. q, k, v and gate/up siblings of equal width share scales and branch.
+    Linear layers (`Conv1D` of GPT-2 among them) and 1x1 convolutions with at least 64 input and output
+    channels are quantized if they lie in a repeated block (an element of an `nn.ModuleList`; if the model has
+    none, anywhere). Names of heads, embedders, timestep networks and routers stay in 16 bits, so do keys and
+    values of cross-attention; modulation layers become w4a16. q, k, v and gate/up siblings of equal width
+    share scales and branch.
     """
     repeated = [
         f"{name}." for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and name

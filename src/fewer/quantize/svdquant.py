@@ -28,7 +28,7 @@ from fewer.quantize.lowrank import check_rank
 from fewer.quantize.measure import LayerReport, report_of
 from fewer.quantize.parts import Part, finite
 from fewer.quantize.recipe import Recipe
-from fewer.quantize.roles import SPLIT_NAMES, Choice, Group, Plan, eligible, plan_layers
+from fewer.quantize.roles import SPLIT_NAMES, Choice, Group, Plan, eligible, plan_layers, weight_of
 from fewer.quantize.solve import solve_group, weight_only
 from fewer.quantize.store import LayerStore
 
@@ -156,7 +156,7 @@ def _part(
     module: nn.Module, plan: Plan, names: tuple[str, ...], seen: Observations, form: Format, recipe: Recipe
 ) -> Part:
     members = [module.get_submodule(name) for name in names]
-    weights = [member.weight.detach().flatten(1) for member in members]
+    weights = [weight_of(member) for member in members]
     unsigned = recipe.unsigned and form.activation == "int4" and plan.choice(names[0]).unsigned
     return Part(names, weights, [member.bias for member in members], seen.samples.get(names[0]), unsigned)
 
@@ -171,7 +171,7 @@ def _warn_unseen(groups: list[Group], seen: Observations) -> None:
 
 def _add_weight_only(module: nn.Module, name: str, layers: LayerStore, recipe: Recipe) -> None:
     member = module.get_submodule(name)
-    weight, form = member.weight.detach().flatten(1), FORMATS["w4a16"]
+    weight, form = weight_of(member), FORMATS["w4a16"]
     layer = weight_only(name, weight, member.bias, form, recipe)
     layer.convolution = isinstance(member, nn.Conv2d)
     layers.add(name, {name: layer}, [report_of(name, layer, weight, member.bias, None)])

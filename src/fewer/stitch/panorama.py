@@ -126,7 +126,7 @@ def stitch(
             segments = _joined(tracker, [each for each in tracker.segments if len(each.frames) > 1])
             done = not segments  # trying again would end the same way
             if not segments:
-                raise DataError(_refusal(records))
+                raise DataError(_refusal(records, noticed))
             maps, thumbnails = _paint(survey, tracker, segments, records, options, progress, crew, device)
         done = True
     finally:
@@ -279,10 +279,11 @@ def _laid(
     return canvases, lay_down(survey, canvases, lights, where, progress, workers)
 
 
-def _refusal(records: list[FrameRecord]) -> str:
+def _refusal(records: list[FrameRecord], noticed: list[str]) -> str:
     counts = Counter(record.reason or "usable but alone" for record in records)
     table = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     return (
-        f"not enough frames: {len(records)} read, of which {table or 'none'}; at least 2 must show the same "
-        "stretch of a tube. Try a smaller stride, another lens, or a video with a visible lumen"
+        f"not enough frames: {len(records)} read{', of which ' if table else ''}{table}; at least 2 must "
+        "show the same stretch of a tube. Try a smaller stride, another lens, or a video with a visible lumen"
+        + (f" ({len(noticed)} notes, the first: {noticed[0]})" if noticed else "")
     )

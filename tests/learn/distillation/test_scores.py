@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,11 @@ def test_classes_are_matched_by_name_and_sizes_by_resizing() -> None:
     turned = LabelledImages(data.images, 2 - data.labels, data.class_names[::-1])
     fitted = fit_to(made, turned)
     assert fitted.size == (8, 8) and torch.equal(fitted.labels, data.labels)
+    wide = torch.cat([data.images] * 3, 2)
+    wide[:, :, :16], wide[:, :, 32:] = 0, 255
+    wider = LabelledImages(wide, data.labels, data.class_names)
+    middle = replace(made, datasheet=replace(made.datasheet, method_config={"fit": "crop"}))
+    assert torch.equal(fit_to(middle, wider).images, fit_to(made, data).images)  # as the set was made
     with pytest.raises(DataError, match="'other' is not in"):
         fit_to(made, LabelledImages(data.images, data.labels, ("other", "b", "c")))
     with pytest.raises(DataError, match="channel"):

@@ -22,6 +22,7 @@ def test_a_sweep_resumes_where_it_stopped(domains: Domains, tmp_path: Path) -> N
     before = first.stat().st_mtime_ns
     runs = list(run_sweep(domains, jobs, tmp_path, resume=True))
     assert first.stat().st_mtime_ns == before
+    assert not list(tmp_path.glob("*/checkpoints"))  # as large as the model three times over
     assert [job.target for job, _ in runs] == ["a", "b"]
     accuracies = collect(domains, runs, "training-domain")
     assert set(accuracies["erm"]) == {"a", "b"}

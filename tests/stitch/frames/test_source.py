@@ -20,10 +20,13 @@ def test_a_folder_is_read_in_natural_order_and_twice(tmp_path: Path) -> None:
 
 def test_a_damaged_picture_is_left_out_with_a_warning(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "1.png"), np.zeros((20, 30, 3), np.uint8))
-    (tmp_path / "2.png").write_bytes(b"not a picture")
+    (tmp_path / "Jane Doe's 2.png").write_bytes(b"not a picture")
+    (tmp_path / "Jane Doe's 3.png").mkdir()
+    (tmp_path / "Jane Doe's 4.png").symlink_to("nowhere")
     source = open_frames(tmp_path)
     assert [frame.index for frame in source] == [0]
-    assert "frame 1" in source.warnings[0]
+    assert [said.split(":")[0] for said in source.warnings] == ["frame 1", "frame 2", "frame 3"]
+    assert "Jane" not in " ".join(source.warnings)  # warnings stand in the report
 
 
 def test_a_list_file_and_a_list_of_paths_agree(tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_missing_and_empty_sources_are_named(tmp_path: Path, make: str) -> None:
         path.mkdir()
     with pytest.raises(FileError, match=make) as caught:
         open_frames(path)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == (4 if make == "missing" else 2)
 
 
 def test_natural_key_sorts_numbers_as_numbers() -> None:

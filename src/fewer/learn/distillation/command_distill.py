@@ -38,6 +38,7 @@ from fewer.learn.distillation.scores import (
     score_steadily,
 )
 from fewer.learn.distillation.task import Source
+from fewer.learn.picture_files import Fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,9 @@ class DistillRequest:
     seconds: Annotated[float, Field(gt=0)] | None = None
     """Stop after this time."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Resize both sides of every picture to this first; what is not square is squeezed."""
+    """Resize both sides of every picture to this first."""
+    fit: Fit = "squeeze"
+    """How what is not square is resized: squeeze, crop (its middle) or pad (black borders)."""
     start: StartName | None = None
     """noise, class-means (noised means of 32 pictures) or real (best figures, least privacy)."""
     factor: Annotated[int, Field(ge=1, le=4)] | None = None
@@ -131,7 +134,7 @@ def distill_command(request: DistillRequest, progress: Progress) -> dict[str, ob
     refuse_earlier_run(checkpoints, request.resume)
     if latest_checkpoint(checkpoints) is None:
         refuse_finished(request.output)
-    splits = load_images(request.data, size=request.image_size)
+    splits = load_images(request.data, size=request.image_size, fit=request.fit)
     train = splits.train.labelled()
     if len(train) == 0:
         raise DataError(f"{request.data.name}: the training split has no labelled picture")
@@ -142,7 +145,8 @@ def distill_command(request: DistillRequest, progress: Progress) -> dict[str, ob
     plan = plan_of(request, train)
     distilled = distill(train, plan=plan, device=request.device, options=options, progress=progress)
     recipe = replace(distilled.datasheet.recipe, epochs=request.epochs)
-    sheet = replace(distilled.datasheet, recipe=recipe)
+    config = {**distilled.datasheet.method_config, "fit": request.fit}
+    sheet = replace(distilled.datasheet, recipe=recipe, method_config=config)
     distilled = replace(distilled, datasheet=described(sheet, request))
     figures: dict[str, object] = {}
     judged = splits.test if splits.test is not None else splits.validation

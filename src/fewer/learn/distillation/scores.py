@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress
-from fewer.learn.data import LabelledImages
+from fewer.learn.data import LabelledImages, resized
 from fewer.learn.distillation.architectures import (
     Classifier,
     NetworkPlan,
@@ -28,6 +28,7 @@ from fewer.learn.distillation.task import Source, normalise
 from fewer.learn.distillation.training import Recipe, probabilities, train_networks
 from fewer.learn.evaluate import evaluate_probabilities
 from fewer.learn.graphed import Graphs
+from fewer.learn.picture_files import fit_of
 
 ROUND, MOST_NETWORKS, STEADY = 5, 20, 0.003
 """Networks at a time, at most, and the standard error (a fraction of 1) that is small enough."""
@@ -177,8 +178,7 @@ def fit_to(distilled: DistilledSet, data: LabelledImages) -> LabelledImages:
     data = data.labelled()
     if data.channels != sheet.channels:
         raise DataError(f"the data has {data.channels} channel(s), the distilled set {sheet.channels}")
-    if data.size != sheet.image_size:
-        data = resized(data, sheet.image_size)
+    data = resized(data, sheet.image_size, fit_of(sheet.method_config))
     if data.class_names == sheet.class_names:
         return data
     unknown = [name for name in data.class_names if name not in sheet.class_names]
@@ -188,20 +188,6 @@ def fit_to(distilled: DistilledSet, data: LabelledImages) -> LabelledImages:
         )
     places = torch.tensor([sheet.class_names.index(name) for name in data.class_names])
     return LabelledImages(data.images, places[data.labels], sheet.class_names)
-
-
-def resized(data: LabelledImages, size: tuple[int, int]) -> LabelledImages:
-    """The pictures at another size, by antialiased bilinear interpolation."""
-    if data.size == size:
-        return data
-    parts = []
-    for part in data.images.split(4096):
-        pixels = torch.nn.functional.interpolate(
-            part.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True
-        )
-        parts.append(pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
-    images = torch.cat(parts).contiguous() if parts else data.images.new_zeros(0, *size, data.channels)
-    return LabelledImages(images, data.labels, data.class_names)
 
 
 def score_random(

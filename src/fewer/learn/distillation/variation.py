@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 
 from fewer.core.errors import DataError
-from fewer.learn.data import ImageSplits, LabelledImages
+from fewer.learn.data import ImageSplits, LabelledImages, resized
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.merge import merge
-from fewer.learn.distillation.scores import Score, resized, score_distilled
+from fewer.learn.distillation.scores import Score, score_distilled
 from fewer.learn.distillation.training import Recipe
 
 VariationKind = Literal["small", "great"]

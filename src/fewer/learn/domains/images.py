@@ -16,7 +16,7 @@ from torch import Tensor
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_image
 from fewer.learn.data import LabelledImages, make_labelled_images
-from fewer.learn.picture_files import folders_in, is_deep, pictures_in, refuse_twelve_bits
+from fewer.learn.picture_files import Fit, fitted, folders_in, is_deep, pictures_in, refuse_twelve_bits
 
 KNOWN_LAYOUTS: Mapping[str, tuple[str, ...]] = {
     "PACS": ("art_painting", "cartoon", "photo", "sketch"),
@@ -44,6 +44,8 @@ class Domains:
     notes: tuple[str, ...] = ()
     """What was odd about the data, for people."""
     name: str = "domains"
+    fit: Fit = "squeeze"
+    """How pictures came to their size."""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.images):
@@ -79,12 +81,14 @@ class Domains:
         return self.names.index(name)
 
 
-def load_domains(path: Path | str, *, size: int | None = None, task: str = "group8") -> Domains:
+def load_domains(
+    path: Path | str, *, size: int | None = None, task: str = "group8", fit: Fit = "squeeze"
+) -> Domains:
     """Reads a folder of domains, or of sheets with a `labels.csv` (`task`: group8, subgroup, identity).
 
-    `size` resizes every picture. Unreadable pictures are skipped and counted. Raises `FileError` when the
-    folder is missing, `DataError` when more than 1 % of the pictures are unreadable, a domain has other
-    classes than the rest, pictures differ in size, or there are fewer than two domains.
+    `size` resizes every picture, `fit` says how. Unreadable pictures are skipped and counted. Raises
+    `FileError` when the folder is missing, `DataError` when more than 1 % of the pictures are unreadable, a
+    domain has other classes than the rest, pictures differ in size, or there are fewer than two domains.
     """
     path = Path(path)
     if not path.exists():
@@ -98,10 +102,10 @@ def load_domains(path: Path | str, *, size: int | None = None, task: str = "grou
         from fewer.learn.domains.sheets import load_sheets
 
         return load_sheets(path, task=task, size=size)
-    return _load_folders(path, size)
+    return _load_folders(path, size, fit)
 
 
-def _load_folders(root: Path, size: int | None) -> Domains:
+def _load_folders(root: Path, size: int | None, fit: Fit) -> Domains:
     found = folders_in(root)
     # What unpacking leaves beside the domains (lists of splits, __MACOSX) has no class folders.
     folders = [folder for folder in found if folders_in(folder)]
@@ -119,7 +123,7 @@ def _load_folders(root: Path, size: int | None) -> Domains:
         if empty:
             per_class = ", ".join(f"{n} {c}" for n, c in zip(names, row, strict=True))
             notes.append(f"domain {domain!r} has no picture of {', '.join(empty)} (it has {per_class})")
-    reader = _Reader(size)
+    reader = _Reader(size, fit)
     read = [reader.read(folder, names) for folder in folders]
     reader.check(root.name)
     if reader.failed:
@@ -129,7 +133,9 @@ def _load_folders(root: Path, size: int | None) -> Domains:
         make_labelled_images(pixels[..., :1] if grey else pixels, labels, names, folder.name)
         for folder, (pixels, labels) in zip(folders, read, strict=True)
     )
-    return Domains(tuple(folder.name for folder in folders), images, notes=tuple(notes), name=root.name)
+    return Domains(
+        tuple(folder.name for folder in folders), images, notes=tuple(notes), name=root.name, fit=fit
+    )
 
 
 def _shared_classes(classes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], list[str]]:
@@ -154,8 +160,8 @@ def _shared_classes(classes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ..
 class _Reader:
     """Reads pictures to one size and counts those that cannot be read."""
 
-    def __init__(self, size: int | None) -> None:
-        self.size, self.shape, self.count = size, None, 0
+    def __init__(self, size: int | None, fit: Fit) -> None:
+        self.size, self.fit, self.shape, self.count = size, fit, None, 0
         self.failed: list[str] = []
 
     def read(self, folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[int]]:
@@ -169,8 +175,8 @@ class _Reader:
                 except FileError:
                     self.failed.append(f"{folder.name}/{name}/{file.name}")
                     continue
-                if self.size is not None and picture.size != (self.size, self.size):
-                    picture = picture.resize((self.size, self.size))
+                if self.size is not None:
+                    picture = fitted(picture, (self.size, self.size), self.fit)
                 self.shape = self.shape or picture.size
                 if picture.size != self.shape:
                     raise DataError(

@@ -353,6 +353,7 @@ class Run:
             **asdict(self.plan),
             "sources": [self.domains.names[env] for env in self.sources],
             "target": self.domains.names[target],
+            "fit": self.domains.fit,
             "checkpoint": f"step {chosen['step']:.0f} of {self.plan.steps}, picked by {self.rule}",
             "normalisation": f"running statistics frozen: {frozen}",
         }

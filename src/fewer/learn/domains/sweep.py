@@ -6,6 +6,7 @@ What a finished run left is not run again. Selection among draws follows DomainB
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -116,6 +117,7 @@ def run_sweep(
                 progress=progress,
             )
             done = _write(folder, domains, job, result, models, pictures)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # `run.json` is what resuming needs now
         inner.note(job, done)
         yield job, done
 

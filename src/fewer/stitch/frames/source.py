@@ -73,7 +73,7 @@ def open_frames(source: "str | Path | Sequence | Iterable | FrameSource", rate: 
 
 def _open_path(path: Path, rate: float) -> FrameSource:
     if not path.exists():
-        raise FileError(f"{path.name}: no such file or folder")
+        raise FileError(f"{path.name}: no such file or folder", missing=True)
     if path.is_dir():
         pictures = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=natural_key)
         if not pictures:
@@ -159,7 +159,9 @@ class FolderFrames:
             try:
                 picture = np.asarray(read_image(path, max_pixels=MAX_PIXELS))
             except FileError as error:
-                self.warnings.append(f"frame {index}: {error}")
+                # A file's name may be a patient's, and the warning stands in the report.
+                said = str(error).replace(repr(path.name), "the picture").replace(path.name, "the picture")
+                self.warnings.append(f"frame {index}: {said}")
                 continue
             yield Frame(index, index / self._rate, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
