@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,13 @@ def test_missing_and_extra_tensors(model: TrainedClassifier, tmp_path: Path) -> 
     with pytest.raises(FileError) as missing:
         TrainedClassifier.load(tmp_path)
     assert missing.value.missing
+
+
+def test_the_card_holds_no_markup_of_others(model: TrainedClassifier, tmp_path: Path) -> None:
+    names = ("<script>\n# a", *model.class_names[1:])
+    replace(model, class_names=names, training={"target": "<b>|"}).save(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "<" not in card and "\n# a" not in card and "&lt;script> # a" in card
 
 
 def test_the_folder_of_a_run_is_taken_for_its_model(model: TrainedClassifier, tmp_path: Path) -> None:

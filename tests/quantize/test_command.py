@@ -148,3 +148,6 @@ def test_gpt2_is_quantized_as_the_same_network_of_plain_layers(
     result = json.loads(capsys.readouterr().out)
     assert result["layers_quantized"] == 4
     assert list(result["kept_in_16_bits"].values()) == ["1: lm_head"]
+    assert result["bytes_before"] == 2 * sum(parameter.numel() for parameter in exact.parameters())
+    words = ["convert", str(tmp_path / "verb"), "--output", str(tmp_path / "lite"), "--to", "nunchaku-lite"]
+    assert main(words) == 2 and "diffusion models" in capsys.readouterr().err

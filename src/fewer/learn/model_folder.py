@@ -200,7 +200,9 @@ def _card(config: FolderConfig) -> str:
         f"Pictures: {plan.height} x {plan.width} pixels, {plan.channels} channel(s). "
         "Load with `fewer learn predict` or `fewer.learn.TrainedClassifier.load(folder)`.",
         "",
-        "Classes: " + ", ".join(config.class_names[:50]) + (" …" if len(config.class_names) > 50 else ""),
+        "Classes: "
+        + ", ".join(map(_short, config.class_names[:50]))
+        + (" …" if len(config.class_names) > 50 else ""),
     ]
     for title, facts in (("Measured", config.figures), ("Training", config.training)):
         if facts:
@@ -212,4 +214,5 @@ def _card(config: FolderConfig) -> str:
 
 def _short(value: object) -> str:
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return (text if len(text) <= 160 else text[:157] + "...").replace("|", "/").replace("\n", " ")
+    text = text if len(text) <= 160 else text[:157] + "..."
+    return text.replace("|", "/").replace("\n", " ").replace("<", "&lt;")

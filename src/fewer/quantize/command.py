@@ -97,9 +97,8 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     calibrate = _calibrate(opened, request, prompts, progress)
     shown = _shown(opened, request, prompts) if request.report else ()
     before = _pictures(opened, shown, request.seed, progress)
-    original = sum(
-        t.numel() * min(t.element_size(), dtype.itemsize) for t in opened.module.state_dict().values()
-    )
+    kept = {tensor.data_ptr(): tensor for tensor in opened.module.state_dict().values()}  # tied ones once
+    original = sum(t.numel() * min(t.element_size(), dtype.itemsize) for t in kept.values())
     recipe = dataclasses.replace(
         FAST if request.preset == "fast" else Recipe(),
         gptq=request.gptq, unsigned=request.unsigned, seed=request.seed, branch_dtype=name_of(dtype),
@@ -195,6 +194,8 @@ def _pictures(
     opened: OpenModel, shown: tuple[str, ...], seed: int, progress: Progress
 ) -> list[tuple[str, object]]:
     """(prompt or class, picture), the same seeds before and after."""
+    if not shown:
+        return []
     drawn = track(shown, progress, "draw for the report")
     return [(prompt, opened.draw(prompt, seed + index)) for index, prompt in enumerate(drawn)]
 

@@ -94,6 +94,10 @@ def _is_pickle(path: Path) -> bool:
 
 def _write(checkpoint: QuantizedCheckpoint, target: Path, to: Dialect, name: str) -> dict[str, object]:
     """Writes into the empty folder `target`; returns what could not be kept in 4 bits."""
+    if to != "fewer" and "model_type" in checkpoint.config and "_class_name" not in checkpoint.config:
+        raise ConfigError(
+            f"{to} is a form of diffusion models; a language model stays in our folder (--to fewer)"
+        )
     if to == "fewer":
         save_quantized(checkpoint, target)
     elif to == "nunchaku":

@@ -54,6 +54,7 @@ def test_modes_and_controls() -> None:
         ({"density": 1.2}, "above 0 and at most 1"),
         ({"delta": 20, "accumulation": 20}, "delta from 21 up"),
         ({"delta": 100, "exchange_end": 50}, "exchange_end from 100 up"),
+        ({"base": "irm", "batch": 1}, "at least 2 are needed"),
     ],
 )
 def test_impossible_settings_name_the_allowed_range(change: dict, message: str) -> None:

@@ -105,12 +105,14 @@ def from_text(text: str, file: str) -> Datasheet:
 
 def to_markdown(sheet: Datasheet) -> str:
     """A page for people."""
-    lines = [f"# {sheet.title or 'Distilled set'}", ""]
+    lines = [f"# {_cell(sheet.title or 'Distilled set')}", ""]
     per_class = (
         f"{sheet.images_per_class} pictures per class, {sheet.image_size[0]} x {sheet.image_size[1]} pixels"
     )
-    lines += [f"{sheet.task}; {per_class}; classes: {', '.join(sheet.class_names[:50])}.", ""]
-    lines += [f"Method {sheet.method}, seed {sheet.seed}, fewer {sheet.code_version}, {sheet.created}.", ""]
+    classes = ", ".join(map(_cell, sheet.class_names[:50]))
+    lines += [f"{_cell(sheet.task)}; {per_class}; classes: {classes}.", ""]
+    made = f"Method {sheet.method}, seed {sheet.seed}, fewer {sheet.code_version}, {sheet.created}."
+    lines += [_cell(made), ""]
     for title, facts in (
         ("Figures", sheet.metrics),
         ("Other networks", sheet.cross_architecture),
@@ -124,8 +126,9 @@ def to_markdown(sheet: Datasheet) -> str:
     for source in sheet.sources:
         lines += ["## Source", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {_cell(value)} |" for name, value in asdict(source).items() if value] + [""]
-    lines += [f"Licence of this file: {sheet.licence or 'not stated'}. Use: {sheet.intended_use}", ""]
-    lines += [f"- {warning}" for warning in sheet.warnings]
+    use = f"Licence of this file: {sheet.licence or 'not stated'}. Use: {sheet.intended_use}"
+    lines += [_cell(use), ""]
+    lines += [f"- {_cell(warning)}" for warning in sheet.warnings]
     return "\n".join(lines) + "\n"
 
 

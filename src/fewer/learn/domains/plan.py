@@ -132,8 +132,13 @@ class MaskPolicy:
 def mask_policy(plan: InvariantPlan) -> MaskPolicy:
     """Resolves defaults by mode and run length (warm-up 20 %, delta 8 %, T_end 60 % of the steps).
 
-    Raises `ConfigError` for a density outside (0, 1], delta <= accumulation, or T_end < delta.
+    Raises `ConfigError` for a density outside (0, 1], delta <= accumulation, T_end < delta, or a batch whose
+    penalty is always 0.
     """
+    if plan.base in ("irm", "fishr") and plan.batch < 2:
+        raise ConfigError(
+            f"batch is {plan.batch}: {plan.base} compares pictures of one domain, at least 2 are needed"
+        )
     if not 0 < plan.density <= 1:
         raise ConfigError(
             f"density is {plan.density}; allowed: above 0 and at most 1; published runs use 0.6"
