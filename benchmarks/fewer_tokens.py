@@ -14,21 +14,21 @@ patch 4, and for comparison f8 with 64 tokens; equal steps. The Fréchet distanc
 drawn and 4,096 fresh crops of the training photographs, in the features of a classifier trained here to
 tell those photographs apart ("crop judge, seed 0"), and of the fixed random network of the
 reconstruction report. `--quiet` starts the autoencoders linear, `--fresh` trains them on crops cut anew at
-every step, and `--refine-steps` adds the paper's phase 3 (the decoder's head against a critic) to both.
+every step, and `--refine-steps` adds the paper's phase 3 (the decoder's head against a critic) to both: there
+are rows of the decoders before and after it, for the same latents; crops to choose with say how many steps.
 `--times-channels 4` takes the latents of DC-AE 1.5's size instead (f32c128, and f8c8). A drawing is also
 compared with what the autoencoder makes of the fresh crops, which is the transformer's error alone.
 """
 # bench: gpu, 5 min:
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from can_judge import Judge
-from crop_pool import crop_pool
 from graphed import Trainee, steps_within, train_side_by_side
 from record import record
 from small_autoencoders import from_pool, quality
@@ -43,10 +43,9 @@ from tokens_autoencoders import (
     refine,
     train_fitted,
 )
+from tokens_crops import Crops, reconstructed
 from torch import Tensor, nn
 
-from fewer.core.device import isolated_randomness
-from fewer.generate.autoencoder.report import RandomFeatures, frechet_distance
 from fewer.generate.conditional import ClassConditionalParams
 from fewer.generate.conditional.build import build
 from fewer.generate.conditional.params import PUBLISHED
@@ -133,55 +132,6 @@ def timed(work: Callable[[], object], device: str, runs: int) -> float:
     return row
 
 
-class Crops:
-    """Pictures, their latents and what judges them."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        device = options.device
-        pool, numbers = crop_pool(128, options.each, 0, folder=options.pool)
-        count = options.drawn
-        self.train, self.labels = pool[:-count].to(device), numbers[:-count].to(device)
-        self.fresh = pool[-count:].to(device)
-        self.test = crop_pool(128, min(options.each, 80), 99, held_out=True, folder=options.pool)[0].to(
-            device
-        )
-        self.classes = int(numbers.max()) + 1
-        self.random = RandomFeatures().to(device)
-        self.judge: nn.Module | None = None
-
-    def judge_trainee(self) -> Trainee:
-        device = self.train.device
-        with isolated_randomness(0):
-            judge = Judge(3, self.classes).to(device)
-        self.judge = judge
-
-        def loss(generator: torch.Generator) -> Tensor:
-            rows = torch.randint(len(self.train), (128,), generator=generator, device=device)
-            images = self.train[rows].float() / 127.5 - 1
-            return nn.functional.cross_entropy(judge(images), self.labels[rows])
-
-        groups = [{"params": list(judge.parameters()), "weight_decay": 0.05}]
-        return Trainee(
-            name="judge", model=judge, loss=loss, groups=groups, rate=2e-3, steps=self.options.judge_steps,
-            warmup=20, final_rate=0.02, seed=0,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def distances(self, images: Tensor, real: Tensor | None = None) -> dict[str, float]:
-        """Of pictures in [-1, 1], or as bytes, to the fresh crops or to others."""
-        judge = self.judge
-        assert isinstance(judge, Judge)
-        result = {}
-        for name, features in (("judge", judge.features), ("random", self.random)):
-            two = []
-            for pictures in (images, self.fresh if real is None else real):
-                parts = (p.float() / 127.5 - 1 if p.dtype == torch.uint8 else p for p in pictures.split(512))
-                two.append(torch.cat([features(part).float().cpu() for part in parts]))
-            result[f"frechet_{name}"] = round(frechet_distance(*two), 4)
-        return result
-
-
 def pictures_quality(options: argparse.Namespace) -> None:
     began = time.monotonic()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -202,17 +152,13 @@ def pictures_quality(options: argparse.Namespace) -> None:
     train_fitted(trainees, options.fit)
     options.autoencoder_steps = trainees[0].steps if trainees else 0
     print(f"{options.autoencoder_steps} steps after {time.monotonic() - began:.0f} s", flush=True)
-    rows: dict[str, dict] = {}
-    if options.refine_steps:
-        for ratio, model in fresh.items():
-            back = encoded(model, crops, options)[2]
-            rows[f"autoencoder f{ratio} before phase 3"] = {
-                "psnr_held_out": quality(model, crops.test),
-                **{f"{k}_reconstructed": v for k, v in crops.distances(back).items()},
-            }
-            print(rows, flush=True)
-    refine(fresh, cut, options)
+    # Phase 3 leaves the encoder alone: both decoders draw from the same transformer's latents.
+    kinds = {"": autoencoders}
+    if options.refine_steps and fresh:
+        kinds[" refined"] = {ratio: copy.deepcopy(model) for ratio, model in autoencoders.items()}
+        refine(kinds[" refined"], cut, options, crops.distance_to_choose_with)  # type: ignore[arg-type]
     print(f"autoencoders and judge after {time.monotonic() - began:.0f} s", flush=True)
+    rows: dict[str, dict] = {}
     with torch.no_grad():
         right = [
             (crops.judge(part.float() / 127.5 - 1).argmax(1) == labels).float()  # type: ignore[misc]
@@ -222,11 +168,15 @@ def pictures_quality(options: argparse.Namespace) -> None:
         ]
     rows["judge"] = {"accuracy_on_training_crops": float(torch.cat(right).mean())}
     latents, scales, reached = {}, {}, {}
-    for ratio, model in autoencoders.items():
-        rows[f"autoencoder f{ratio}"] = {"psnr_held_out": quality(model, crops.test)}
-        latents[ratio], scales[ratio], back = encoded(model, crops, options)
-        reached[ratio] = reconstructed(model, crops.fresh)
-        rows[f"autoencoder f{ratio}"] |= {f"{k}_reconstructed": v for k, v in crops.distances(back).items()}
+    for ratio in autoencoders:
+        for kind, models in kinds.items():
+            latents[ratio], scales[ratio], back = encoded(models[ratio], crops, options)
+            reached[ratio, kind] = reconstructed(models[ratio], crops.fresh)
+            rows[f"autoencoder f{ratio}{kind}"] = {
+                "psnr_held_out": quality(models[ratio], crops.test),
+                **{f"{name}_reconstructed": value for name, value in crops.distances(back).items()},
+                "frechet_to_choose_with": crops.distance_to_choose_with(models[ratio]),
+            }
     rows["other crops of the same photographs"] = crops.distances(crops.train[: len(crops.fresh)])
     print(rows, flush=True)
     record(options.name, {"rows": rows})
@@ -241,30 +191,26 @@ def pictures_quality(options: argparse.Namespace) -> None:
         net.prepare()
     left = 0.0
     if options.fit:
-        left = options.seconds - (time.monotonic() - began) - 5 * len(nets)
+        left = options.seconds - (time.monotonic() - began) - (3 + 4 * len(kinds)) * len(nets)
         steps_within(nets, left, options.steps)
     train_fitted(nets, left)
     options.steps = nets[0].steps
     print(f"transformers after {time.monotonic() - began:.0f} s", flush=True)
     for (name, seed), net in zip(wave, nets, strict=True):
         ratio = DIFFUSION[name][0]
-        drawn = draw(net.model, autoencoders[ratio], scales[ratio], latents[ratio].shape[1:], crops)
-        rows[f"{name}, seed {seed}"] = {
-            "last_loss": float(net.history[: net.steps][-100:].mean()), **crops.distances(drawn),
-            "frechet_judge_to_reconstructions": crops.distances(drawn, reached[ratio])["frechet_judge"],
-            "tokens": (latents[ratio].shape[-1] // DIFFUSION[name][1]) ** 2,
-            "wave_seconds": round(net.seconds, 1),
-        }  # fmt: skip
-        print(name, seed, rows[f"{name}, seed {seed}"], flush=True)
+        drawn = draw(net.model, latents[ratio].shape[1:], crops)
+        for kind, models in kinds.items():
+            pictures = decoded(models[ratio], drawn, scales[ratio])
+            alone = crops.distances(pictures, reached[ratio, kind])["frechet_judge"]
+            rows[f"{name}{kind}, seed {seed}"] = {
+                "last_loss": float(net.history[: net.steps][-100:].mean()), **crops.distances(pictures),
+                "frechet_judge_to_reconstructions": alone,
+                "tokens": (latents[ratio].shape[-1] // DIFFUSION[name][1]) ** 2,
+                "wave_seconds": round(net.seconds, 1),
+            }  # fmt: skip
+            print(name, kind, seed, rows[f"{name}{kind}, seed {seed}"], flush=True)
         settings = {key: value for key, value in vars(options).items() if isinstance(value, int | str)}
         record(options.name, {"rows": rows, "settings": settings})
-
-
-@torch.no_grad()
-def reconstructed(model: nn.Module, pictures: Tensor) -> Tensor:
-    """The same pictures as the autoencoder gives them back, as bytes."""
-    parts = (model(part.float() / 127.5 - 1).float() for part in pictures.split(256))
-    return torch.cat([((part + 1) * 127.5).round().clamp(0, 255).byte() for part in parts])
 
 
 @torch.no_grad()
@@ -308,14 +254,12 @@ def diffusion_trainee(
 
 
 @torch.no_grad()
-def draw(
-    model: nn.Module, autoencoder: nn.Module, scale: tuple[Tensor, Tensor], shape: torch.Size, crops: Crops
-) -> Tensor:
-    """As many pictures as fresh crops, their classes evenly spread; 30 steps, no guidance."""
+def draw(model: nn.Module, shape: torch.Size, crops: Crops) -> Tensor:
+    """Latents of as many pictures as fresh crops, their classes evenly spread; 30 steps, no guidance."""
     generator = torch.Generator().manual_seed(11)
     device = crops.train.device
     labels = (torch.arange(len(crops.fresh)) % crops.classes).to(device)
-    pictures = []
+    found = []
     for part in labels.split(512):
         noise = torch.randn(len(part), *shape, generator=generator).to(device)
 
@@ -327,8 +271,15 @@ def draw(
         latents = noise
         for step in sample(velocity, noise, 30, 1.0):
             latents = step.latents
-        pictures.append(autoencoder.decoder(latents * scale[1] + scale[0]).float().clamp(-1, 1))  # type: ignore
-    return torch.cat(pictures)
+        found.append(latents)
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def decoded(autoencoder: nn.Module, latents: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:
+    """The pictures of such latents, in [-1, 1]."""
+    parts = (autoencoder.decoder(part * scale[1] + scale[0]) for part in latents.split(256))  # type: ignore
+    return torch.cat([part.float().clamp(-1, 1) for part in parts])
 
 
 def main() -> None:
@@ -371,6 +322,7 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=2048, help="with --fresh: shrink photographs to this")
     parser.add_argument("--refine-steps", type=int, default=0, help="autoencoders: of phase 3, with a critic")
     parser.add_argument("--refine-depth", type=int, default=2, help="stages of the decoder that it trains")
+    parser.add_argument("--refine-all-but", type=int, default=0, help="instead: all but so many deepest")
     parser.add_argument("--without-cudnn", action="store_true")
     parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
     options = parser.parse_args()

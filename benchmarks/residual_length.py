@@ -1,13 +1,14 @@
-"""Residual autoencoding over the length of training: f8, f16, f32 and f64, with and without shortcuts, from
-torch's usual start with the paper's optimizer, looked at again and again on the way.
+"""Residual autoencoding over the length of training: f8, f16, f32, f64, with and without shortcuts, with the
+paper's optimizer, looked at again and again on the way.
 
 python benchmarks/residual_length.py [--seeds 0 1 2] [--seconds 300]
 writes benchmarks/results/residual_length.json after every look. Both kinds of net are trained as `fewer train
-autoencoder --optimizer adamw --no-quiet-start` does: AdamW (0.9, 0.999, decay 0.1), a constant rate after 100
-steps, L1 and gradients, gradients clipped; nothing depends on how long it will go on. Latents of one size in
-all, a quarter of the published widths, 64-px crops of data/photos cut anew. Each kind takes one of two rates,
-by three photographs that are left out of training, after `--trial` steps of its f64. What is looked at is the
-moving average of the weights (100 steps), on crops of the seven test photographs and of those three.
+autoencoder --optimizer adamw` does: AdamW (0.9, 0.999, decay 0.1), a constant rate after 100 steps, L1 and
+gradients, gradients clipped; nothing depends on how long it will go on. They start as torch's layers do, with
+`--quiet` as that verb does (blocks without effect). Latents of one size in all, a quarter of the published
+widths, 64-px crops of data/photos cut anew. With several rates each kind takes one, by three photographs that
+are left out of training, after `--trial` steps of its f64. What is looked at is the moving average of the
+weights (100 steps), on crops of the seven test photographs and of those three.
 """
 # bench: gpu, 5 min:
 
@@ -24,6 +25,8 @@ from residual_autoencoding import build, small_config
 from residual_curve import QUARTER, drawn, pools
 from small_autoencoders import Draw, autoencoder_trainee, quality
 from step_forms import FORMS, Form, put_in_form
+
+from fewer.generate.autoencoder.quiet_start import start_quietly
 
 POINTS = (100, 200, 400, 700, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 24000, 32000)
 RATES = (1e-3, 3e-4)
@@ -67,9 +70,9 @@ def main() -> None:
     draw = drawn(options, validation)
     form = next(form for form in FORMS if form.name == options.form)
     rates, trial = best_rates(draw, form, validation, options)
-    keys = ("batch", "crop", "leaves", "beforehand", "largest", "trial")
+    keys = ("quiet", "widths", "batch", "crop", "leaves", "beforehand", "largest", "trial")
     facts = {key: getattr(options, key) for key in keys}
-    facts |= {"widths": QUARTER, "rates": rates, "rates_tried": trial, "averaged_steps": AVERAGED}
+    facts |= {"rates": rates, "rates_tried": trial, "averaged_steps": AVERAGED}
     rows: list[dict] = []
     for place, seed in enumerate(options.seeds):
         share = (options.seconds - (time.monotonic() - began)) / (len(options.seeds) - place)
@@ -115,6 +118,8 @@ def best_rates(
     draw: Draw, form: Form, validation: torch.Tensor, options: argparse.Namespace
 ) -> tuple[dict[str, float], list]:
     """For each kind of net the rate that is best for its net of most compression; and the figures of all."""
+    if len(options.rates) == 1:
+        return dict.fromkeys(KINDS, options.rates[0]), []
     ratio = max(options.ratios)
     tried = [(kind, rate) for kind in KINDS for rate in options.rates]
     nets = [trainee_of(kind, ratio, 1000, rate, draw, form, options) for kind, rate in tried]
@@ -134,8 +139,9 @@ def trainee_of(
     kind: str, ratio: int, seed: int, rate: float, draw: Draw, form: Form, options: argparse.Namespace
 ) -> Averaged:
     """A net that has learned nothing yet."""
-    widths = (8, 16, 32, 32, 32, 32, 128) if options.tiny else QUARTER
-    model = build(small_config(ratio, widths, KINDS[kind]), KINDS[kind], False, seed)
+    model = build(small_config(ratio, tuple(options.widths), KINDS[kind]), KINDS[kind], False, seed)
+    if options.quiet:
+        start_quietly(model)
     model = put_in_form(model.to(options.device), form)
     shaped = draw
     if form.channels_last:
@@ -175,7 +181,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--beforehand", type=int, default=65536, help="crops that are cut, once for all")
     parser.add_argument("--largest", type=int, default=2048, help="shrink photographs to this")
     parser.add_argument("--form", default="channels last, fused norms", choices=[form.name for form in FORMS])
-    parser.add_argument("--tiny", action="store_true", help="narrow nets, to see that it runs")
+    parser.add_argument("--widths", type=int, nargs="+", default=list(QUARTER), help="of the stages")
+    parser.add_argument("--quiet", action="store_true", help="blocks start without effect")
     parser.add_argument("--seconds", type=float, default=1e9, help="shared evenly by the seeds")
     parser.add_argument("--name", default="residual_length", help="of the result's file")
     options = parser.parse_args()

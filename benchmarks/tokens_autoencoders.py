@@ -5,6 +5,7 @@ against a critic.
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,15 +67,26 @@ def crops_to_train_on(pool: Tensor, options: argparse.Namespace) -> Draw:
     return from_pool(beforehand(many, options.beforehand, generator), options.autoencoder_batch)
 
 
-def refine(models: dict[int, DCAutoencoder], draw: Draw, options: argparse.Namespace) -> None:
-    """Phase 3 of the paper for each: the decoder's head against a critic of its own. No latent changes."""
+def refine(
+    models: dict[int, DCAutoencoder],
+    draw: Draw,
+    options: argparse.Namespace,
+    distance: Callable[[DCAutoencoder], float] | None = None,
+) -> None:
+    """Phase 3 of the paper for each: the decoder's head against a critic of its own. No latent changes.
+
+    `distance`, on crops to choose with, is asked before and every 150 steps; the best weights are kept.
+    """
     if not options.refine_steps:
         return
     device = options.device
     settings = TrainingOptions(device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     trainees = []
     for ratio, model in models.items():
-        head = prepare(model, 3, options.refine_depth)
+        depth = options.refine_depth
+        if options.refine_all_but:
+            depth = model.config.stages - options.refine_all_but
+        head = prepare(model, 3, depth)
         with isolated_randomness(0):
             critic = PatchDiscriminator(3).to(device)
 
@@ -91,7 +103,25 @@ def refine(models: dict[int, DCAutoencoder], draw: Draw, options: argparse.Names
                 betas=(0.5, 0.9), clip=None, captured=False,
             )
         )  # fmt: skip
-    train_side_by_side(trainees)
+    best: dict[str, tuple[float, int, dict[str, Tensor]]] = {}
+
+    def look() -> None:
+        for trainee in trainees:
+            if distance is not None and trainee.done % 150 in (0, trainee.steps % 150):
+                found = distance(trainee.model)  # type: ignore[arg-type]
+                print(
+                    f"{trainee.name}, {trainee.done} steps: {found:.2f} on crops to choose with", flush=True
+                )
+                if trainee.name not in best or found < best[trainee.name][0]:
+                    weights = {name: tensor.clone() for name, tensor in trainee.model.state_dict().items()}
+                    best[trainee.name] = found, trainee.done, weights
+
+    look()
+    train_side_by_side(trainees, look=look)
+    for trainee in trainees:
+        if trainee.name in best:
+            trainee.model.load_state_dict(best[trainee.name][2])
+            print(f"{trainee.name}: the weights after {best[trainee.name][1]} steps are kept", flush=True)
 
 
 def load_kept(model: nn.Module, ratio: int, options: argparse.Namespace) -> bool:

@@ -65,7 +65,7 @@ def test_trains_saves_and_reports(
     assert main(command(data, start, tmp_path / "out", "--resume", "--optimizer", "muon")) == 2
     assert "started with AdamW, not Muon" in capsys.readouterr().err
     assert main(command(data, start, tmp_path / "out", "--resume", "--adapt-depth", "0")) == 2
-    assert "trains other parameters" in capsys.readouterr().err
+    assert "started with depth 1, not 0" in capsys.readouterr().err
     assert main(command(data, start, tmp_path / "out", "--resume", "--batch", "3")) == 2
     assert "started with batch 2, not 3" in capsys.readouterr().err
     Image.new("RGB", (90, 60)).save(data / "7.png")

@@ -83,6 +83,16 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def latest_facts(folder: Path) -> dict:
+    """The facts of the newest checkpoint whose header can be read, without its tensors; {} without one."""
+    for path in _newest_first(Path(folder)):
+        try:
+            return json.loads(tensor_header(path)[1]["fewer.facts"])
+        except (FileError, KeyError, ValueError):
+            continue
+    return {}
+
+
 def _newest_first(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []

@@ -272,6 +272,18 @@ def _save(
     save_checkpoint(plan.checkpoint_folder, done, tensors | optimizer_tensors, facts, plan.keep)
 
 
+def check_identity(facts: Mapping[str, object], identity: Mapping[str, str]) -> None:
+    """Raises `ConfigError` where a checkpoint's facts tell of another run than this one."""
+    started = facts.get("identity", {})
+    assert isinstance(started, dict)
+    for name, value in identity.items():
+        if started.get(name, value) != value:
+            raise ConfigError(
+                f"the run was started with {name} {started[name]}, not {value}; resume with what it was "
+                "started with, or give another output folder"
+            )
+
+
 def _restore(
     plan: FitPlan,
     modules: Mapping[str, nn.Module],
@@ -281,20 +293,14 @@ def _restore(
     found = latest_checkpoint(plan.checkpoint_folder) if plan.checkpoint_folder else None
     if found is None:
         return 0
+    kind = found.facts.get("optimizer_kind", type(optimizer).__name__)  # not noted in older runs
+    if kind != type(optimizer).__name__:
+        raise ConfigError(f"the run was started with {kind}, not {type(optimizer).__name__}; give that")
+    check_identity(found.facts, plan.identity)
     if found.facts["seed"] != plan.seed:
         raise ConfigError(
             f"the run was started with seed {found.facts['seed']}, not {plan.seed}; give that seed"
         )
-    kind = found.facts.get("optimizer_kind", type(optimizer).__name__)  # not noted in older runs
-    if kind != type(optimizer).__name__:
-        raise ConfigError(f"the run was started with {kind}, not {type(optimizer).__name__}; give that")
-    started = found.facts.get("identity", {})
-    for name, value in plan.identity.items():
-        if started.get(name, value) != value:
-            raise ConfigError(
-                f"the run was started with {name} {started[name]}, not {value}; resume with what it was "
-                "started with, or give another output folder"
-            )
     for name, module in modules.items():
         copy_into(module, found.tensors, name)
         for key, average in averages.get(name, {}).items():

@@ -126,3 +126,16 @@ def test_other_dtypes_stay_themselves(dtype: torch.dtype) -> None:
     image = torch.rand(1, 3, 8, 12).to(dtype)
     latents = model.encode(image)
     assert latents.dtype == dtype and model.decode(latents).dtype == dtype
+
+
+def test_numbers_of_another_format_and_impossible_crops_are_refused() -> None:
+    model = DCAutoencoder(tiny_config("no_latent_shortcuts")).eval()
+    image = torch.zeros(1, model.config.in_channels, 8, 8)
+    with pytest.raises(ConfigError, match=r"image is torch\.float64 on cpu, .*torch\.float32 on cpu"):
+        model.encode(image.double())
+    latents = model.encode(image)
+    with pytest.raises(ConfigError, match=r"latents is torch\.float16"):
+        model.decode(latents.half())
+    for size in ((0, 8), (8, -1), (9, 8)):
+        with pytest.raises(ConfigError, match=r"decode to 8 x 8"):
+            model.decode(latents, size=size)

@@ -170,3 +170,32 @@ def test_a_native_folder_is_known_by_its_name_or_its_model_name(
     if place == "any":
         (tmp_path / place / "config.json").write_text('{"model_name": "dc-ae-tiny-mix-1.0"}')
     assert state_shapes(DCAutoencoder.load(tmp_path / place)) == state_shapes(model)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.bool]
+)
+def test_mixed_formats_open_in_one_and_whole_numbers_are_no_weights(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = DCAutoencoder(tiny_config("no_latent_shortcuts"))
+    model.save(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = read_tensors(path)
+    tensors["encoder.conv_in.weight"] = tensors["encoder.conv_in.weight"].to(dtype)
+    write_tensors(path, tensors)
+    if not dtype.is_floating_point:
+        with pytest.raises(FileError, match=r"1 tensors .*encoder\.conv_in\.weight \((I8|BOOL)\)"):
+            DCAutoencoder.load(tmp_path)
+        return
+    again = DCAutoencoder.load(tmp_path)
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert torch.equal(again.encoder.conv_in.weight, tensors["encoder.conv_in.weight"].float())
+
+
+def test_a_folder_of_another_kind_is_named(tmp_path: Path) -> None:
+    DCAutoencoder(tiny_config("no_latent_shortcuts")).save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "AutoencoderKL"}))
+    with pytest.raises(FileError, match=r"AutoencoderKL, not an AutoencoderDC"):
+        DCAutoencoder.load(tmp_path)

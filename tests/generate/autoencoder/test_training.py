@@ -127,6 +127,23 @@ def test_resuming_is_bit_identical_through_all_phases(stop: int, optimizer: str,
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
 
 
+def test_a_resumed_run_may_not_change_what_led_to_its_phase(tmp_path: Path) -> None:
+    """More of phase 1 would be lost under the phase 2 that followed: refused at once, like other settings."""
+    options = replace(OPTIONS, checkpoint_folder=tmp_path, checkpoint_every=2)
+    train_autoencoder(model_of(), draw, [plan(1, 2), plan(2, 1)], options)
+    options = replace(options, resume=True)
+    train_autoencoder(model_of(), draw, [plan(1, 2), plan(2, 2)], options)  # more of the last phase
+    for plans, other, words in (
+        ([plan(1, 3), plan(2, 2)], options, "steps of phase 1 2, not 3"),
+        ([plan(2, 2)], options, "steps of phase 1 2, not 0"),
+        ([plan(1, 2)], replace(options, seed=5), "seed 0, not 5"),
+        ([plan(1, 2), replace(plan(2, 2), depth=0)], options, "depth 1, not 0"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train_autoencoder(model_of(), draw, plans, other)
+    assert [path.name for path in (tmp_path / "phase-1").iterdir()] == ["step-00000002.safetensors"]
+
+
 def test_bfloat16_and_checkpointing_train_too() -> None:
     options = replace(OPTIONS, dtype=torch.bfloat16, gradient_checkpointing=True)
     model = model_of("multi_head_multi_scale")

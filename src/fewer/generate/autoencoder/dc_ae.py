@@ -166,6 +166,7 @@ class DCAutoencoder(nn.Module):
         from fewer.generate.autoencoder.tiling import encode_tiled
 
         check_input("image", image, {self.config.in_channels}, check_finite)
+        check_dtype("image", image, self)
         ratio = self.config.spatial_compression_ratio
         image = pad_to_multiple(image, ratio) if pad else image
         check_size(image, ratio)
@@ -200,7 +201,9 @@ class DCAutoencoder(nn.Module):
 
         channels = {self.config.latent_channels, *self.config.latent_prefixes}
         check_input("latents", latents, channels, check_finite)
+        check_dtype("latents", latents, self)
         ratio = self.config.spatial_compression_ratio
+        check_crop(size, latents, ratio)
         if latents.shape[0] == 0:
             side = (latents.shape[2] * ratio, latents.shape[3] * ratio)
             return latents.new_zeros(0, self.config.in_channels, *side)
@@ -295,6 +298,28 @@ def check_input(name: str, tensor: Tensor, channels: set[int], check_finite: boo
         raise ConfigError(f"{name} has shape {tuple(tensor.shape)}: no pixels")
     if check_finite and not torch.isfinite(tensor).all():
         raise ConfigError(f"{name} holds NaN or infinite values")
+
+
+def check_dtype(name: str, tensor: Tensor, model: nn.Module) -> None:
+    """Raises `ConfigError` for a number format or a device that none of the model's weights have."""
+    places = {(p.dtype, p.device.type) for p in model.parameters()}
+    given = (tensor.dtype, tensor.device.type)
+    if places and given not in places and not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        weights = " and ".join(sorted(f"{dtype} on {device}" for dtype, device in places))
+        raise ConfigError(
+            f"{name} is {tensor.dtype} on {tensor.device.type}, this autoencoder's weights are {weights}; "
+            f"convert with {name}.to(...)"
+        )
+
+
+def check_crop(size: tuple[int, int] | None, latents: Tensor, ratio: int) -> None:
+    """`size` may take nothing or something off, and must leave a pixel."""
+    whole = [ratio * side for side in latents.shape[2:]]
+    if size is not None and not all(0 < wanted <= side for wanted, side in zip(size, whole, strict=True)):
+        raise ConfigError(
+            f"size is {tuple(size)}; these latents decode to {whole[0]} x {whole[1]} (height x width), "
+            "of which at least one pixel and at most all are kept"
+        )
 
 
 def check_size(image: Tensor, ratio: int) -> None:

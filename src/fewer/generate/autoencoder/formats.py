@@ -24,12 +24,14 @@ from fewer.generate.autoencoder.config import DCAutoencoderConfig
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.autoencoder.native_names import is_native, split_native, to_native
 from fewer.generate.autoencoder.published import published_config, published_names
-from fewer.generate.compact import expand, weight_shapes
+from fewer.generate.compact import SCALE, expand, weight_shapes
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "diffusion_pytorch_model"
 NATIVE_WEIGHTS = "model"
+CLASS_NAME = "AutoencoderDC"
+COUNTER = "num_batches_tracked"
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -39,9 +41,11 @@ def load_autoencoder(folder: Path, *, dtype: torch.dtype | None, device: torch.d
         raise FileError(f"{folder.name!r} is no folder; give one with config.json", missing=True)
     files = _weight_files(folder, dtype)
     shapes: Shapes = {}
+    stored: dict[str, str] = {}
     for file in files:
         header, _ = tensor_header(file)
         shapes.update({name: info.shape for name, info in header.items()})
+        stored.update({name: info.dtype for name, info in header.items()})
     shapes = weight_shapes(shapes, folder.name)
     native = is_native(shapes)
     shapes = split_native(shapes, _third_of_shape) if native else shapes
@@ -49,10 +53,11 @@ def load_autoencoder(folder: Path, *, dtype: torch.dtype | None, device: torch.d
     with without_values():
         model = DCAutoencoder(config)
     compare(state_shapes(model), shapes, folder.name)
+    _check_formats(stored, folder.name)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(read_tensors(file, device=device))
-    tensors = expand(tensors, dtype)
+    tensors = _in_one_format(expand(tensors, dtype))
     tensors = split_native(tensors, _third_of_tensor) if native else tensors
     model.load_state_dict(tensors, strict=True, assign=True)
     model = model.to(dtype=dtype) if dtype is not None else model
@@ -88,7 +93,7 @@ def config_from_mapping(mapping: Mapping[str, object]) -> DCAutoencoderConfig:
 
 def config_to_mapping(config: DCAutoencoderConfig) -> dict[str, object]:
     """Our dataclass to a `config.json` that diffusers reads; keys of our own only where they are set."""
-    mapping: dict[str, object] = {"_class_name": "AutoencoderDC"}
+    mapping: dict[str, object] = {"_class_name": CLASS_NAME}
     own = ("latents_mean", "latents_std", "latent_prefixes")
     mapping.update({key: value for key, value in asdict(config).items() if key not in own or value})
     return mapping
@@ -112,10 +117,35 @@ def compare(expected: Shapes, found: Shapes, where: str) -> None:
         raise FileError(f"{len(lines)} tensors of {where!r} do not fit its config:\n" + "\n".join(lines))
 
 
+def _check_formats(stored: Mapping[str, str], where: str) -> None:
+    """Weights are floating point, or whole numbers with scales beside them (`compact`)."""
+    wrong = [
+        f"{name} ({dtype})"
+        for name, dtype in sorted(stored.items())
+        if not dtype.startswith(("F", "BF")) and not name.endswith(COUNTER) and name + SCALE not in stored
+    ]
+    if wrong:
+        raise FileError(
+            f"{len(wrong)} tensors of {where!r} are no floating-point weights: {', '.join(wrong[:8])}; "
+            "quantized files need the program that made them"
+        )
+
+
+def _in_one_format(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As they are where all have one format that arithmetic knows; else all in fp32."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) <= 1 and kinds <= {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
+        return tensors
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
 def _read_config(folder: Path, shapes: Shapes) -> DCAutoencoderConfig:
     """From config.json; native folders often name a published model, or hold no config at all."""
     path = folder / "config.json"
     mapping = read_json(path) if path.exists() else {}
+    kind = mapping.get("_class_name", CLASS_NAME)
+    if kind != CLASS_NAME:
+        raise FileError(f"{folder.name!r} holds a {str(kind)[:60]}, not an {CLASS_NAME} (DC-AE)")
     if "encoder_block_out_channels" in mapping or "latent_channels" in mapping:
         return config_from_mapping(mapping)
     for name in (str(mapping.get("model_name", "")), *_names_of(folder)):

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewer.core.checkpoint import latest_facts
 from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress, SilentProgress
-from fewer.core.train import FitPlan, FitResult, fit, rank, world_size
+from fewer.core.train import FitPlan, FitResult, check_identity, fit, rank, world_size
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.autoencoder.discriminator import (
     SMALLEST_JUDGED,
@@ -81,11 +82,20 @@ def train_autoencoder(
     options, progress = options or TrainingOptions(), progress or SilentProgress()
     for plan in plans:
         _check_plan(model, plan)
+    # A phase goes on from what those before it left: more of theirs would be lost by resuming it.
+    steps = {plan.phase: plan.steps for plan in plans}
+    alone = {}
+    for plan in plans:
+        before = {f"steps of phase {phase}": str(steps.get(phase, 0)) for phase in range(1, plan.phase)}
+        alone[plan.phase] = replace(options, identity={**options.identity, **before})
+        if options.resume and options.checkpoint_folder:  # said now, not when an earlier phase has ended
+            folder = options.checkpoint_folder / f"phase-{plan.phase}"
+            check_identity(latest_facts(folder), _identity(plan, alone[plan.phase]))
     model.to(options.device)
     results = {}
     for plan in plans:
         progress.say(f"phase {plan.phase}: {plan.steps} steps on crops of {plan.crop} px")
-        results[plan.phase] = run_phase(model, draw, plan, options, progress)
+        results[plan.phase] = run_phase(model, draw, plan, alone[plan.phase], progress)
     model.requires_grad_(False).eval()
     return results
 
@@ -121,10 +131,7 @@ def run_phase(
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,
         seed=options.seed + plan.phase,
-        identity={
-            **options.identity,
-            **{name: str(getattr(plan, name)) for name in ("crop", "batch", "rate")},
-        },
+        identity=_identity(plan, options),
     )
 
     def batch_at(_: int, generator: torch.Generator) -> Tensor:
@@ -137,6 +144,18 @@ def run_phase(
     result = fit(fit_plan, modules, optimizer, step, batch_at, progress)
     _take_averages(model, result, options, plan.steps)
     return result
+
+
+def _identity(plan: PhasePlan, options: TrainingOptions) -> dict[str, str]:
+    """What decides the result of a phase and may not change when it is resumed, by name."""
+    facts = {name: str(getattr(plan, name)) for name in ("crop", "batch", "rate")}
+    facts |= {"seed": str(options.seed), "lpips": "on" if options.perceptual is not None else "off"}
+    if plan.phase != 1:
+        facts["depth"] = str(plan.depth)
+    if plan.phase == 3:
+        adaptive = options.adaptive_adversarial
+        facts["adversarial weight"] = "adaptive" if adaptive else str(options.adversarial_weight)
+    return {**options.identity, **facts}
 
 
 def training_losses(
