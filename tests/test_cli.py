@@ -54,6 +54,30 @@ def test_an_option_that_is_not_known_is_named_beside_settings(capsys: pytest.Cap
     assert "--bogus" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "hidden", "advice"),
+    [
+        (["stitch", "frames", "--output", "map"], "fewer.stitch.panorama cv2", "pip install 'fewer[stitch]'"),
+        (["info"], "- torch", "pip install torch"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_what_installs_it(
+    words: list[str],
+    hidden: str,
+    advice: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also one that is imported only when the work begins."""
+    importer, package = hidden.split()
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, importer, raising=False)
+    assert cli.main(words) == 4
+    assert (
+        capsys.readouterr().err.strip().endswith(f"needs the package {package!r}; install it with: {advice}")
+    )
+
+
 def test_toml_sets_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "model").mkdir(parents=True)

@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import os
 import sys
-import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +155,8 @@ VERBS: dict[str, Verb] = {
 # fmt: on
 
 EXIT_INTERRUPTED = 130
+EXTRAS = ("stitch", "learn", "recommend", "serve")
+"""Rooms that need packages which a plain installation does not bring."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,13 +231,17 @@ def _run(name: str, words: list[str]) -> int:
     try:
         common = take_common(words)
         verb = VERBS[name]
-        module = _import_room(verb.module)
+        module = importlib.import_module(verb.module)
         request, page = parse_request(name, getattr(module, verb.request), common.rest, common.config)
         if request is None:
             return _write_out(page.rstrip())
         result = getattr(module, verb.function)(request, make_progress("auto"))
     except FewerError as error:
         return _complain(name, str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "fewer").split(".")[0] == "fewer":
+            raise
+        return _complain(name, _what_is_missing(name, error), 4)
     except KeyboardInterrupt:
         return _complain(name, "interrupted; what was finished is saved", EXIT_INTERRUPTED)
     except MemoryError:
@@ -261,17 +266,11 @@ def _what_failed(error: OSError) -> str:
     return f"cannot use the file or folder{given}: {error.strerror or error}; try another path"
 
 
-def _import_room(module: str) -> typing.Any:
-    from fewer.core.errors import FileError
-
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] == "fewer":
-            raise
-        room = module.split(".")[1]
-        message = f"this verb needs the package {error.name!r}; install it with: pip install 'fewer[{room}]'"
-        raise FileError(message, missing=True) from error
+def _what_is_missing(name: str, error: ModuleNotFoundError) -> str:
+    """Verbs of a room that brings packages of its own are named after it, as the extra is."""
+    room = name.split()[0]
+    wanted = f"'fewer[{room}]'" if room in EXTRAS else str(error.name).split(".")[0]
+    return f"this verb needs the package {error.name!r}; install it with: pip install {wanted}"
 
 
 def _print_result(result: Mapping[str, object], as_json: bool) -> int:

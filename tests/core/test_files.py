@@ -14,6 +14,7 @@ from fewer.core.errors import FileError
 from fewer.core.files import (
     decode_image,
     inside,
+    output_files,
     output_folder,
     read_arrays,
     read_image,
@@ -206,3 +207,15 @@ def test_a_folder_for_results_is_made_or_refused_at_once(tmp_path: Path) -> None
     for name in ("file", "file/below", "n" * 300):
         with pytest.raises(FileError, match="choose another --output"):
             output_folder(tmp_path / name)
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "old.png").write_bytes(b"old")
+    output_files([tmp_path / "new" / "one.png", tmp_path / "old.png"])
+    assert (tmp_path / "new").is_dir() and (tmp_path / "old.png").read_bytes() == b"old"
+    (tmp_path / "folder.png").mkdir()
+    wrong = {"folder.png": "it is a folder", f"{300 * 'n'}.png": "too long", "old.png/one.png": "exists"}
+    for name, said in wrong.items():
+        with pytest.raises(FileError, match=said) as caught:
+            output_files([tmp_path / name])
+        assert len(str(caught.value)) < 200

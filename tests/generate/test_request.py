@@ -39,3 +39,22 @@ def test_nothing_to_draw_and_too_many_seeds_are_refused():
 def test_one_prompt_or_several():
     assert as_prompts("abc") == ("abc",)
     assert as_prompts(["a", "b"]) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("a red\napple 🍎", "a red\napple 🍎"),
+        ("яблоко".encode().decode("ascii", "surrogateescape"), "яблоко"),
+    ],
+)
+def test_prompts_of_an_ascii_locale_are_read_as_utf_8(given: str, read: str) -> None:
+    (single,) = GenerateRequest(prompt=(given,), negative=given).singles()
+    assert (single.prompt, single.negative) == ((read,), read)
+
+
+@pytest.mark.parametrize("given", ["\ud83d", "a \udcff", "\udcd1"])
+def test_what_is_no_text_is_refused(given: str) -> None:
+    for request in (GenerateRequest(prompt=(given,)), GenerateRequest(prompt=("a",), negative=given)):
+        with pytest.raises(ConfigError, match="prompt holds what is no text"):
+            request.singles()

@@ -11,6 +11,7 @@ import re
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,21 @@ def output_folder(path: Path) -> Path:
         raise FileError(
             f"cannot write into {path.name[:80]!r}: {error.strerror}; choose another --output"
         ) from error
+
+
+def output_files(paths: Iterable[Path]) -> None:
+    """Before the work: can files of these names be written? Their folders are made. Raises `FileError`."""
+    for path in map(Path, paths):
+        try:
+            output_folder(path.parent)
+            path.lstat()  # refuses names that are too long
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            said = error.strerror
+            raise FileError(f"cannot write {path.name[:80]!r}: {said}; choose another --output") from error
+        if path.is_dir():
+            raise FileError(f"cannot write {path.name[:80]!r}: it is a folder; choose another --output")
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewer.core.errors import ConfigError, FileError
-from fewer.core.files import read_json, safe_name, write_bytes
+from fewer.core.files import output_files, read_json, safe_name, write_bytes
 from fewer.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def draw_classes(
     names, autoencoder = opened.names, opened.autoencoder
     label = label_of(request.class_name, names)
     targets = _targets(request.output, names[label], request.seed, request.count)
+    output_files(targets)
     paths: list[str] = []
     steps = request.steps or 20
     guidance = 1.5 if request.guidance is None else request.guidance

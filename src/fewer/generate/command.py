@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError
-from fewer.core.files import safe_name
+from fewer.core.files import output_files, safe_name
 from fewer.core.progress import Progress
 from fewer.generate.class_pictures import ClassModel, draw_classes, is_class_conditional, open_class_model
 from fewer.generate.picture import Picture, read_request, repeat
@@ -73,6 +73,8 @@ def generate_command(
         return draw_classes(request, progress, load_class)
     wanted, dtype = resolve(request)
     targets = _targets(request.output, wanted.singles())
+    if save:
+        output_files(targets)
 
     from fewer.generate.pipeline import Denoised, TextToImage
 

@@ -64,13 +64,14 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
     import io
 
     from fewer.core.device import pick_device, pick_dtype
-    from fewer.core.files import read_image, write_bytes
+    from fewer.core.files import output_files, read_image, write_bytes
     from fewer.generate.autoencoder.crops import picture_mode, to_picture, to_tensor
     from fewer.generate.autoencoder.dc_ae import DCAutoencoder
     from fewer.generate.image_metrics import BEST_PSNR, psnr, ssim
 
     if not request.image.is_dir() and request.output.suffix.lower() != ".png":
         raise ConfigError(f"output {request.output.name!r} must be a .png file")
+    output_files([request.output])
     device = pick_device(request.device)
     autoencoder = DCAutoencoder.load(
         autoencoder_folder(request.model), dtype=pick_dtype(request.dtype, device), device=device

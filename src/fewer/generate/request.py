@@ -83,12 +83,25 @@ class GenerateRequest:
             raise ConfigError(
                 f"seed {self.seed} leaves no room for {self.count} pictures; choose a smaller one"
             )
+        negative = as_text("the negative prompt", self.negative)
         singles: list[GenerateRequest] = [  # pyright: ignore
-            replace(self, prompt=(prompt,), seed=self.seed + index, count=1)
-            for prompt in self.prompt
+            replace(self, prompt=(prompt,), negative=negative, seed=self.seed + index, count=1)
+            for prompt in [as_text("the prompt", prompt) for prompt in self.prompt]
             for index in range(self.count)
         ]
         return singles
+
+
+def as_text(what: str, text: str) -> str:
+    """The same, fit for a tokenizer. Where a locale knows ASCII alone, a command line's other bytes come as
+    lone surrogates: they are read as UTF-8. Raises `ConfigError` for bytes and surrogates that are no text.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise ConfigError(
+            f"{what} holds what is no text ({error.reason}); write it in UTF-8, without half characters"
+        ) from error
 
 
 def as_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:

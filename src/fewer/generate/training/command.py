@@ -30,8 +30,8 @@ class TrainSanaRequest:
     preset: EmojiName | None = None
     """Instead of --data: train the built-in model on composed emoji, in its GPU or its CPU size."""
     start: str | None = None
-    """With --preset: instead of from nothing, go on from this model: default, or a folder that the same preset
-    made. Its autoencoder stays, and all --minutes are the transformer's."""
+    """With --preset: instead of from nothing, go on from this model: default, or a folder that the same
+    preset made. Its autoencoder stays, and all --minutes are the transformer's."""
     model: str = "default"
     """With --data: the model to go on from: default, or a folder in diffusers' layout."""
     fresh: Annotated[int, Field(ge=0, le=128)] = 0
