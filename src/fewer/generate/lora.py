@@ -211,6 +211,13 @@ def write_lora(path: str | Path, adapter: Mapping[str, LowRank], *, small: bool 
     `small` takes a byte a weight, half of bf16: for adapters that travel with a package, read here alone.
     """
     path = Path(path)
+    tensors, metadata = lora_tensors(adapter)
+    write_tensors(path, compact(tensors) if small else tensors, metadata)
+    return path
+
+
+def lora_tensors(adapter: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of an adapter's file."""
     tensors: dict[str, Tensor] = {}
     for layer, low_rank in adapter.items():
         tensors[f"transformer.{layer}.lora_A.weight"] = low_rank.down
@@ -218,9 +225,7 @@ def write_lora(path: str | Path, adapter: Mapping[str, LowRank], *, small: bool 
     first = next(iter(adapter.values()))
     facts = {"transformer.r": first.down.shape[0], "transformer.lora_alpha": first.alpha}
     facts["transformer.target_modules"] = sorted({layer.rpartition(".")[2] for layer in adapter})
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(facts)}
-    write_tensors(path, compact(tensors) if small else tensors, metadata)
-    return path
+    return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(facts)}
 
 
 def parse_lora(text: str) -> tuple[Path, float]:

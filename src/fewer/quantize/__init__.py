@@ -17,6 +17,9 @@ _PUBLIC = {
     "attach": "adapters",
     "detach": "adapters",
     "set_strength": "adapters",
+    "package_transformer": "package",
+    "package_adapter": "even_factors",
+    "package_model": "package_folder",
 }
 
 __all__ = list(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

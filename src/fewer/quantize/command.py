@@ -17,6 +17,8 @@ from fewer.core.progress import Progress, track
 from fewer.quantize.checkpoint import QuantizedCheckpoint, checkpoint_of, save_quantized
 from fewer.quantize.measure import LayerReport
 from fewer.quantize.models import OpenModel, name_of, open_model
+from fewer.quantize.package import BITS, FEWEST
+from fewer.quantize.package import MOST as MOST_BITS
 from fewer.quantize.pipeline_folder import note_pipeline
 from fewer.quantize.prompts import MOST, STEPS, Prompts, choose_prompts
 from fewer.quantize.recipe import FAST, Recipe
@@ -27,6 +29,10 @@ from fewer.quantize.working import round_weights, stored_in, working_dtype
 
 WORK = ".unfinished"
 PICTURES, MOST_PICTURES = 4, 8  # in a report: by itself, and of those asked for
+_OF_LAYERS = (
+    "format", "rank", "calibrate", "preset", "gptq", "unsigned", "dry_run", "resume", "report",
+    "report_prompts",
+)  # fmt: skip
 SAMPLE_MEBIBYTES = {"cpu": 96, "cuda": 4096}  # a GPU has room for one pass over the calibration
 
 
@@ -60,6 +66,12 @@ class QuantizeRequest:
     """Round with error feedback (needs at least twice as many calibration rows as channels)."""
     unsigned: bool = True
     """Unsigned activations after GELU (int4); off for files meant for diffusers' Nunchaku Lite."""
+    package: bool = False
+    """Four bits a weight for shipping: a whole folder of a text-to-image model whose transformer and adapters
+    take half a byte a weight on disk and are expanded to ordinary weights when it is opened, by every verb.
+    """
+    bits: Annotated[float, Field(ge=FEWEST, le=MOST_BITS)] = BITS
+    """Of a package's transformer, for each parameter, all included."""
     dry_run: bool = False
     """Only list what would be quantized."""
     resume: bool = False
@@ -82,6 +94,8 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     device = pick_device(request.device)
     if not request.dry_run:
         _check_output(request)
+    if request.package:
+        return _package(request, progress)
     dtype = pick_dtype(request.dtype, device)
     working = working_dtype(request.model, dtype, device)
     opened = open_model(request.model, working, device)
@@ -132,6 +146,24 @@ def quantize_command(request: QuantizeRequest, progress: Progress) -> dict[str, 
     staged.rename(request.output)
     shutil.rmtree(work)
     return result | {"output": str(request.output)}
+
+
+def _package(request: QuantizeRequest, progress: Progress) -> dict[str, object]:
+    """A folder for shipping. Raises `ConfigError` for options that say nothing of it."""
+    from fewer.quantize.package_folder import package_model
+
+    usual = {option.name: option.default for option in dataclasses.fields(QuantizeRequest)}
+    odd = [name for name in _OF_LAYERS if getattr(request, name) != usual[name]]
+    if odd:
+        raise ConfigError(
+            f"--{odd[0].replace('_', '-')} says nothing of a package, which is opened as ordinary weights; "
+            f"leave it away, or leave out --package"
+        )
+    assert request.output is not None
+    return package_model(
+        request.model, request.output, calibration_file=request.calibration, prompts=request.prompts,
+        bits=request.bits, seed=request.seed, device=request.device, progress=progress,
+    )  # fmt: skip
 
 
 def _kept(plan: Plan) -> dict[str, str]:

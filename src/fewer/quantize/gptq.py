@@ -47,14 +47,14 @@ def gptq(
     curvature.diagonal()[dead] = 1
     work[:, dead] = 0
     order = torch.argsort(curvature.diagonal(), descending=True, stable=True)
-    inverse = _inverse_factor(curvature[order][:, order], name)
+    inverse = inverse_factor(curvature[order][:, order], name)
     codes = _sweep(work[:, order], per_column[:, order], inverse, form)
     restored = torch.zeros(padded.shape, dtype=torch.int8, device=weight.device)
     restored[:, order] = codes
     return restored, scales
 
 
-def _inverse_factor(curvature: Float[Tensor, "dim dim"], name: str) -> Float[Tensor, "dim dim"]:
+def inverse_factor(curvature: Float[Tensor, "dim dim"], name: str) -> Float[Tensor, "dim dim"]:
     """Upper Cholesky factor of the inverse of the damped curvature."""
     mean = curvature.diagonal().mean()
     identity = torch.eye(len(curvature), device=curvature.device)

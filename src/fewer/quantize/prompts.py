@@ -31,6 +31,8 @@ class Prompts:
 
     lines: tuple[str, ...] = ()
     source: str = "nothing"
+    own_scenes: bool = False
+    """Captions of the scenes that the model was trained on, of which there are as many as one likes."""
 
 
 def choose_prompts(
@@ -54,7 +56,7 @@ def choose_prompts(
     count = most or (MOST if device.type != "cpu" else affordable(opened.module))
     if settings.chi:
         return Prompts(read_prompts(GENERAL, count), "general prompts")
-    return Prompts(_captions(count), "captions of its training scenes")
+    return Prompts(training_captions(count), "captions of its training scenes", own_scenes=True)
 
 
 def read_prompts(file: Path, most: int) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ def affordable(transformer: SanaTransformer) -> int:
 _MULTIPLIES = (nn.Linear, nn.Conv2d)
 
 
-def _captions(count: int) -> tuple[str, ...]:
+def training_captions(count: int) -> tuple[str, ...]:
     """Captions of training scenes of the built-in vocabulary."""
     from fewer.generate.scenes.captions import full_caption
     from fewer.generate.scenes.pool import Vocabulary, draw_scenes

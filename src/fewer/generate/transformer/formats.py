@@ -5,6 +5,7 @@ Nothing is allocated before the names and shapes in the files' headers agree wit
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
 import torch
@@ -70,7 +71,10 @@ def load_transformer(
         raise FileError(f"{path.name!r} holds {len(shapes)} tensors, too few for {params.depth} blocks")
     model = _empty(params)
     compare_shapes({name: tuple(t.shape) for name, t in model.state_dict().items()}, shapes, path.name)
-    require_memory(2 * total, torch.device("cpu"), "free some memory or choose a smaller model")
+    expanded = sum(prod(shape) for shape in shapes.values()) * (dtype or torch.bfloat16).itemsize
+    require_memory(
+        total + max(total, expanded), torch.device("cpu"), "free some memory or choose a smaller model"
+    )
     stored = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
     tensors = expand(stored, dtype)
     tensors = from_native(tensors) if native else tensors
