@@ -60,6 +60,7 @@ def main() -> None:
     usual = [name for name in rows if name != "mtt-balanced"]
     parser.add_argument("--methods", nargs="+", default=usual, choices=rows)
     parser.add_argument("--images-per-class", type=int, default=10)
+    parser.add_argument("--real-batch", type=int, default=256, help="of the measured table; ncfm's own: 1024")
     parser.add_argument("--networks", nargs="+", default=list(NETWORK_POOL), choices=list(NETWORK_POOL))
     parser.add_argument("--sets", type=int, default=3, help="distilled sets of each method")
     parser.add_argument("--iterations", nargs="+", default=[], help="METHOD=N, where not those of ITERATIONS")
@@ -254,6 +255,7 @@ def make(name: str, splits: ImageSplits, number: int, options: argparse.Namespac
         method=method,
         images_per_class=options.images_per_class,
         iterations=2 if options.small else iterations_of(name, options),
+        real_batch=options.real_batch,
         network=NetworkPlan(width=16 if options.small else 128),
         trajectory=trajectory,
         outer_steps=2 if options.small else None,

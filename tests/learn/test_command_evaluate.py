@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,13 @@ def test_pictures_are_brought_to_the_size_of_the_model(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", test_images=pixels, test_labels=np.arange(6)[:, None] % 2)
     request = EvaluateRequest(model=tmp_path / "model", data=tmp_path / "set.npz", device="cpu")
     assert evaluate_command(request, SilentProgress())["count"] == 6
+    colour = np.repeat(pixels[..., None], 3, 3)  # the same pictures, as another camera stores them
+    np.savez(tmp_path / "rgb.npz", test_images=colour, test_labels=np.arange(6)[:, None] % 2)
+    grey, rgb = (
+        evaluate_command(replace(request, data=tmp_path / name), SilentProgress())
+        for name in ("set.npz", "rgb.npz")
+    )
+    assert {**rgb, "data": "set"} == grey
 
 
 def test_sixteen_bits_are_for_classifiers_alone(tmp_path: Path) -> None:

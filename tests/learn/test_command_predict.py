@@ -10,6 +10,7 @@ from PIL import Image
 from fewer.core.errors import DataError, FileError
 from fewer.core.progress import SilentProgress
 from fewer.learn.command_predict import PredictRequest, predict_command
+from fewer.learn.data import load_images
 from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.networks import NetworkPlan, build_network
 
@@ -58,6 +59,16 @@ def test_pictures_are_fitted_as_in_training(model: Path, tmp_path: Path) -> None
         wide_one, middle = (predict(tmp_path / fit, tmp_path / f"{n}.png") for n in ("wide", "middle"))
         found = [one["predictions"][0]["confidence"] for one in (wide_one, middle)]
         assert (found[0] == found[1]) == same
+
+
+def test_arrays_are_resized_as_for_evaluation(model: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 255, (40, 21, 21, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", test_images=pixels, test_labels=np.arange(40) % 2, class_names=["a", "b"])
+    predict(model, tmp_path / "set.npz", output=tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as stream:
+        found = [float(line["a"]) for line in csv.DictReader(stream)]
+    evaluated = TrainedClassifier.load(model).predict(load_images(tmp_path / "set.npz", size=8).test.images)  # pyright: ignore
+    np.testing.assert_allclose(found, evaluated[:, 0], atol=2e-6)
 
 
 def test_other_sizes_and_grey_are_fitted(model: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fewer.core.errors import ConfigError, DataError, FileError
-from fewer.learn.data import load_images, make_labelled_images, pick_labels
+from fewer.learn.data import in_channels, load_images, make_labelled_images, pick_labels
 
 DIGITS = Path("data/mnist10k/mnist10k.npz")
 
@@ -72,6 +72,15 @@ def test_resizing_and_colour(tmp_path: Path) -> None:
     train = load_images(tmp_path, size=12).train
     assert train.images.shape == (2, 12, 12, 3)
     assert train.images[0, 3, 3].tolist() == [250, 0, 0]
+
+
+def test_colours_become_grey_as_in_pillow_and_grey_becomes_colour() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 7, 3), dtype=np.uint8)
+    grey = in_channels(torch.from_numpy(pixels), 1)
+    for one, picture in zip(grey, pixels, strict=True):
+        assert np.array_equal(one[..., 0].numpy(), np.asarray(Image.fromarray(picture).convert("L")))
+    again = in_channels(grey, 3)
+    assert again.shape == pixels.shape and torch.equal(in_channels(again, 1), grey)
 
 
 def test_mean_and_deviation_are_those_of_numpy() -> None:

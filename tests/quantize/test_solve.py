@@ -26,6 +26,8 @@ def test_the_published_ratios_hold_on_a_layer_with_outliers(bench: ModuleType) -
     assert best <= 0.45 * error("int4", 0)[0]
     assert best <= 0.40 * error("int4", 32, smooth=False, refine_rounds=1)[0]
     assert best <= 0.93 * one_shot
+    # the fast recipe costs a few per cent only
+    assert error("int4", 32, grid=FAST.grid, refine_rounds=FAST.refine_rounds)[0] <= 1.1 * best
     assert all(later <= earlier for earlier, later in itertools.pairwise(losses))
     assert error("nvfp4", 32)[0] <= 0.85 * best
     h8 = error("h8", 32)[0]
@@ -35,11 +37,6 @@ def test_the_published_ratios_hold_on_a_layer_with_outliers(bench: ModuleType) -
 def test_error_falls_strictly_with_rank(bench: ModuleType) -> None:
     errors = [bench.held_out_error(1, "int4", rank, refine_rounds=1)[0] for rank in (16, 32, 64)]
     assert errors[0] > errors[1] > errors[2]
-
-
-def test_the_fast_recipe_costs_a_few_per_cent_only(bench: ModuleType) -> None:
-    fast = bench.held_out_error(0, "int4", 32, grid=FAST.grid, refine_rounds=FAST.refine_rounds)[0]
-    assert fast <= 1.1 * bench.held_out_error(0, "int4", 32)[0]
 
 
 def test_gptq_on_top_of_svdquant_lowers_the_error_on_correlated_inputs() -> None:

@@ -6,7 +6,7 @@ distilled data set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from tyro.conf import Positional
 from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.progress import Progress
-from fewer.learn.data import ImageSplits, LabelledImages, load_images
+from fewer.learn.data import ImageSplits, LabelledImages, in_channels, load_images
 from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.picture_files import Fit, fit_of
 
@@ -59,10 +59,11 @@ def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, 
         splits = load_images(request.data, size=request.image_size, fit=request.fit or own)
         return _evaluate_distilled(request, choose_split(splits, request.split), progress)
     model = TrainedClassifier.load(request.model, request.device, request.dtype)
-    # Pictures that differ from the model's in size are resized, as `fewer learn predict` does it.
+    # Pictures of another size or colour than the model's are brought to it, as `fewer learn predict` does it.
     side = model.plan.height if model.plan.height == model.plan.width else None
     splits = load_images(request.data, size=request.image_size or side, fit=request.fit or model.fit)
-    figures = model.evaluate(choose_split(splits, request.split))
+    data = choose_split(splits, request.split)
+    figures = model.evaluate(replace(data, images=in_channels(data.images, model.plan.channels)))
     return {"model": str(request.model), "data": splits.name, **figures.as_dict()}
 
 

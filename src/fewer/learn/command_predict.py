@@ -17,7 +17,7 @@ from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import DataError, FileError
 from fewer.core.files import read_arrays, read_image, write_bytes
 from fewer.core.progress import Progress
-from fewer.learn.data import as_pixels
+from fewer.learn.data import UNLABELLED, LabelledImages, as_pixels, in_channels, resized
 from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.picture_files import READ, fitted, is_deep, refuse_twelve_bits
 
@@ -79,9 +79,9 @@ def gather(paths: tuple[Path, ...], model: TrainedClassifier) -> tuple[list[str]
                 raise DataError(
                     f"{path.name}: no array named images or test_images; it holds {sorted(found)[:8]}"
                 )
-            pixels = as_pixels(found[key], path.name).numpy()
+            pixels = as_pixels(found[key], path.name)
             names += [f"{path.name}[{row}]" for row in range(len(pixels))]
-            arrays += [_fit(picture, model) for picture in pixels]
+            arrays += list(_fit_arrays(pixels, model))
             continue
         for file in _files(path):
             picture = np.asarray(read_image(file))
@@ -105,6 +105,13 @@ def _files(path: Path) -> list[Path]:
             if file.suffix.lower() in READ and not file.name.startswith(".") and file.is_file()
         )
     return [path]
+
+
+def _fit_arrays(pixels: torch.Tensor, model: TrainedClassifier) -> np.ndarray:
+    """The same of many at once, resized as arrays are for training and for `fewer learn evaluate`."""
+    plan, nobody = model.plan, torch.full((len(pixels),), UNLABELLED)
+    data = LabelledImages(in_channels(pixels, plan.channels), nobody, model.class_names)
+    return resized(data, (plan.height, plan.width), model.fit).images.numpy()
 
 
 def _fit(picture: np.ndarray, model: TrainedClassifier) -> np.ndarray:

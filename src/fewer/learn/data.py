@@ -306,6 +306,18 @@ def _whole(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all()) and np.array_equal(values, values.round())
 
 
+def in_channels(
+    images: UInt8[Tensor, "n height width _"], channels: int
+) -> UInt8[Tensor, "n height width _"]:
+    """Grey pictures as RGB, or RGB ones as grey with the weights of ITU-R 601 (as Pillow does it)."""
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, -1, -1, 3).contiguous()
+    weights = torch.tensor([19595, 38470, 7471])  # of 65536
+    return (((images.int() * weights).sum(-1, keepdim=True) + 2**15) >> 16).to(torch.uint8)
+
+
 def resized(data: LabelledImages, size: tuple[int, int], fit: Fit = "squeeze") -> LabelledImages:
     """The pictures in `size` (height, width), by antialiased bilinear interpolation."""
     if data.size == size:
