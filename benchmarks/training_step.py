@@ -1,10 +1,12 @@
 """The built-in transformer's training step on one GPU, in several forms: samples a second and share of bf16.
 
 python benchmarks/training_step.py [--batch 256] [--forms ...] writes benchmarks/results/training_step.json.
-Forms: `blocks` is what `fewer train sana` does (blocks compiled, weights in fp32, products in bf16, one call
-after another); `graph` the same step captured whole as a CUDA graph; `narrow` weights and stream in bf16 with
-fp32 masters in the optimizer; `middle` what lies between the Mix-FFN's products, with its gradients, in two
-kernels of our own; `text` the attention to the text likewise; several words together are several of these.
+Forms: `whole` is what `fewer train sana` does on a GPU (all blocks as one function with its own backward
+pass, weights in fp32, the rest in bf16); `blocks` what it did before and falls back to (blocks compiled,
+products in bf16, one call after another); `graph` the same step captured as a CUDA graph; `narrow` weights
+and stream in bf16 with fp32 masters in the optimizer; `middle` what lies between the Mix-FFN's products, with
+its gradients, in two kernels of our own; `text` the attention to the text likewise; several words are several
+of these.
 FLOPs are those of the products, once forward and twice backward; the share is of 989 TFLOP/s (H100 and H200,
 dense bf16). With --profile FORM its slowest kernels are listed. Random data: the time of a step does
 not depend on it.
@@ -26,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewer.generate.scenes.presets import EmojiPreset, preset
 from fewer.generate.scenes.recipe import fresh_transformer
 from fewer.generate.training.flow import FlowBatch, flow_loss
-from fewer.generate.training.transformer import is_plain, precision
+from fewer.generate.training.quick_step import is_plain, precision
 from fewer.generate.transformer.sana import SanaTransformer
 
 PEAK = 989e12
@@ -52,7 +54,8 @@ class Trainer:
         )
         if self.narrow:
             self.net.to(torch.bfloat16)
-        if device.type == "cuda":
+        self.net.whole = "whole" in form
+        if device.type == "cuda" and not self.net.whole:
             self.net.fuse_attention(is_plain(self.net))
             for block in self.net.transformer_blocks:
                 block.ff.own_middle, block.attn2.fused = "middle" in form, "text" in form
@@ -186,7 +189,14 @@ def main() -> None:
     parser.add_argument(
         "--forms",
         nargs="+",
-        default=["blocks", "graph", "narrow graph", "narrow middle graph", "narrow middle text graph"],
+        default=[
+            "blocks",
+            "narrow graph",
+            "narrow middle text graph",
+            "whole",
+            "whole graph",
+            "whole graph@512",
+        ],
         help="FORM or FORM@BATCH",
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each, after its warm-up")

@@ -13,6 +13,8 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from fewer.kernels.depthwise import reference_depthwise_gated
 
 MOST_PIXELS = 1024
+WIDEST = 16
+"""Pixels of a line that the quicker of two kernels for the gradients takes."""
 
 
 def gated_depthwise(
@@ -38,6 +40,28 @@ def _backward(
     grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor, pre_silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return reference_backward(grad, features, weight, bias, pre_silu)
+
+
+def gated_depthwise_backward(
+    grad: Float[Tensor, "batch height width channels"],
+    features: Float[Tensor, "batch height width two_channels"],
+    weight: Float[Tensor, "two_channels 1 3 3"],
+    bias: Float[Tensor, " two_channels"],
+    pre_silu: bool = False,
+) -> tuple[
+    Float[Tensor, "batch height width two_channels"],
+    Float[Tensor, "two_channels 1 3 3"],
+    Float[Tensor, " two_channels"],
+    Float[Tensor, " two_channels"],
+]:
+    """Gradients of features, weight and bias, and the first summed over its pixels; for whoever calls it."""
+    if features.is_cuda and features.dtype != torch.float64 and 0 < features.shape[2] <= WIDEST:
+        from fewer.kernels.triton.gated_depthwise_rows import launch_rows_backward
+
+        return launch_rows_backward(grad, features, weight, bias, pre_silu)
+    found = torch.ops.fewer.gated_depthwise_backward(grad, features, weight, bias, pre_silu)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    return *found, found[0].sum(dim=(0, 1, 2), dtype=wide)
 
 
 def reference_backward(
@@ -87,6 +111,10 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if features.dtype == torch.float64 or features.shape[1] * features.shape[2] > MOST_PIXELS:
         return reference_backward(grad, features, weight, bias, pre_silu)
+    if 0 < features.shape[2] <= WIDEST:
+        from fewer.kernels.triton.gated_depthwise_rows import launch_rows_backward
+
+        return launch_rows_backward(grad, features, weight, bias, pre_silu)[:3]
     from fewer.kernels.triton.gated_depthwise import launch_gated_depthwise_backward
 
     return launch_gated_depthwise_backward(grad, features, weight, bias, pre_silu)

@@ -32,7 +32,8 @@ from fewer.generate.sampling import Guidance, VelocityFn, guided_velocity, sampl
 from fewer.generate.sampling.few_steps import MOST_STEPS, few_step_levels
 from fewer.generate.sampling.schedule import TRAINING_LEVELS, shift_levels
 from fewer.generate.training.merged import MergedFactors
-from fewer.generate.training.transformer import is_plain, precision, refuse_fp16
+from fewer.generate.training.quick_step import is_plain, precision
+from fewer.generate.training.transformer import refuse_fp16
 from fewer.generate.transformer.sana import SanaTransformer
 
 _ORDER = (0, 2, 0, 2, 1, 0, 2, 0, 2, 3)

@@ -20,13 +20,8 @@ from fewer.generate.lora import LowRank
 from fewer.generate.training.flow import FlowBatch, flow_loss
 from fewer.generate.training.merged import MergedFactors
 from fewer.generate.training.on_device import DeviceSet
-from fewer.generate.training.transformer import (
-    TransformerTraining,
-    fit_plan,
-    is_plain,
-    precision,
-    refuse_fp16,
-)
+from fewer.generate.training.quick_step import is_plain, precision
+from fewer.generate.training.transformer import TransformerTraining, fit_plan, refuse_fp16
 from fewer.generate.transformer.sana import SanaTransformer
 
 

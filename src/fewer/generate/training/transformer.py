@@ -4,9 +4,7 @@ The loop is `fewer.core.train.fit`; this file says what a step is. Under torchru
 batch and takes its own rows, so that N processes have the losses of one at the same total batch.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +23,7 @@ from fewer.generate.training.came import CAME
 from fewer.generate.training.encoded import EncodedSet
 from fewer.generate.training.flow import FlowBatch, draw_flow, flow_loss
 from fewer.generate.training.on_device import DeviceSet
+from fewer.generate.training.quick_step import make_quick, precision
 from fewer.generate.transformer.sana import SanaTransformer
 
 
@@ -55,7 +54,7 @@ class TransformerTraining:
     recompute: bool = False
     """Gradient checkpointing: about a third more work for a fraction of the memory."""
     compiled: bool = False
-    """On a GPU: each block compiled (20 s at the start, then about twice the speed)."""
+    """On a GPU, where the quickest form of the step does not serve (`quick_step`): each block compiled."""
     minutes: Annotated[float, Field(gt=0, le=100_000)] | None = None
     """Ends after so much time, or after `steps` if that is sooner; the learning rate falls with the time."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 250
@@ -86,15 +85,16 @@ def train_transformer(
         transformer.recompute_blocks = training.recompute
     dtype = refuse_fp16(training.dtype, device)
     draw = _drawing(data, training)
-    if training.compiled and device.type == "cuda" and isinstance(transformer, SanaTransformer):
-        transformer.fuse_attention(is_plain(transformer))
-        for block in transformer.transformer_blocks:
-            block.compile(dynamic=False)
+    undecided = device.type == "cuda" and isinstance(transformer, SanaTransformer)
 
     def batch_at(step: int, generator: torch.Generator) -> FlowBatch:
         return draw(step, generator).share(rank(), world_size()).to(device)
 
     def step(batch: FlowBatch, generator: torch.Generator) -> Tensor:
+        nonlocal undecided
+        if undecided:  # with a batch at hand: what is quickest is used once it has shown that it is right
+            make_quick(transformer, batch, dtype, training.compiled)  # type: ignore[arg-type]
+            undecided = False
         with precision(dtype, device):
             return flow_loss(transformer, batch)
 
@@ -106,6 +106,7 @@ def train_transformer(
             transformer.get_parameter(name).copy_(average)
     transformer.eval()
     if isinstance(transformer, SanaTransformer):
+        transformer.whole = False
         transformer.fuse_attention(False)
     return result
 
@@ -133,13 +134,6 @@ def fit_plan(
         seconds=None if training.minutes is None else 60 * training.minutes,
         seed=training.seed,
     )
-
-
-def is_plain(transformer: SanaTransformer) -> bool:
-    """Whether the training kernels fit: nothing is attached, and heads are of a size that they take."""
-    dim = transformer.params.head_dim
-    plain = all(type(block.ff.conv_inverted) is nn.Conv2d for block in transformer.transformer_blocks)
-    return plain and dim >= 16 and dim & (dim - 1) == 0
 
 
 def _drawing(
@@ -184,12 +178,3 @@ def refuse_fp16(dtype: DtypeName, device: torch.device) -> torch.dtype:
     if chosen == torch.float16:
         raise ConfigError("fp16 training overflows without loss scaling; use --dtype bf16 or fp32")
     return chosen
-
-
-@contextmanager
-def precision(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Products in `dtype`, weights as they are."""
-    with warnings.catch_warnings(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        # RMS norms see bf16 tokens and fp32 weights, and say so at every call.
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-        yield

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewer.core.errors import ConfigError
 from fewer.generate.transformer.block import SanaBlock
+from fewer.generate.transformer.block_tensors import fits_whole
 from fewer.generate.transformer.drawing import draw_blocks, draws_on_a_cpu, fold_text
 from fewer.generate.transformer.embeddings import (
     GuidedTimeEmbedding,
@@ -31,6 +32,7 @@ from fewer.generate.transformer.prepared_text import (
     leading_single,
     whole_if_empty,
 )
+from fewer.generate.transformer.whole_blocks import whole_blocks
 
 
 class SanaTransformer(nn.Module):
@@ -40,6 +42,8 @@ class SanaTransformer(nn.Module):
         super().__init__()
         self.params = params.check()
         width, patch = params.width, params.patch_size
+        self.whole = False
+        """Training on a GPU: all blocks as one function with its own backward pass, where they are plain."""
         self.recompute_blocks = False
         """Forgets what is inside a block in the forward pass and computes it again in the backward pass."""
 
@@ -78,7 +82,26 @@ class SanaTransformer(nn.Module):
         intermediate results don't depend on the mask, so this is the form to train and compile. For many
         steps with one text, call `prepare` once and `denoise` in each step: same result, less work.
         """
+        if self.whole and torch.is_grad_enabled() and text_mask is not None and not self.recompute_blocks:
+            self._check_text(text, text_mask)
+            grid = self._check_latents(latents, guidance)
+            if fits_whole(self.transformer_blocks, grid[0] * grid[1], text.shape[1]):
+                return self._forward_whole(latents, timestep, text, text_mask, guidance, grid)
         return self.denoise(latents, timestep, self.prepare(text, text_mask, drop=False), guidance)
+
+    def _forward_whole(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor, guidance: Tensor | None,
+        grid: tuple[int, int],
+    ) -> Tensor:  # fmt: skip
+        tokens = self.patch_embed(latents)
+        modulation, embedding = self._embed_time(timestep, guidance)
+        projected = self.caption_norm(self.caption_projection(text))
+        shift, scale = (self.scale_shift_table + embedding[:, None]).unbind(1)
+        blocks: list[SanaBlock] = list(self.transformer_blocks)  # type: ignore[arg-type]
+        visible = whole_if_empty(text_mask)
+        return self._to_latents(
+            whole_blocks(blocks, tokens, modulation, projected, visible, (shift, scale), grid), grid
+        )
 
     def prepare(
         self,
