@@ -67,7 +67,7 @@ def test_labels_that_are_not_0_to_k_keep_their_number_as_name(tmp_path: Path) ->
 def test_resizing_and_colour(tmp_path: Path) -> None:
     draw(tmp_path / "a" / "0.png", (250, 0, 0), side=16)
     draw(tmp_path / "b" / "0.png", (0, 250, 0), side=9)
-    with pytest.raises(DataError, match="give a size"):
+    with pytest.raises(DataError, match="give --image-size"):
         load_images(tmp_path)
     train = load_images(tmp_path, size=12).train
     assert train.images.shape == (2, 12, 12, 3)

@@ -50,13 +50,15 @@ def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, 
     kind = kind_of(request.model)
     if kind == "distilled":
         from fewer.learn.distillation.distilled_set import DistilledSet
+        from fewer.learn.distillation.scores import side_of
 
         if request.dtype not in ("auto", "fp32"):
             raise ConfigError(
                 f"dtype {request.dtype}: what a distilled set trains computes in fp32; leave it out"
             )
-        own = fit_of(DistilledSet.load(request.model).datasheet.method_config)
-        splits = load_images(request.data, size=request.image_size, fit=request.fit or own)
+        made = DistilledSet.load(request.model)
+        size, own = request.image_size or side_of(made), fit_of(made.datasheet.method_config)
+        splits = load_images(request.data, size=size, fit=request.fit or own)
         return _evaluate_distilled(request, choose_split(splits, request.split), progress)
     model = TrainedClassifier.load(request.model, request.device, request.dtype)
     # Pictures of another size or colour than the model's are brought to it, as `fewer learn predict` does it.

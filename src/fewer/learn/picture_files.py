@@ -153,7 +153,7 @@ def stack_pictures(rows: Sequence[Row], size: int | None, source: str, fit: Fit 
         if arrays[-1].shape != arrays[0].shape:
             raise DataError(
                 f"{name} is {arrays[-1].shape[1]}x{arrays[-1].shape[0]} pixels but {rows[0][1].name} is "
-                f"{arrays[0].shape[1]}x{arrays[0].shape[0]}; give a size to resize all of them"
+                f"{arrays[0].shape[1]}x{arrays[0].shape[0]}; give --image-size to resize all of them"
             )
         if is_deep(file):
             deep, brightest = deep or name, max(brightest, int(arrays[-1].max()))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fewer.cli import main
 from fewer.learn.distillation.distilled_set import DistilledSet
@@ -42,6 +43,23 @@ def test_copies_may_not_be_shared_unless_the_risk_is_accepted(files: dict, capsy
     assert page.count("<img") == 12 and "<script" not in page
     assert json.loads((Path(files["out"]) / "audit.json").read_text())["flagged"] == 6
     assert DistilledSet.load(files["new"]).datasheet.privacy["audit"]["flagged"] == 6
+
+
+def test_copies_of_a_folder_of_many_sizes_are_found_as_the_set_was_made(tmp_path: Path, capsys) -> None:
+    pictures = make_pictures(count=66, size=24, channels=3)
+    for number, (pixels, label) in enumerate(zip(pictures.images, pictures.labels.tolist(), strict=True)):
+        folder = tmp_path / "set" / ("test" if number % 2 else "train") / pictures.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[:, : 24 - number % 9].numpy()).save(folder / f"{number}.png")
+    data, made = ["--data", str(tmp_path / "set")], str(tmp_path / "r.distilled.safetensors")
+    words = ["learn", "distill", *data, "--method", "random", "--images-per-class", "2", "--image-size", "8"]
+    assert (
+        main([*words, "--fit", "crop", "--width", "8", "--no-score", "--epochs", "5", "--output", made]) == 0
+    )
+    capsys.readouterr()
+    assert main(["learn", "audit", made, *data, "--networks", "1", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["flagged"] == summary["pictures"] == 6 and summary["closest_pixel_distance"] < 1e-3
 
 
 @pytest.mark.parametrize("merged", [False, True])

@@ -6,6 +6,7 @@ import torch
 
 from fewer.cli import main
 from fewer.core.tensors import write_tensors
+from fewer.learn.data import resized
 from fewer.learn.distillation.distilled_set import DistilledSet
 from tests.learn.distillation.conftest import make_pictures
 
@@ -31,7 +32,7 @@ def test_a_pickle_of_dc_becomes_a_distilled_file(tmp_path: Path, capsys: pytest.
 def test_labels_in_a_file_of_their_own(tmp_path: Path) -> None:
     import numpy as np
 
-    data = make_pictures(count=30)
+    data = make_pictures(count=30, size=20)
     np.savez(tmp_path / "d.npz", train_images=data.images[..., 0].numpy(), train_labels=data.labels.numpy())
     write_tensors(tmp_path / "images.safetensors", {"images": torch.randn(3, 1, 8, 8)})
     write_tensors(tmp_path / "labels.safetensors", {"labels": torch.arange(3)})
@@ -39,4 +40,7 @@ def test_labels_in_a_file_of_their_own(tmp_path: Path) -> None:
     words += ["--output", str(tmp_path / "m.distilled.safetensors"), "--method", "mtt"]
     assert main(words) == 2
     assert main([*words, "--labels", str(tmp_path / "labels.safetensors")]) == 0
-    assert DistilledSet.load(tmp_path / "m.distilled.safetensors").labels.tolist() == [0, 1, 2]
+    made = DistilledSet.load(tmp_path / "m.distilled.safetensors")
+    assert made.labels.tolist() == [0, 1, 2]
+    small = resized(data, (8, 8))  # the real set at the size of the distilled pictures
+    assert torch.allclose(torch.cat(small.mean_and_deviation()), torch.cat([made.mean, made.deviation]))

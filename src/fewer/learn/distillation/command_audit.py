@@ -20,7 +20,8 @@ from fewer.learn.distillation.datasheet import holds_real_pixels
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.membership import membership_by_shadows
 from fewer.learn.distillation.page import picture_source
-from fewer.learn.distillation.scores import fit_to
+from fewer.learn.distillation.scores import fit_to, side_of
+from fewer.learn.picture_files import fit_of
 
 MOST_SHOWN = 100
 
@@ -55,7 +56,8 @@ class AuditRequest:
 def audit_command(request: AuditRequest, progress: Progress) -> dict[str, object]:
     """Raises `DataError` with --for-sharing when pictures are flagged or were cut from real ones."""
     distilled = DistilledSet.load(request.file)
-    splits = load_images(request.data)
+    # As the set was made of them, so that a copy is one to the last bit.
+    splits = load_images(request.data, size=side_of(distilled), fit=fit_of(distilled.datasheet.method_config))
     train, held_out = splits.train.labelled(), splits.evaluation()
     device = pick_device(request.device)
     progress.say("comparing with the real pictures and testing membership")

@@ -53,7 +53,9 @@ def import_command(request: ImportRequest, progress: Progress) -> dict[str, obje
         labels, _ = published_tensors(read_tensors(request.labels), request.run)
     if labels is None:
         raise ConfigError(f"{request.file.name!r} holds pictures without labels; give their file as --labels")
-    data = load_images(request.data).train.labelled()
+    # At the size the set was made at: that decides the deviation which undoes the normalisation.
+    square = images.ndim == 4 and images.shape[2] == images.shape[3]
+    data = load_images(request.data, size=images.shape[3] if square else None).train.labelled()
     made = published_set(images, labels, data, method=request.method, learned_rate=request.learned_rate)
     made.save(request.output)
     return {"output": str(request.output), "pictures": len(made), "classes": list(data.class_names)}

@@ -170,6 +170,12 @@ def stored_network(distilled: DistilledSet) -> NetworkPlan:
     )
 
 
+def side_of(distilled: DistilledSet) -> int | None:
+    """The side of its pictures, None where they are not square."""
+    height, width = distilled.datasheet.image_size
+    return height if height == width else None
+
+
 def fit_to(distilled: DistilledSet, data: LabelledImages) -> LabelledImages:
     """`data` at the file's picture size, its classes renumbered by name. Raises `DataError` where they
     differ.
