@@ -222,7 +222,7 @@ def _check_alike(found: dict[str, LabelledImages], name: str) -> None:
         if data.images.shape[1:] != found[first].images.shape[1:]:
             raise DataError(
                 f"{name}: the {split} pictures are {tuple(data.images.shape[1:])} (height, width, channels), "
-                f"the {first} ones {tuple(found[first].images.shape[1:])}; give --image-size or make them alike"
+                f"the {first} ones {tuple(found[first].images.shape[1:])}; give --image-size"
             )
 
 
