@@ -93,9 +93,9 @@ def _noise(stored: dict) -> dict:
 
 
 def _bomb(stored: dict) -> dict:
-    """A stream of 250 kB whose zeros would fill 256 MB."""
-    stream = zlib.compress(bytes(2**28), 1)[2:-4]
-    shape = torch.empty(0, 6, 2**28 // 6, dtype=torch.uint8)
+    """A stream of 16 kB whose zeros would fill 16 MB."""
+    stream = zlib.compress(bytes(2**24), 1)[2:-4]
+    shape = torch.empty(0, 6, 2**24 // 6, dtype=torch.uint8)
     return stored | {
         "a.weight.deflated": torch.frombuffer(bytearray(stream), dtype=torch.uint8),
         "a.weight.shape": shape,

@@ -7,7 +7,7 @@ import torch
 
 from fewer.core.errors import DataError
 from fewer.generate.transformer import SanaTransformer
-from fewer.quantize.importance import importance, spread
+from fewer.quantize.importance import Call, importance, some_of
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -27,7 +27,7 @@ def test_moments_are_means_over_all_rows_that_were_read(sana_folder: Path, sana_
 def test_noise_is_what_noise_on_weights_adds_to_the_output(sana_folder: Path, sana_inputs: Inputs) -> None:
     network = SanaTransformer.load(sana_folder).double()
     inputs = tuple(part.double() for part in sana_inputs)
-    found = importance(network, lambda: [network(*inputs) for _ in range(8)])
+    found = importance(network, lambda: [network(*inputs) for _ in range(4)])
     base, size = network(*inputs).detach(), 1e-4
     for name in ("transformer_blocks.0.ff.conv_point.weight", "transformer_blocks.0.attn2.to_v.weight"):
         weight = network.get_parameter(name)
@@ -81,6 +81,9 @@ def test_inputs_that_are_no_numbers_name_the_layer(sana_folder: Path, sana_input
         importance(network, lambda: network(sana_inputs[0] * float("nan"), *sana_inputs[1:]))
 
 
-def test_spread_takes_evenly() -> None:
-    assert spread(list(range(5)), 8) == [0, 1, 2, 3, 4]
-    assert spread(list(range(100)), 4) == [12, 37, 62, 87]
+def test_calls_of_all_steps_are_taken() -> None:
+    nothing = torch.zeros(1)
+    calls = [Call(nothing, torch.tensor([step]), nothing, None, None) for _ in range(24) for step in range(8)]
+    taken = some_of(calls, 16, 0)
+    assert len(taken) == 16 and len({int(call.timestep) for call in taken}) > 4
+    assert taken == some_of(calls, 16, 0) and some_of(calls[:5], 16, 0) == calls[:5]

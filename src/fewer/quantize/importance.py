@@ -20,7 +20,7 @@ from fewer.core.errors import DataError
 from fewer.generate.transformer import SanaTransformer
 from fewer.generate.transformer.prepared_text import PreparedText
 
-CALLS = {"cpu": 8, "cuda": 64}  # of the network, spread over all that the user's function makes
+CALLS = {"cpu": 8, "cuda": 64}  # of the network, of all that the user's function makes
 MOST_PICTURES = 4  # of one call
 _ROUNDS = 2  # of random signs for each call
 
@@ -62,13 +62,15 @@ def importance(network: SanaTransformer, calibrate: Callable[[], object], seed: 
         total /= found.rows_read[name]
         if not torch.isfinite(total).all():
             raise DataError(f"the calibration inputs of layer {name!r} have NaN or Inf; check the data")
-    _noise(network, spread(calls, CALLS.get(calls[0].latents.device.type, 8)), found, seed)
+    most = CALLS.get(calls[0].latents.device.type, CALLS["cpu"])
+    _noise(network, some_of(calls, most, seed), found, seed)
     return found
 
 
-def spread(items: list, most: int) -> list:
-    """At most so many of them, evenly spaced."""
-    return items if len(items) <= most else [items[int((i + 0.5) * len(items) / most)] for i in range(most)]
+def some_of(calls: list[Call], most: int, seed: int) -> list[Call]:
+    """At most so many of them, drawn: even distances would find the same step of every picture."""
+    order = torch.randperm(len(calls), generator=seeded(seed, 8))[:most]
+    return [calls[place] for place in order.sort().values.tolist()]
 
 
 def reads_rows(module: nn.Module) -> bool:
