@@ -26,7 +26,7 @@ Figures = dict[str, object]
 def options(name: str) -> argparse.Namespace:
     """The same in every script: where, how often, and which of all works and contenders."""
     parser = argparse.ArgumentParser(prog=name)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cuda; a CPU must be asked for, or --tiny")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--tiny", action="store_true", help="small shapes, few runs: does the script work?")
     parser.add_argument("--output", type=Path, help="JSON file beside or instead of benchmarks/results")
@@ -37,6 +37,9 @@ def options(name: str) -> argparse.Namespace:
     )
     parser.add_argument("--works", default="", help="sizes or shapes whose title contains this")
     given = parser.parse_args()
+    if given.device is None and not (torch.cuda.is_available() or given.tiny):
+        parser.error("there is no GPU, and real sizes take a CPU hours; add --tiny, or --device cpu")
+    given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     given.runs = 2 if given.tiny else max(given.runs, 20)
     return given
 

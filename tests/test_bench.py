@@ -68,6 +68,9 @@ to.mkdir(exist_ok=True)
 def test_what_is_not_there_or_fails_is_named(folder: Path) -> None:
     with pytest.raises(ConfigError, match="no benchmark is called 'nothing'; there are"):
         run(folder, name="nothing")
+    with pytest.raises(ConfigError, match="no benchmark is called 'record'") as caught:
+        bench_command(BenchRequest(name="record"), SilentProgress())
+    assert "quantize_layers" in str(caught.value) and "stopwatch" not in str(caught.value)
     with pytest.raises(FewerError, match=r"broken.py ended with code 3"):
         run(folder, name="broken")
     for name in ("../linear", "/etc/passwd", "a b", ""):

@@ -63,8 +63,12 @@ def bench_command(request: BenchRequest, progress: Progress) -> dict[str, object
     """
     folder = request.folder or _folder()
     script = folder / f"{NAMES.get(request.name, request.name.replace('-', '_'))}.py"
-    if not script.is_file():
-        known = sorted({*NAMES, *(path.stem for path in folder.glob("*.py"))})
+    # Beside our own programs lie the parts that they share; a folder of somebody else's is taken as it is.
+    programs = [
+        path for path in folder.glob("*.py") if request.folder or "__main__" in path.read_text("utf-8")
+    ]
+    if script not in programs:
+        known = sorted({*NAMES, *(path.stem for path in programs)})
         raise ConfigError(f"no benchmark is called {request.name!r}; there are {', '.join(known)}")
     options = _options(request, script)
     progress.say(f"running {script.name}; its contenders appear as they finish")

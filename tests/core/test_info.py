@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
+from fewer.core.errors import FileError
 from fewer.core.info import InfoRequest, info_command
 from fewer.core.progress import SilentProgress
 
@@ -14,3 +16,6 @@ def test_info_is_json_and_true(tmp_path: Path) -> None:
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["devices"][0]["name"] == "cpu"
     assert "mine" in facts["models"]
+    with pytest.raises(FileError, match="'nowhere' is no folder") as caught:
+        info_command(InfoRequest(models=tmp_path / "nowhere"), SilentProgress())
+    assert caught.value.exit_code == 4

@@ -62,7 +62,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     [
         (["--output", "x", "--stps", "3"], "Unrecognized options: --stps, 3; perhaps you meant --steps; see"),
         (["--output", "x", "--sampler", "ddim"], "invalid choice 'ddim'"),
-        (["--output", "x", "--steps", "1.5"], "Error parsing --steps"),
+        (["--output", "x", "--steps", "1.5"], "Error parsing --steps: '1.5' is no INT; see"),
         (["--output", "x", "--steps", "0"], "steps was 0"),
         ([], "--output PATH"),
     ],

@@ -64,7 +64,8 @@ def test_exact_tiles_change_nothing(folder: Path, options: tuple[str, ...], same
 @pytest.mark.parametrize(
     ("options", "model", "code", "words"),
     [
-        (("--channels", "3"), "model", 2, "3 channels"),
+        (("--channels", "3"), "model", 2, "with 3 channels; this autoencoder takes 2 or 4"),
+        (("--channels", "500"), "model", 2, "with 500 channels"),
         ((), "nowhere", 4, "nowhere"),
         (("--tile", "-1"), "model", 2, "tile"),
         (("--output", "out.jpg"), "model", 2, "'out.jpg' must be a .png file"),

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from fewer.core.device import DeviceName, DtypeName
+from fewer.core.errors import FileError
 from fewer.core.progress import Progress
 
 _PACKAGES = ("fewer", "torch", "triton", "numpy", "transformers", "diffusers", "safetensors", "pillow")
@@ -80,7 +81,9 @@ def _version(package: str) -> str | None:
 def _models(folder: Path | None) -> list[str]:
     built_in = Path(__file__).parents[1] / "generate" / "default_model"
     found = ["default"] if (built_in / "model_index.json").exists() else []
-    if folder is not None and folder.is_dir():
+    if folder is not None:
+        if not folder.is_dir():
+            raise FileError(f"--models {folder.name[:80]!r} is no folder; check the path", missing=True)
         names = ("model_index.json", "config.json")
         found += sorted(p.name for p in folder.iterdir() if any((p / name).exists() for name in names))
     return found

@@ -113,5 +113,8 @@ def one_line(box: str, name: str) -> str:
         elif line:
             kept.append(line)
     text = " ".join(kept).rstrip(".") or "the options could not be read"
+    union = r"no type matching \{None\}\|(.+?) could be instantiated from \[(.*?)\]\..*"
+    text = re.sub(union, r"\2 is no \1", text)
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no INT", text)
     hint = f"; perhaps you meant {', '.join(meant[:3])}" if meant else ""
     return f"{text}{hint}; see: fewer {name} --help"

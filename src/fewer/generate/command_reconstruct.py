@@ -78,6 +78,12 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
     )
     if request.image.is_dir():
         return _report(autoencoder, request)
+    known = {autoencoder.config.latent_channels, *autoencoder.config.latent_prefixes}
+    if request.channels is not None and request.channels not in known:
+        allowed = " or ".join(map(str, sorted(known)))
+        raise ConfigError(
+            f"latents were asked for with {request.channels} channels; this autoencoder takes {allowed}"
+        )
     picture = read_image(request.image)
     original = to_tensor(picture.convert(picture_mode(autoencoder.config.in_channels)))[None]
     progress.say(f"{picture.width} x {picture.height} pixels, {autoencoder.config.spatial_compression_ratio} "

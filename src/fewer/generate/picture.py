@@ -104,7 +104,10 @@ def read_request(path: str | Path) -> tuple[GenerateRequest, str]:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{path.name!r} is no readable PNG: {error}") from error
+        why = (
+            "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        )  # it names an object in memory
+        raise FileError(f"{path.name!r} is no readable PNG{why}") from error
     if not isinstance(text, str):
         raise FileError(
             f"{path.name!r} carries no request of ours; it was made elsewhere or with --no-metadata"
