@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 
 from fewer.core.errors import DataError
 from fewer.core.progress import Progress, SilentProgress
-from fewer.stitch.frames.source import FrameSource, SpooledFrames, open_frames
+from fewer.stitch.frames.source import FrameSource, mark_of, open_frames
 from fewer.stitch.match.features import PairMatcher
 from fewer.stitch.mosaic.canvas import Canvas, Provenance
 from fewer.stitch.mosaic.exposure import Exposure, fit_exposure
@@ -139,10 +139,7 @@ def stitch(
 
 def _key(source: FrameSource, options: StitchOptions) -> str:
     """Names a video and options without giving either away: a journal is of use to the same two only."""
-    # an iterator can be read once only, and no run of it can be resumed
-    first = None if isinstance(source, SpooledFrames) else next(iter(source), None)
-    picture = b"" if first is None else first.picture.tobytes()
-    return hashlib.sha256(repr((options, source.length)).encode("utf-8") + picture).hexdigest()
+    return hashlib.sha256(repr(options).encode("utf-8") + mark_of(source)).hexdigest()
 
 
 def _device(options: StitchOptions, onboard: Onboard) -> "torch.device | None":

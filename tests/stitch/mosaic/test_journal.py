@@ -1,11 +1,13 @@
 from pathlib import Path
 
-import numpy as np
+import cv2
 import pytest
 
+from fewer.core.errors import ConfigError
 from fewer.core.progress import SilentProgress
 from fewer.stitch import stitch
-from fewer.stitch.mosaic import journal as module
+from fewer.stitch.frames.source import mark_of, open_frames
+from fewer.stitch.mosaic.journal import Journal
 from fewer.stitch.options import StitchOptions
 from fewer.stitch.panorama import Panorama
 
@@ -72,18 +74,31 @@ def test_a_torn_line_and_a_longer_store_are_cut_back(
     assert same(stitch(small_frames, small_options, work=tmp_path, resume=True), small_map)
 
 
-def test_another_video_other_options_or_no_resume_begin_anew(
+def test_another_video_or_other_options_are_refused_and_no_resume_begins_anew(
     tmp_path: Path, small_frames: list, small_options: StitchOptions
 ) -> None:
-    def left(frames: list, seed: int, resume: bool) -> dict:
+    work = tmp_path / "work"
+
+    def left(frames: object, seed: int, resume: bool) -> int:
         with pytest.raises(KeyboardInterrupt):
             stitch(frames, StitchOptions(match=small_options.match, unfold=small_options.unfold, seed=seed),
-                   work=tmp_path, resume=resume, progress=Interrupt(1))  # fmt: skip
-        first, *lines = (tmp_path / "journal.jsonl").read_text().splitlines()
-        return {"key": first, "lines": len(lines)}
+                   work=work, resume=resume, progress=Interrupt(1))  # fmt: skip
+        return len((work / "journal.jsonl").read_text().splitlines())
 
-    begun = left(small_frames, 0, False)
-    assert left(small_frames, 1, True)["key"] != begun["key"]
-    assert left(small_frames[::-1], 1, True)["lines"] <= begun["lines"]
-    assert module.Journal(tmp_path, "other", True, 6).lines == {}
-    assert np.frombuffer((tmp_path / "store.bin").read_bytes(), np.uint8).size == 0
+    for name in ("one", "other"):  # two videos that begin and end alike
+        (tmp_path / name).mkdir()
+        for index, frame in enumerate(small_frames):
+            shown = small_frames[0] if name == "other" and index == 5 else frame
+            cv2.imwrite(str(tmp_path / name / f"{index}.png"), shown)
+    begun = left(tmp_path / "one", 0, False)
+    journal = (work / "journal.jsonl").read_bytes()
+    for frames, seed in ((tmp_path / "other", 0), (tmp_path / "one", 1)):
+        with pytest.raises(ConfigError, match="another video or other options"):
+            left(frames, seed, True)
+        assert (work / "journal.jsonl").read_bytes() == journal
+    assert left(tmp_path / "one", 0, True) >= begun
+    assert left(tmp_path / "other", 0, False) == begun
+    assert mark_of(open_frames(small_frames)) != mark_of(open_frames(small_frames[::-1]))
+    (work / "journal.jsonl").write_bytes(journal[:20])  # torn in its first line: nothing to go on from
+    assert Journal(work, "other", True, 6).lines == {}
+    assert (work / "store.bin").stat().st_size == 0

@@ -48,6 +48,7 @@ class DicomFrames:
                 f"{path.name}: {width} x {height} pixels; at most {MAX_PIXELS} a frame are allowed"
             )
         self._path, self._times, self.warnings = path, _times(header, self.length), []
+        self.files = (path,)
         self._inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
         self._bits = int(header.get("BitsStored", 8) or 8)
         self._palette = header if header.get("PhotometricInterpretation") == "PALETTE COLOR" else None

@@ -6,7 +6,7 @@ needs two
 passes.
 """
 
-import logging
+import hashlib
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ from fewer.core.files import read_image
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 MAX_PIXELS = 16_800_000
-_log = logging.getLogger(__name__)
+_BLOCK = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,25 @@ def every(source: FrameSource, stride: int) -> Iterator[Frame]:
     """Each `stride`-th frame. Sources that can leave out the work on the others have a method `every`."""
     skipping = getattr(source, "every", None)
     return skipping(stride) if skipping is not None else islice(source, 0, None, stride)
+
+
+def mark_of(source: FrameSource) -> bytes:
+    """Tells sources apart without reading them whole: the sizes of their `files` and three blocks of up to 64
+    of these; of arrays some pictures. Nothing for an iterator, which can be read once only."""
+    digest = hashlib.sha256(str(source.length).encode())
+    if isinstance(source, SpooledFrames):
+        return digest.digest()
+    files: Sequence[Path] = getattr(source, "files", ())
+    for frame in () if files else every(source, max(1, source.length // 8)):
+        digest.update(frame.picture.tobytes())
+    digest.update(repr([path.stat().st_size for path in files if path.is_file()]).encode())
+    for path in files[:: max(1, len(files) // 64)]:
+        if path.is_file():
+            with path.open("rb") as file:
+                for place in (0, path.stat().st_size // 2, path.stat().st_size - _BLOCK):
+                    file.seek(max(0, place))
+                    digest.update(file.read(_BLOCK))
+    return digest.digest()
 
 
 def open_frames(source: "str | Path | Sequence | Iterable | FrameSource", rate: float = 25.0) -> FrameSource:
@@ -145,7 +164,7 @@ class FolderFrames:
     """Picture files, each opened when its turn comes; one that cannot be read is left out with a warning."""
 
     def __init__(self, paths: Sequence[Path], rate: float = 25.0) -> None:
-        self._paths, self._rate = paths, rate
+        self.files, self._rate = paths, rate
         self.length, self.warnings = len(paths), []
 
     def __iter__(self) -> Iterator[Frame]:
@@ -154,8 +173,8 @@ class FolderFrames:
     def every(self, stride: int) -> Iterator[Frame]:
         """Opens each `stride`-th picture only."""
         self.warnings.clear()
-        for index in range(0, len(self._paths), stride):
-            path = self._paths[index]
+        for index in range(0, len(self.files), stride):
+            path = self.files[index]
             try:
                 picture = np.asarray(read_image(path, max_pixels=MAX_PIXELS))
             except FileError as error:

@@ -23,6 +23,7 @@ class VideoFrames:
         """`data` is the video itself, if `path` only holds it."""
         av = _load_av(path)
         self._path, self._data, self.warnings = path, data, []
+        self.files = (path,)
         try:
             with av.open(self._opened()) as container:
                 if not container.streams.video:

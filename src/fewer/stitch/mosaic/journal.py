@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewer.core.errors import ConfigError
 from fewer.stitch.frames.quality import Quality
 from fewer.stitch.mosaic.segment import Pair, Segment, TrackedFrame
 from fewer.stitch.mosaic.store import Kept, Store
@@ -41,7 +42,7 @@ class Journal:
     """`lines` holds what an earlier run left (empty unless `resume`); `write` adds to it."""
 
     def __init__(self, folder: Path, key: str, resume: bool, views_needed: int) -> None:
-        """`key` names the video and the options: a journal of anything else is thrown away."""
+        """`key` names the video and the options. Raises `ConfigError` to resume a run of anything else."""
         self._folder, self.lines = folder, dict[int, Line]()
         folder.mkdir(parents=True, exist_ok=True)
         path, kept_bytes, stored = folder / "journal.jsonl", 0, 0
@@ -110,11 +111,19 @@ class Journal:
                 try:
                     fact = json.loads(raw) if raw.endswith(b"\n") else None
                     if number == 0:
-                        if fact != {"key": key}:
+                        if fact is None:
                             return 0, 0
+                        if fact != {"key": key}:
+                            raise ConfigError(
+                                "the unfinished run in this --output is of another video or other options; "
+                                "resume with what it was started with, give another --output, or leave "
+                                "--resume out to begin anew"
+                            )
                     else:
                         index, line, stored_after = _decoded(fact)
                         self.lines[index], stored = line, stored_after
+                except ConfigError:
+                    raise
                 except (ValueError, TypeError, KeyError, IndexError):
                     break
                 filled += len(raw)
