@@ -1,4 +1,4 @@
-"""The small class-conditional model that is shipped: 48 emoji in two drawing styles, adaLN with generated
+"""A small class-conditional model that draws well: 48 emoji in two drawing styles, adaLN with generated
 weights.
 
 python benchmarks/class_model.py [--steps 20000] [--output FOLDER]

@@ -114,3 +114,5 @@ def test_refusals(tmp_path: Path) -> None:
         model(*INPUTS)
     with pytest.raises(ConfigError, match="at least one name"):
         adapter(tiny_sana(), [], ConditionPlan())
+    with pytest.raises(ConfigError, match="'flat' is named twice"):
+        adapter(tiny_sana(), ["glossy", "flat", "flat"], ConditionPlan())

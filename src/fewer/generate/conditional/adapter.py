@@ -39,6 +39,9 @@ class NamedCondition(nn.Module):
         super().__init__()
         if not names:
             raise ConfigError("an adapter needs at least one name of a condition")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ConfigError(f"the condition {twice!r} is named twice; each needs a name of its own")
         self.names = tuple(names)
         self.table = nn.Embedding(len(names), width)
 
