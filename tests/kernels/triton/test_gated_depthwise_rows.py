@@ -4,17 +4,16 @@ import torch
 from fewer.kernels.gated_depthwise import reference_backward
 
 CASES = [
-    ((1, 1, 1, 2), (2, 0, 2, None), torch.float32, True),
-    ((1, 2, 3, 4), (2, 0, 2, None), torch.bfloat16, True),
-    ((2, 3, 2, 4), (1, 0, 2, None), torch.float32, False),
-    ((1, 3, 3, 6), (1, 2, 4, None), torch.float32, True),
-    ((1, 2, 4, 2), (1, 2, 1, None), torch.bfloat16, True),
+    ((1, 1, 1, 2), (4, 2, None), torch.float32, True),
+    ((2, 3, 2, 4), (2, 2, None), torch.float32, False),
+    ((1, 3, 3, 6), (2, 4, None), torch.float32, True),
+    ((1, 2, 4, 2), (2, 1, None), torch.bfloat16, True),
 ]
 
 
 @pytest.mark.parametrize(("shape", "form", "dtype", "pre_silu"), CASES)
 def test_gradients_agree_with_the_reference(
-    shape: tuple[int, ...], form: tuple[int, int, int, int | None], dtype: torch.dtype, pre_silu: bool, draw
+    shape: tuple[int, ...], form: tuple[int, int, int | None], dtype: torch.dtype, pre_silu: bool, draw
 ) -> None:
     from fewer.kernels.triton.gated_depthwise_rows import launch_rows_backward
 

@@ -1,10 +1,9 @@
-"""Backward of the gated depthwise convolution for narrow pictures: a thread owns whole lines of one channel.
+"""Backward of the gated depthwise convolution for narrow pictures, in one walk down each of them.
 
-Neighbours to the left and right are then in the same thread, and three lines stay in registers while it walks
-down the picture: every number is loaded once, and no tap is. Two forms of the same sums: `one` walk makes the
-convolution again, the gate's gradients and the transposed convolution three lines behind; in `two` walks the
-gate's gradients lie in the result's own memory in between, and a thread needs half the registers.
-Tuples hold one row of channels per pixel of a line.
+A thread owns a few pixels side by side of one channel, with both halves of the gate. It reads a line, ends
+the convolution of the line above (made again), the gate's gradients there, and the transposed convolution of
+the line above that. Three lines of gradients stay in registers, so nothing lies in memory in between; what a
+thread needs of its neighbours' pixels it computes itself. Tuples hold one block per pixel of a line.
 """
 
 import torch
@@ -13,9 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fewer.kernels.triton.gates import silu
-
-WIDEST = 16
-"""Pixels of a line; more of them do not fit into registers."""
+from fewer.kernels.triton.taps import filled, row_of_taps
 
 
 @triton.jit
@@ -33,51 +30,10 @@ def _share(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def _line(at, step, inside, WIDTH: tl.constexpr):
-    """Raw values of a line; nothing where it is outside."""
-    found = ()
-    for place in tl.static_range(WIDTH):  # pyright: ignore
-        found = found + (tl.load(at + place * step, mask=inside, other=0.0).to(tl.float32),)
-    return found
-
-
-@triton.jit
-def _activated(at, step, inside, WIDTH: tl.constexpr, PRE: tl.constexpr, FAST: tl.constexpr):
-    """A line as the convolution sees it, with a zero on both sides."""
-    raw = _line(at, step, inside, WIDTH)
-    nothing = tl.zeros_like(raw[0])  # pyright: ignore
-    found = (nothing,)
-    for place in tl.static_range(WIDTH):  # pyright: ignore
-        v = raw[place]
-        if PRE:
-            v = silu(v, FAST)
-        found = found + (v,)
-    return found + (nothing,)
-
-
-@triton.jit
 def _taps(weight, both, channel, alive):
     found = ()
     for tap in tl.static_range(9):  # pyright: ignore
         found = found + (tl.load(weight + tap * both + channel, mask=alive, other=0.0).to(tl.float32),)
-    return found
-
-
-@triton.jit
-def _row_of_taps(sums, v, w, ROW: tl.constexpr, WIDTH: tl.constexpr):
-    """sums + the three taps of row ROW of the kernel."""
-    found = ()
-    for place in tl.static_range(WIDTH):  # pyright: ignore
-        s = sums[place] + v[place] * w[ROW * 3]
-        found = found + (s + v[place + 1] * w[ROW * 3 + 1] + v[place + 2] * w[ROW * 3 + 2],)
-    return found
-
-
-@triton.jit
-def _repeated(v, TIMES: tl.constexpr):
-    found = ()
-    for _ in tl.static_range(TIMES):  # pyright: ignore
-        found = found + (v,)
     return found
 
 
@@ -134,55 +90,6 @@ def _back(
 
 
 @triton.jit
-def _two_walks_kernel(
-    grad, x, weight, bias, found, sums, height, channels,
-    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, PRE: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
-    image = tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    alive, both, still = channel < channels, 2 * channels, channel * 0
-    x, found = x + image * height * WIDTH * both + channel, found + image * height * WIDTH * both + channel
-    grad = grad + image * height * WIDTH * channels + channel
-    w_v, w_g = _taps(weight, both, channel, alive), _taps(weight, both, channels + channel, alive)
-    start_v = _repeated(tl.load(bias + channel, mask=alive, other=0.0).to(tl.float32), WIDTH)
-    start_g = _repeated(tl.load(bias + channels + channel, mask=alive, other=0.0).to(tl.float32), WIDTH)
-    above_v, above_g, here_v, here_g = start_v, start_g, start_v, start_g
-    for y in range(height + 1):
-        there = alive & (still + y < height)
-        v = _activated(x + y * WIDTH * both, both, there, WIDTH, PRE, FAST)
-        g = _activated(x + y * WIDTH * both + channels, both, there, WIDTH, PRE, FAST)
-        value, gate = _row_of_taps(above_v, v, w_v, 2, WIDTH), _row_of_taps(above_g, g, w_g, 2, WIDTH)
-        done = alive & (still + y > 0)
-        for place in tl.static_range(WIDTH):  # pyright: ignore
-            pixel = (y - 1) * WIDTH + place
-            from_above = tl.load(grad + pixel * channels, mask=done, other=0.0).to(tl.float32)
-            g_value, g_gate = _gate_gradients(value[place], gate[place], from_above, FAST)
-            tl.store(found + pixel * both, g_value.to(found.dtype.element_ty), mask=done)
-            tl.store(found + pixel * both + channels, g_gate.to(found.dtype.element_ty), mask=done)
-        above_v, above_g = _row_of_taps(here_v, v, w_v, 1, WIDTH), _row_of_taps(here_g, g, w_g, 1, WIDTH)
-        here_v, here_g = _row_of_taps(start_v, v, w_v, 0, WIDTH), _row_of_taps(start_g, g, w_g, 0, WIDTH)
-    tl.debug_barrier()
-    for half in range(2):
-        off = half * channels
-        w = _taps(weight, both, off + channel, alive)
-        nothing = tl.zeros((CHANNELS,), dtype=tl.float32)
-        above = _repeated(nothing, WIDTH + 2)
-        here = (nothing,) + _line(found + off, both, alive, WIDTH) + (nothing,)
-        own = _repeated(nothing, 11)
-        for y in range(height):
-            at = y * WIDTH * both + off
-            below = _line(found + at + WIDTH * both, both, alive & (still + y + 1 < height), WIDTH)
-            below = (nothing,) + below + (nothing,)
-            own = _back(
-                x + at, found + at, both, channel, alive, above, here, below, w, own,
-                WIDTH, WIDTH, PRE, FAST,
-            )  # fmt: skip
-            above, here = here, below
-        for row in tl.static_range(11):  # pyright: ignore
-            tl.store(sums + (image * 11 + row) * both + off + channel, own[row], mask=alive)
-
-
-@triton.jit
 def _pixels(
     at, column, inside, STEP: tl.constexpr, WIDTH: tl.constexpr, EACH: tl.constexpr, FIRST: tl.constexpr,
     COUNT: tl.constexpr, ONE: tl.constexpr,
@@ -215,7 +122,7 @@ def _silus(values, COUNT: tl.constexpr, PRE: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def _one_walk_kernel(
+def _gradients_kernel(
     grad, x, weight, bias, found, sums, height,
     WIDTH: tl.constexpr, OWN: tl.constexpr, EACH: tl.constexpr, GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr, PRE: tl.constexpr, FAST: tl.constexpr,
@@ -235,15 +142,15 @@ def _one_walk_kernel(
     w_v, w_g = _taps(weight, BOTH, channel, channel < OWN), _taps(weight, BOTH, OWN + channel, channel < OWN)
     bias_v = tl.load(bias + channel + still, mask=alive, other=0.0).to(tl.float32)
     bias_g = tl.load(bias + OWN + channel + still, mask=alive, other=0.0).to(tl.float32)
-    start_v, start_g = _repeated(bias_v, EACH + 2), _repeated(bias_g, EACH + 2)
+    start_v, start_g = filled(bias_v, EACH + 2), filled(bias_g, EACH + 2)
     sum_v, sum_g, next_v, next_g = start_v, start_g, start_v, start_g
     # Each of a tensor of its own: tuples that share one are taken for one variable where they change places.
-    above_v = _repeated(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), EACH + 2)
-    above_g = _repeated(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), EACH + 2)
-    here_v = _repeated(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), EACH + 2)
-    here_g = _repeated(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), EACH + 2)
-    own_v = _repeated(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), 11)
-    own_g = _repeated(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), 11)
+    above_v = filled(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), EACH + 2)
+    above_g = filled(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), EACH + 2)
+    here_v = filled(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), EACH + 2)
+    here_g = filled(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), EACH + 2)
+    own_v = filled(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), 11)
+    own_g = filled(tl.zeros((GROUPS, CHANNELS), dtype=tl.float32), 11)
     # Reads line y, finishes the output's gradients of line y - 1 and the features' of line y - 2.
     for y in range(height + 2):
         there = alive & (still + y < height)
@@ -252,11 +159,11 @@ def _one_walk_kernel(
         there = alive & (still + y > 0) & (still + y <= height)
         upper = _pixels(grad + (y - 1) * WIDTH * OWN, column, there, OWN, WIDTH, EACH, -1, EACH + 2, ONE)
         v, g = _silus(v, EACH + 4, PRE, FAST), _silus(g, EACH + 4, PRE, FAST)
-        value, gate = _row_of_taps(sum_v, v, w_v, 2, EACH + 2), _row_of_taps(sum_g, g, w_g, 2, EACH + 2)
-        sum_v, sum_g = _row_of_taps(next_v, v, w_v, 1, EACH + 2), _row_of_taps(next_g, g, w_g, 1, EACH + 2)
+        value, gate = row_of_taps(sum_v, v, w_v, EACH + 2, 2), row_of_taps(sum_g, g, w_g, EACH + 2, 2)
+        sum_v, sum_g = row_of_taps(next_v, v, w_v, EACH + 2, 1), row_of_taps(next_g, g, w_g, EACH + 2, 1)
         next_v, next_g = (
-            _row_of_taps(start_v, v, w_v, 0, EACH + 2),
-            _row_of_taps(start_g, g, w_g, 0, EACH + 2),
+            row_of_taps(start_v, v, w_v, EACH + 2, 0),
+            row_of_taps(start_g, g, w_g, EACH + 2, 0),
         )
         below_v, below_g = (), ()
         for place in tl.static_range(EACH + 2):  # pyright: ignore
@@ -281,10 +188,9 @@ def _one_walk_kernel(
         tl.store(to + row * BOTH + OWN, tl.sum(own_g[row], axis=0), mask=inside)
 
 
-Form = tuple[int, int, int, int | None]
-"""Walks down a picture; pixels side by side (0: a whole line) and channels of a program's row of threads;
-registers a thread, if bounded."""
-FORM: Form = (2, 0, 32, 128)
+Form = tuple[int, int, int | None]
+"""Pixels side by side of a thread, channels of a program, registers a thread if bounded."""
+FORM: Form = (4, 32, 128)
 
 
 def launch_rows_backward(
@@ -297,19 +203,14 @@ def launch_rows_backward(
     batch, height, width, both = features.shape
     sums = torch.empty((batch, 11, both), dtype=torch.float32, device=features.device)
     found = torch.empty_like(features)
-    walks, each, block, registers = form
-    sizes = {"WIDTH": width, "CHANNELS": block, "PRE": pre_silu, "maxnreg": registers}
-    sizes["FAST"] = features.is_cuda and features.dtype.itemsize == 2
-    grid = (triton.cdiv(both // 2, block), batch)
-    arguments = (grad, features, weight.flatten(1).t().contiguous(), bias, found, sums, height)
-    if features.numel() and walks == 2:
-        _two_walks_kernel[grid](*arguments, both // 2, **sizes, num_warps=max(1, block // 32))
-    elif features.numel():
-        each = each or width
+    each, block, registers = form
+    if features.numel():
         groups = triton.next_power_of_2(triton.cdiv(width, each))
-        _one_walk_kernel[grid](
-            *arguments, OWN=both // 2, EACH=each, GROUPS=groups, **sizes,
-            num_warps=max(1, groups * block // 32),
+        _gradients_kernel[(triton.cdiv(both // 2, block), batch)](
+            grad, features, weight.flatten(1).t().contiguous(), bias, found, sums, height,
+            WIDTH=width, OWN=both // 2, EACH=each, GROUPS=groups, CHANNELS=block, PRE=pre_silu,
+            FAST=features.is_cuda and features.dtype.itemsize == 2,
+            num_warps=max(1, groups * block // 32), maxnreg=registers,
         )  # fmt: skip
     total = sums.sum(dim=0)
     # Tensors of their own: operators must not return views of one another.

@@ -161,7 +161,7 @@ def _norm_backward_kernel(
 
 Tile = tuple[int, int, int, str]
 """Tokens of a block, warps, stages, precision of products of 16-bit inputs (`tf32` or `bf16`)."""
-TILE: Tile = (64, 4, 3, "bf16")
+TILE: Tile = (64, 2, 3, "bf16")
 
 
 def launch_inverse(joint: Tensor, dim: int, parts: int, eps: float) -> Tensor:
@@ -176,7 +176,7 @@ def launch_inverse(joint: Tensor, dim: int, parts: int, eps: float) -> Tensor:
     return inverse
 
 
-NORM_BACKWARD = (4, 16, 4)
+NORM_BACKWARD = (1, 32, 1)
 """Rows of a block, blocks that a program walks over, warps."""
 
 

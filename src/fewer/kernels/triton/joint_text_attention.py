@@ -90,7 +90,7 @@ def _backward_kernel(
 
 Tile = tuple[int, int, int, str]
 """Tokens of a block, warps, stages, precision of products of 16-bit inputs (`tf32` or `bf16`)."""
-TILE: Tile = (64, 4, 3, "bf16")
+TILE: Tile = (32, 2, 3, "bf16")
 
 
 def launch_joint_text_attention(

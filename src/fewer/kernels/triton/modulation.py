@@ -104,8 +104,8 @@ def _backward_kernel(
 
 Tile = tuple[int, int, int]
 """Rows of a block, blocks that a program walks over, warps."""
-FORWARD: Tile = (8, 1, 4)
-BACKWARD: Tile = (2, 16, 2)
+FORWARD: Tile = (4, 1, 2)
+BACKWARD: Tile = (2, 16, 1)
 
 
 def fitted(tile: Tile, dim: int) -> tuple[Tile, int]:
