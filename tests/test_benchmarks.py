@@ -1,6 +1,8 @@
 """Every benchmark says how `make bench` runs it, in arguments that the script knows."""
 
 import ast
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -42,3 +44,22 @@ def test_make_bench_can_run_it(path: Path) -> None:
     # A script whose options another file reads (stopwatch.options) cannot be checked here.
     assert given <= known or not known
     assert required <= given, f"make bench must give {required - given}"
+
+
+def test_results_stay_small_and_say_the_same() -> None:
+    spec = importlib.util.spec_from_file_location("record", FOLDER / "record.py")
+    assert spec is not None and spec.loader is not None
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    facts = {
+        "times": [i / 7 for i in range(100)],
+        "rows": [{"name": f"é {i}", "bytes": 10**12 + i, "mean": 1e9 / 3, "none": None} for i in range(9)],
+        "empty": [{}, []],
+    }
+    text = record.readable(facts)
+    assert max(map(len, text.splitlines())) <= 111  # a comma may follow
+    assert len(text) < len(json.dumps(facts, indent=1)) / 1.5
+    found = json.loads(text)
+    assert found["times"] == pytest.approx(facts["times"], rel=1e-5)
+    assert [row["bytes"] for row in found["rows"]] == [10**12 + i for i in range(9)]
+    assert found["rows"][8]["mean"] == pytest.approx(1e9 / 3, rel=1e-9) and found["empty"] == [{}, []]

@@ -70,6 +70,9 @@ def test_all_targets_with_a_control_then_resume(
 def test_exit_codes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     assert main(words(tmp_path / "none", output, "--target", "photo")) == 4
+    (tmp_path / "file").write_text("x")
+    assert main(words(data, tmp_path / "file", "--target", "photo")) == 2
+    assert "choose another --output" in capsys.readouterr().err
     assert main(words(data, output, "--target", "cartoon")) == 2
     assert "allowed: art, photo, sketch" in capsys.readouterr().err
     assert main(words(data, output, "--target", "photo", "--density", "1.5")) == 2

@@ -47,6 +47,8 @@ def test_a_folder_is_quantized_whole_with_a_report_and_loads(
         expected, found = exact(*sana_inputs), load_model(output)(*sana_inputs)
     assert (found - expected).norm() < 0.2 * expected.norm()
     assert main(words) == 2 and "exists already" in capsys.readouterr().err
+    denied = [*words[:3], str(output / "config.json" / "four"), *words[4:]]
+    assert main(denied) == 2 and "choose another --output" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_resumes_and_gives_the_same_file(

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from fewer.core.config import validate
 from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError
-from fewer.core.files import write_bytes, write_json
+from fewer.core.files import output_folder, write_bytes, write_json
 from fewer.core.progress import Progress
 from fewer.learn.domains.images import Domains, load_domains
 from fewer.learn.domains.plan import BaseName, InvariantPlan, MaskMethod, Selection, mask_policy
@@ -111,6 +111,7 @@ def invariant_command(request: InvariantRequest, progress: Progress) -> dict[str
             f"{request.output.name!r} holds {len(runs)} runs; "
             "add --resume to keep them and go on, or choose another --output"
         )
+    output_folder(output)
     sweep = run_sweep(domains, jobs, output, resume=request.resume, side_by_side=together, progress=progress)
     order = {job: number for number, job in enumerate(jobs)}
     runs = sorted(sweep, key=lambda run: order[run[0]])

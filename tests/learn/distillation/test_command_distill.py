@@ -72,6 +72,7 @@ def test_a_private_run_reports_epsilon_per_patient(data: Path, tmp_path: Path, c
     ("words", "code", "said"),
     [
         (["--output", "x.pt"], 2, "must end in"),
+        (["--output", "data.npz/x.safetensors"], 2, "choose another --output"),
         (["--images-per-class", "0"], 2, "images_per_class"),
         (["--method", "magic"], 2, "magic"),
         (["--method", "random", "--images-per-class", "21"], 3, "has 20 pictures"),

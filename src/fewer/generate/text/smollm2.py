@@ -28,13 +28,20 @@ _HOW = (
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Where converted models live: the argument, else $FEWER_CACHE, else the desktop standard's cache."""
+    """Where converted models live: the argument, else $FEWER_CACHE, else the desktop standard's cache.
+
+    Raises `FileError` for a user without a home, as a container's may be.
+    """
     if cache is not None:
         return Path(cache)
     if own := os.environ.get("FEWER_CACHE"):
         return Path(own)
-    standard = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(standard) / "fewer"
+    if standard := os.environ.get("XDG_CACHE_HOME"):
+        return Path(standard) / "fewer"
+    try:
+        return Path.home() / ".cache" / "fewer"
+    except RuntimeError as error:
+        raise FileError("this user has no home folder; point FEWER_CACHE at a folder for models") from error
 
 
 def find_gguf() -> Path:

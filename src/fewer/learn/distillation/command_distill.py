@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from fewer.core.checkpoint import latest_checkpoint, refuse_earlier_run, refuse_finished
 from fewer.core.device import DeviceName, FullPrecision, pick_device
 from fewer.core.errors import ConfigError, DataError
-from fewer.core.files import read_arrays, write_bytes
+from fewer.core.files import output_files, read_arrays, write_bytes
 from fewer.core.progress import Progress
 from fewer.learn.data import ImageSplits, LabelledImages, load_images
 from fewer.learn.distillation.architectures import NETWORK_POOL, NetworkPlan, build_network
@@ -134,6 +134,7 @@ def distill_command(request: DistillRequest, progress: Progress) -> dict[str, ob
     refuse_earlier_run(checkpoints, request.resume)
     if latest_checkpoint(checkpoints) is None:
         refuse_finished(request.output)
+    output_files([request.output])
     splits = load_images(request.data, size=request.image_size, fit=request.fit)
     train = splits.train.labelled()
     if len(train) == 0:
