@@ -98,6 +98,16 @@ def test_it_is_nearer_than_even_rounding_of_the_same_size(
     assert errors[1] < 0.7 * errors[0]
 
 
+@pytest.mark.parametrize("bits", [3.0, 3.91, 4.0, 4.1, 4.13, 4.17, 5.0])
+def test_any_size_is_reached(bits: float) -> None:
+    """Once a search stood still where two slopes were too near to be told apart."""
+    generator = torch.Generator().manual_seed(2)
+    weights = {f"{n}.weight": torch.randn(80, 64, generator=generator) for n in range(2)}
+    mixing = torch.randn(64, 64, generator=generator)
+    stored = packed(weights, known_of(weights, mixing @ mixing.mT / 64), bits)
+    assert 0.9 * bits < 8 * byte_count(stored) / (2 * 80 * 64) <= bits
+
+
 @pytest.mark.parametrize("bits", [0.5, 1.4, 9.0, float("nan")])
 def test_bits_that_cannot_be_are_refused(bits: float) -> None:
     with pytest.raises(ConfigError, match="bits was"):
