@@ -159,10 +159,10 @@ def _plan(
         peak_bytes(network, pixels, parameter.element_size(), side)
         for network, side in zip(networks, tiles, strict=True)
     ]
-    require_memory(
-        max(needed), parameter.device, "try a smaller picture, a --tile such as 256, or --dtype bf16"
-    )
-    require_memory(COPIES * original.nbytes, original.device, "try a smaller picture")
+    copies, advice = COPIES * original.nbytes, "try a smaller picture, a --tile such as 256, or --dtype bf16"
+    together = copies if parameter.device == original.device else 0
+    require_memory(max(needed) + together, parameter.device, advice)
+    require_memory(copies, original.device, "try a smaller picture")
     return tiles[0], tiles[1]
 
 
