@@ -1,6 +1,7 @@
 """Adapters: PEFT's own arithmetic and files, any strength, several at once, on and off without a trace."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,3 +221,23 @@ def test_a_byte_a_weight_is_nearly_the_same_adapter(tmp_path):
     wanted = up @ down
     assert found.strength == 0.5 and found.down.dtype == torch.bfloat16
     assert (found.up.float() @ found.down.float() - wanted).norm() < 0.015 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    "told", ["[1,2", "[" * 100_000, '{"lora_alpha": 1' + "0" * 400 + "}", '{"lora_alpha": 1e999}']
+)
+def test_odd_metadata_is_refused_or_left_out(told: str, tmp_path: Path) -> None:
+    tensors = {"a.lora_A.weight": torch.ones(2, 8), "a.lora_B.weight": torch.ones(8, 2)}
+    write_tensors(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": told})
+    if told.startswith("["):
+        with pytest.raises(FileError, match="metadata is damaged"):
+            read_lora(tmp_path / "a.safetensors")
+    else:
+        assert read_lora(tmp_path / "a.safetensors")["a"].strength == 1.0
+
+
+def test_factors_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    tensors = {"a.lora_A.weight": torch.full((2, 8), float("nan")), "a.lora_B.weight": torch.ones(8, 2)}
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(FileError, match="'a' have NaN or Inf"):
+        read_lora(tmp_path / "a.safetensors")

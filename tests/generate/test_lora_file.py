@@ -52,6 +52,13 @@ def test_a_pointwise_convolution_becomes_a_matrix_and_the_product_is_the_weights
         (FileError, "'a.weight' is no LoRA tensor", {"a.weight": DOWN}),
         (FileError, "no LoRA tensor of a linear layer", {"a.lora_A.weight": torch.zeros(2, 4, 3, 3)}),
         (FileError, "empty", {}),
+        (FileError, "no LoRA tensor", {"a.lora_A.weight": torch.tensor(1.0), "a.lora_B.weight": UP}),
+        (FileError, "no LoRA tensor", {"a.lora_A.weight": DOWN[0], "a.lora_B.weight": UP}),
+        (FileError, "no LoRA tensor", {"a.lora_A.weight": DOWN[:0], "a.lora_B.weight": UP[:, :0]}),
+        (FileError, "no LoRA tensor", {"a.lora_A.weight": DOWN.to(torch.int8), "a.lora_B.weight": UP}),
+        (FileError, "ranks are 3 and 2", {"a.lora_A.weight": DOWN, "a.lora_B.weight": UP[:, :2]}),
+        (FileError, "one finite number", {"a.alpha": torch.ones(2)}),
+        (FileError, "one finite number", {"a.alpha": torch.tensor(float("nan"))}),
     ],
 )
 def test_everything_else_is_refused_by_name(

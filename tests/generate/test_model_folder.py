@@ -76,6 +76,8 @@ def test_half_precision_spares_what_overflows(folder):
         ("fewer.json", {"stranger": 1}),
         ("fewer.json", {"text_length": -1}),
         ("fewer.json", {"text_layers": 99}),
+        ("fewer.json", {"default_size": [0, 0]}),
+        ("fewer.json", {"default_size": [-32, 10**9]}),
         ("scheduler/scheduler_config.json", {"flow_shift": "three"}),
         ("transformer/config.json", {"caption_channels": 24}),
         ("transformer/config.json", {"num_layers": 3}),

@@ -18,9 +18,10 @@ from fewer.core.files import read_json
 from fewer.core.modules import find_modules, set_module
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.generate.compact import compact, expand
-from fewer.generate.lora_file import LowRank, read_pairs
+from fewer.generate.lora_file import LowRank, finite, read_pairs
 
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+_MOST_ALPHA = 1e9
 DEFAULT_TARGETS = ("to_q", "to_k", "to_v")
 
 
@@ -197,6 +198,11 @@ def read_lora(path: str | Path) -> dict[str, LowRank]:
         pairs = read_pairs(expand(read_tensors(path)), general)
     except FileError as error:
         raise FileError(f"{path.name!r} is no adapter of linear layers: {error}") from error
+    for layer, low_rank in pairs.items():
+        if not finite(low_rank):
+            raise FileError(
+                f"{path.name!r}: the factors of {layer!r} have NaN or Inf; the adapter is damaged"
+            )
     return {_own_name(layer): low_rank for layer, low_rank in pairs.items()}
 
 
@@ -252,12 +258,12 @@ def _general_alpha(metadata: Mapping[str, str], config: Path) -> float | None:
     if "lora_adapter_metadata" in metadata:
         try:
             facts = json.loads(metadata["lora_adapter_metadata"])
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise FileError("the adapter's metadata is damaged") from error
     elif config.exists():
         facts = read_json(config)
     alpha = facts.get("transformer.lora_alpha", facts.get("lora_alpha")) if isinstance(facts, dict) else None
-    return float(alpha) if isinstance(alpha, int | float) and alpha > 0 else None
+    return float(alpha) if isinstance(alpha, int | float) and 0 < alpha < _MOST_ALPHA else None
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ trainer `lora_down`/`lora_up` with flattened layer names. A layer's weight chang
 (arXiv 2106.09685); where a file gives no alpha it is the rank.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,13 +57,13 @@ def read_pairs(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dic
         if _OTHER_KINDS.search(key):
             raise ConfigError(f"{key!r} is not a plain LoRA (LoKr, LoHa, DoRA and others are not supported)")
         if key.endswith(".alpha"):
-            alphas[key.removesuffix(".alpha")] = float(tensor)
+            alphas[key.removesuffix(".alpha")] = _alpha(key, tensor)
             continue
         found = _FACTOR.fullmatch(key)
-        if found is None or tensor.flatten(1).shape[1] != tensor.shape[1]:
+        if found is None or not _is_matrix(tensor):
             raise FileError(
-                f"{key!r} is no LoRA tensor of a linear layer; expected matrices with names ending in "
-                f"lora_A.weight and lora_B.weight"
+                f"{key!r} is no LoRA tensor of a linear layer; expected floating-point matrices with names "
+                f"ending in lora_A.weight and lora_B.weight"
             )
         factors.setdefault(found[1], {})[_PAIRS[found[2]]] = tensor.flatten(1)
     halves = sorted(layer for layer in factors.keys() | alphas.keys() if len(factors.get(layer, {})) < 2)
@@ -70,12 +71,29 @@ def read_pairs(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dic
         raise FileError(
             f"the LoRA has only one of the two factors of layer {halves[0]!r}" if halves else "it is empty"
         )
+    for layer, pair in factors.items():
+        down, up = len(pair["down"]), pair["up"].shape[1]
+        if down != up:
+            raise FileError(f"the factors of layer {layer!r} do not fit: their ranks are {down} and {up}")
     return {
         layer: LowRank(pair["down"], pair["up"], alphas.get(layer, alpha or float(len(pair["down"]))))
         for layer, pair in factors.items()
     }
 
 
+def _is_matrix(factor: Tensor) -> bool:
+    """Numbers in rows and columns; a 1x1 convolution counts."""
+    sides = tuple(factor.shape)
+    return factor.is_floating_point() and len(sides) >= 2 and set(sides[2:]) <= {1} and 0 not in sides
+
+
+def _alpha(key: str, tensor: Tensor) -> float:
+    alpha = float(tensor) if tensor.numel() == 1 else math.nan
+    if not math.isfinite(alpha):
+        raise FileError(f"{key!r} must be one finite number")
+    return alpha
+
+
 def finite(low_rank: LowRank) -> bool:
     """Whether neither factor has NaN or Inf."""
-    return bool(torch.isfinite(low_rank.up).all() and torch.isfinite(low_rank.down).all())
+    return all(bool(torch.isfinite(factor.float()).all()) for factor in (low_rank.up, low_rank.down))

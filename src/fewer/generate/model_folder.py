@@ -18,6 +18,7 @@ from fewer.core.files import read_json
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.conditional.for_sana import ConditionedSana, has_generators, load_conditioned
 from fewer.generate.large_edition import LargeEdition, open_large
+from fewer.generate.request import Side
 from fewer.generate.sampling.few_steps import FewSteps, open_few_steps
 from fewer.generate.text import INSTRUCTION, PromptEncoder, smollm2_folder
 from fewer.generate.text.smollm2 import NAME as SMOLLM2
@@ -39,7 +40,7 @@ class ModelSettings:
     """Positions of text that the transformer reads."""
     chi: bool = True
     """Trained with the complex human instruction before the prompt."""
-    default_size: tuple[int, int] | None = None
+    default_size: tuple[Side, Side] | None = None
     """(height, width) if nothing is asked for."""
     shift: Annotated[float, Field(gt=0, le=100)] = 3.0
     guidance: Annotated[float, Field(ge=0, le=100)] = 4.5
