@@ -28,9 +28,11 @@ from fewer.generate.sampling import sample
 from fewer.generate.scenes.autoencode import reconstruction_psnr
 from fewer.generate.scenes.captions import full_caption
 from fewer.generate.scenes.compose import Scene, SceneRenderer
+from fewer.generate.scenes.concepts import FIRST_CONCEPTS
 from fewer.generate.scenes.judge_training import train_judge
 from fewer.generate.scenes.judges import SpriteJudge, cut_objects, judge_pictures
 from fewer.generate.scenes.measures import as_bytes
+from fewer.generate.scenes.more_concepts import MORE_CONCEPTS
 from fewer.generate.scenes.pool import signed
 from fewer.generate.scenes.presets import preset
 from fewer.generate.scenes.split import held_out_reasons
@@ -167,6 +169,9 @@ def main() -> None:
     renderer = SceneRenderer(sprites, chosen.side, device).prepare()
     stored = options.judge or (JUDGE if options.preset == "emoji" else None)
     judge = trained_judge(stored, renderer, vocabulary, options.judge_steps)
+    if options.names != "all":  # prompts of some names; the judge chooses among all
+        group = set((FIRST_CONCEPTS if options.names == "first" else MORE_CONCEPTS).values())
+        vocabulary = Vocabulary(tuple(word for word in sprites.words() if word in group), sprites.styles)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     parts = open_parts(options.model, dtype=dtype, device=device)
     shift = parts.settings.shift if options.shift is None else options.shift
@@ -175,6 +180,7 @@ def main() -> None:
         "machine": f"{machine}, {platform.python_implementation()} {platform.python_version()}",
         "torch": torch.__version__,
         "vocabulary": {"concepts": len(vocabulary.words), "styles": len(vocabulary.styles)},
+        "judge": {"concepts": len(judge.words)},
     }
 
     def scenes_of(split: str, count: int, seed: int) -> tuple[list[Scene], torch.Tensor]:
@@ -249,6 +255,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sprites", type=Path, help="sprites.safetensors of the run, instead of --packages")
     parser.add_argument("--judge", type=Path, help="where the judge is kept; the stored one for emoji")
     parser.add_argument("--judge-steps", type=int, default=4000)
+    parser.add_argument(
+        "--names", choices=["all", "first", "more"], default="all", help="first: those of the third edition"
+    )
     parser.add_argument("--pictures", type=int, default=96)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, nargs="+", help="several: the best on the validation split")

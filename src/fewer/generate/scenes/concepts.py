@@ -1,10 +1,12 @@
-"""The things that the built-in model can draw: package names and the words that people use for them.
+"""What the built-in model can draw: package names and the words that people use for them.
 
-Chosen by hand from what all three drawing styles hold: nothing twice (one cat, one clock, one moon), no
-people, no flags, no signs that differ by a stroke.
+Chosen by hand from what all three drawing styles hold: nothing twice (one cat, one clock, one moon). The
+first 262 are those of the third edition: no people, no flags, no signs.
 """
 
-CONCEPTS: dict[str, str] = {
+from fewer.generate.scenes.more_concepts import MORE_CONCEPTS
+
+FIRST_CONCEPTS: dict[str, str] = {
     "cat-face": "cat", "dog-face": "dog", "fox": "fox", "lion": "lion", "tiger-face": "tiger",
     "bear": "bear", "polar-bear": "polar bear", "panda": "panda", "koala": "koala", "monkey-face": "monkey",
     "rabbit-face": "rabbit", "mouse-face": "mouse", "frog": "frog", "pig-face": "pig", "cow-face": "cow",
@@ -73,3 +75,6 @@ CONCEPTS: dict[str, str] = {
     "red-heart": "heart", "alien": "alien", "robot": "robot", "ghost": "ghost", "skull": "skull",
     "clown-face": "clown", "pile-of-poo": "poop",
 }  # fmt: skip
+
+CONCEPTS: dict[str, str] = {**FIRST_CONCEPTS, **MORE_CONCEPTS}
+"""All of them; the order is that of the judges' answers."""

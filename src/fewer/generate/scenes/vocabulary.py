@@ -88,6 +88,7 @@ _ODD_PLURALS = {
     "scarf": "scarves",
     "maple leaf": "maple leaves",
     "goose": "geese",
+    "superhero": "superheroes",
     "foot": "feet",
     "tooth": "teeth",
     "computer mouse": "computer mice",
