@@ -59,9 +59,12 @@ def test_what_has_something_attached_or_is_long_is_compiled_by_blocks_if_asked()
         assert not net.whole and called.call_count == int(compiled)
 
 
-def test_what_cannot_be_compiled_here_falls_back(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, type("TritonError", (Exception,), {})])
+def test_what_cannot_be_compiled_here_falls_back(
+    kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
     net = network()
-    failing = patch.object(block_passes, "joint_attention", side_effect=RuntimeError("no such instruction"))
+    failing = patch.object(block_passes, "joint_attention", side_effect=kind("no such instruction"))
     with failing, patch.object(torch.nn.Module, "compile") as compiled:
         make_quick(net, batch(), torch.bfloat16)
     assert not net.whole and compiled.call_count == 1

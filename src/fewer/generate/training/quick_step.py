@@ -63,7 +63,7 @@ def _agrees(transformer: SanaTransformer, batch: FlowBatch, dtype: torch.dtype) 
         plain = _reached(transformer, few, along, dtype)
         transformer.whole = True
         ours = _reached(transformer, few, along, dtype)
-    except (RuntimeError, ValueError, TypeError) as error:  # a Triton that cannot compile it, say
+    except Exception as error:  # a Triton that cannot compile it, whose errors are of no kind of Python's
         logger.warning("the quick training step cannot be used here: %s", str(error)[:300])
         return False
     finally:
