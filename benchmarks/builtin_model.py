@@ -34,9 +34,9 @@ from fewer.generate.scenes.judges import SpriteJudge, cut_objects, judge_picture
 from fewer.generate.scenes.measures import as_bytes
 from fewer.generate.scenes.more_concepts import MORE_CONCEPTS
 from fewer.generate.scenes.pool import signed
-from fewer.generate.scenes.presets import preset
+from fewer.generate.scenes.presets import EmojiPreset, preset
 from fewer.generate.scenes.split import held_out_reasons
-from fewer.generate.scenes.sprites import load_sprites, render_sprites
+from fewer.generate.scenes.sprites import SpriteSheet, load_sprites, render_sprites
 from fewer.generate.scenes.table import draw_any, draw_table
 from fewer.generate.scenes.vocabulary import Vocabulary
 
@@ -160,10 +160,7 @@ def main() -> None:
     began = time.monotonic()
 
     chosen = preset(options.preset)
-    if options.sprites:
-        sprites = load_sprites(options.sprites)
-    else:
-        sprites = render_sprites(options.packages, chosen.concepts or {}, chosen.styles, chosen.sprite_side)
+    sprites = sprites_for(options, chosen)
     device = pick_device(options.device)
     vocabulary = Vocabulary(sprites.words(), sprites.styles)
     renderer = SceneRenderer(sprites, chosen.side, device).prepare()
@@ -240,9 +237,21 @@ def main() -> None:
     if options.sheet and sheets:
         sheet = contact_sheet(torch.cat([p for p, _ in sheets]), [s for _, own in sheets for s in own])
         sheet.save(options.sheet)
+    tell(report, options.output)
+
+
+def sprites_for(options: argparse.Namespace, chosen: EmojiPreset) -> SpriteSheet:
+    """The rendered things: from a file, or from the packages."""
+    if options.sprites:
+        return load_sprites(options.sprites)
+    return render_sprites(options.packages, chosen.concepts or {}, chosen.styles, chosen.sprite_side)
+
+
+def tell(report: dict[str, object], output: Path | None) -> None:
+    """Prints the report and keeps it; figures that are no numbers become null."""
     cleaned = json.loads(json.dumps(report), parse_constant=lambda _: None)
-    if options.output:
-        write_json(options.output, cleaned)
+    if output:
+        write_json(output, cleaned)
     print(json.dumps(cleaned, indent=1))
     assert np.isfinite(report.get("autoencoder_psnr_held_out", 0.0))
 
