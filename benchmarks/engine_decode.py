@@ -81,8 +81,8 @@ def main() -> None:
         plain = DCAutoencoder(config).eval().to(torch.bfloat16 if gpu else torch.float32)
     dtype = next(plain.parameters()).dtype
     results: dict[str, object] = {}
-    sizes = [size for size in (1024, 2048, 4096) if given.works in f"{size} px"]
-    for pixels in (8,) if given.tiny else sizes:
+    sizes = (8,) if given.tiny else (1024, 2048, 4096)
+    for pixels in [size for size in sizes if given.works in f"{size} px"]:
         side = pixels // config.spatial_compression_ratio
         latents = torch.randn(1, config.latent_channels, side, side).to(given.device, dtype)
         floor = {"": 1e3 * FLOP.get(pixels, 0.0) / PEAK_BF16}

@@ -73,6 +73,8 @@ def main() -> None:
     judge = SpriteJudge.load(JUDGE, vocabulary.words, vocabulary.styles).to(device)
     wanted = {name: plan for name, plan in plans(options.warm_up).items()
               if plan is None or re.search(options.only, name)}  # fmt: skip
+    if len(wanted) == 1:  # one device alone, which all are compared with
+        raise SystemExit(f"no plan is called so: --only {options.only!r}; there are {', '.join(plans(1))}")
     rows = {name: Row(name, judge) for name in wanted}
     began = time.monotonic()
     for noise in range(options.noises):

@@ -163,8 +163,22 @@ def store(name: str, figures: Figures, given: argparse.Namespace) -> str:
 
 
 def finish(name: str, figures: Figures, given: argparse.Namespace) -> None:
-    """As `store`, and prints the figures."""
+    """As `store`, and prints the figures; where `--works` or `--only` left nothing, an error and no file."""
+    if not _measured(figures):
+        print(f"nothing is called so: --works {given.works!r}, --only {given.only!r}", file=sys.stderr)
+        raise SystemExit(2)
     print(store(name, figures, given))
+
+
+def _measured(figures: object) -> bool:
+    """Whether a time, or the reason why there is none, stands anywhere in the figures."""
+    if isinstance(figures, list):
+        return any(map(_measured, figures))
+    if not isinstance(figures, dict):
+        return False
+    return bool({"median_ms", "us", "wall_us", "skipped"} & set(figures)) or any(
+        map(_measured, figures.values())
+    )
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -1,6 +1,8 @@
 """Every benchmark says how `make bench` runs it, in arguments that the script knows."""
 
+import argparse
 import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -44,6 +46,21 @@ def test_make_bench_can_run_it(path: Path) -> None:
     # A script whose options another file reads (stopwatch.options) cannot be checked here.
     assert given <= known or not known
     assert required <= given, f"make bench must give {required - given}"
+
+
+def test_a_filter_that_leaves_nothing_is_an_error_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    stopwatch = importlib.import_module("stopwatch")
+    target = tmp_path / "figures.json"
+    given = argparse.Namespace(works="8", only="nobody", tiny=True, device="cpu", output=target)
+    for nothing in ({}, {"requests": 8}, {"8 px": {"contenders": {}, "floor_ms": 1.0}}):
+        with pytest.raises(SystemExit) as stop:
+            stopwatch.finish("x", nothing, given)
+        assert stop.value.code == 2 and "'nobody'" in capsys.readouterr().err and not target.exists()
+    stopwatch.finish("x", {"8 px": {"contenders": {"us": {"skipped": "needs a GPU"}}}}, given)
+    assert json.loads(target.read_text())["tiny"]
 
 
 def test_results_stay_small_and_say_the_same() -> None:

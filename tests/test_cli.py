@@ -8,11 +8,12 @@ import os
 import resource
 import subprocess
 import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
 
-from fewer import cli
+from fewer import __main__, cli
 
 
 def test_json_is_exactly_one_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +116,21 @@ def test_what_the_machine_refuses_is_one_line_too(
     assert cli.main(["info"]) == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_from_the_first_import_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Impatient(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "fewer.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "fewer.cli")
+    monkeypatch.setattr(sys, "meta_path", [Impatient(), *sys.meta_path])
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "fewer: interrupted\n"
+    assert 'fewer = "fewer.__main__:main"' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
 
 
 def test_a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one(

@@ -234,7 +234,7 @@ def _run(name: str, words: list[str]) -> int:
         module = importlib.import_module(verb.module)
         request, page = parse_request(name, getattr(module, verb.request), common.rest, common.config)
         if request is None:
-            return _write_out(page.rstrip())
+            return _write_out(page)
         result = getattr(module, verb.function)(request, make_progress("auto"))
     except FewerError as error:
         return _complain(name, str(error), error.exit_code)

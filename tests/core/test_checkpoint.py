@@ -17,6 +17,7 @@ from fewer.core.checkpoint import (
     unflatten_state,
 )
 from fewer.core.errors import ConfigError, FileError
+from fewer.core.tensors import write_tensors
 
 
 def test_the_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
@@ -36,6 +37,11 @@ def test_a_damaged_newest_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptu
     found = latest_checkpoint(tmp_path)
     assert found is not None and found.step == 1
     assert "passing over" in caplog.text
+    for facts in ('{"a":' * 100_000, "9" * 5000, "[]"):
+        caplog.clear()
+        write_tensors(newest, {"w": torch.ones(3)}, {"fewer.step": "2", "fewer.facts": facts})
+        found = latest_checkpoint(tmp_path)
+        assert found is not None and found.step == 1 and "passing over" in caplog.text
 
 
 SAVER = """

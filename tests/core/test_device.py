@@ -1,10 +1,12 @@
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fewer.core.device import (
+    _room_of_container,
     available_memory,
     isolated_randomness,
     pick_device,
@@ -50,6 +52,15 @@ def test_devices_and_dtypes() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU"):
             pick_device("cuda")
+
+
+def test_a_container_has_what_is_below_its_limit_and_pages_of_files_give_way(tmp_path: Path) -> None:
+    assert _room_of_container(tmp_path) == 2**63
+    for name, text in (("max", "1000\n"), ("current", "900\n"), ("stat", "anon 200\ninactive_file 600\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert _room_of_container(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _room_of_container(tmp_path) == 2**63
 
 
 def test_memory_is_refused_before_it_is_taken() -> None:

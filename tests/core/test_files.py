@@ -156,7 +156,7 @@ def test_a_pickle_is_told_by_its_content(tmp_path: Path) -> None:
         refuse_pickle(path)
 
 
-@pytest.mark.parametrize("raw", [b"[1]", b"{", b"\xff\xfe", b'{"a":' * 100_000])
+@pytest.mark.parametrize("raw", [b"[1]", b"{", b"\xff\xfe", b'{"a":' * 100_000, b'{"a": %s}' % (b"9" * 5000)])
 def test_json_that_is_no_object(raw: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(raw)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import tyro
 from pydantic import ConfigDict, Field
 
 from fewer.core.errors import ConfigError, FileError
@@ -42,12 +43,38 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Several:
+    """Takes several words, and one option that is called otherwise than its field."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    prompt: Annotated[tuple[str, ...], Field(max_length=3)] = ()
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+
+
+@pytest.mark.parametrize("name", ["from", "source"])
+def test_a_file_knows_the_names_of_flags_and_one_word_is_enough_where_several_may_stand(
+    tmp_path: Path, name: str
+) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text(f'prompt = "red"\n{name} = "x.png"\n')
+    expected = Several(prompt=("red",), source=Path("x.png"))
+    assert parse_request("draw", Several, [], config)[0] == expected
+    assert parse_request("draw", Several, ["--from", "x.png", "--prompt", "red"], None)[0] == expected
+    config.write_text("form = 1\n")
+    with pytest.raises(ConfigError, match="sets form; allowed: from, prompt"):
+        parse_request("draw", Several, [], config)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("steps = 'many'", "steps was 'many'"),
         ("stepz = 3", "sets stepz; allowed: output, sampler, steps"),
         ("steps = [", "not valid TOML"),
+        (f"steps = {'[' * 5000}", "not valid TOML"),
+        (f"steps = {'9' * 5000}", "not valid TOML"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -76,6 +103,7 @@ def test_a_wrong_word_is_one_line(words: list[str], said: str) -> None:
 def test_help_is_a_page_and_no_request() -> None:
     request, page = parse_request("draw", Request, ["--help"], None)
     assert request is None and "usage: fewer draw" in page and "Where to." in page
+    assert "--json" in page and "--config" in page
 
 
 def test_a_box_without_words_still_points_to_help() -> None:

@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from fewer.core.errors import FileError
-from fewer.core.pickle_door import flatten, open_pickle, unwrap
+from fewer.core.pickle_door import flatten, limit, open_pickle, unwrap
 from fewer.core.tensors import read_tensors
 
 
@@ -30,6 +31,16 @@ def test_weights_come_out_as_safetensors_with_dotted_names(tmp_path: Path) -> No
     tensors = read_tensors(target)
     assert set(tensors) == {"block.weight", "bias"} and tensors["bias"].dtype == torch.bfloat16
     assert torch.equal(tensors["block.weight"], weights["block"]["weight"])
+
+
+def test_a_stricter_limit_of_the_users_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {resource.RLIMIT_AS: (1000, 1000), resource.RLIMIT_CPU: (resource.RLIM_INFINITY,) * 2}
+    monkeypatch.setattr(resource, "getrlimit", own.__getitem__)
+    monkeypatch.setattr(resource, "setrlimit", own.__setitem__)
+    limit({"RLIMIT_AS": 5000, "RLIMIT_CPU": 60})
+    assert own == {resource.RLIMIT_AS: (1000, 1000), resource.RLIMIT_CPU: (60, 60)}
+    limit({"RLIMIT_AS": 500})
+    assert own[resource.RLIMIT_AS] == (500, 500)
 
 
 def test_without_trust_nothing_is_opened(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_odd_metadata_is_refused_or_left_out(told: str, tmp_path: Path) -> None:
     tensors = {"a.lora_A.weight": torch.ones(2, 8), "a.lora_B.weight": torch.ones(8, 2)}
     write_tensors(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": told})
     if told.startswith("["):
-        with pytest.raises(FileError, match="metadata is damaged"):
+        with pytest.raises(FileError, match="metadata is not valid JSON"):
             read_lora(tmp_path / "a.safetensors")
     else:
         assert read_lora(tmp_path / "a.safetensors")["a"].strength == 1.0

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import parse_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             _, metadata = tensor_header(path)
             tensors = read_tensors(path)
-            return Checkpoint(int(metadata["fewer.step"]), tensors, json.loads(metadata["fewer.facts"]))
-        except (FileError, KeyError, ValueError) as error:
+            return Checkpoint(int(metadata["fewer.step"]), tensors, _facts(metadata))
+        except (KeyError, ValueError) as error:
             logger.warning("passing over checkpoint %s: %s", path.name, error)
     return None
 
@@ -87,10 +88,17 @@ def latest_facts(folder: Path) -> dict:
     """The facts of the newest checkpoint whose header can be read, without its tensors; {} without one."""
     for path in _newest_first(Path(folder)):
         try:
-            return json.loads(tensor_header(path)[1]["fewer.facts"])
-        except (FileError, KeyError, ValueError):
+            return _facts(tensor_header(path)[1])
+        except (KeyError, FileError):
             continue
     return {}
+
+
+def _facts(metadata: Mapping[str, str]) -> dict:
+    facts = parse_json(metadata["fewer.facts"], "what the checkpoint says of its run")
+    if not isinstance(facts, dict):
+        raise FileError("what the checkpoint says of its run is no JSON object")
+    return facts
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -44,7 +44,8 @@ def describe(error: ValidationError, field: str = "") -> str:
 
 def read_toml(path: Path) -> Mapping[str, object]:
     """The settings of a TOML file. Raises `FileError` if it is missing or no TOML."""
+    raw = read_bytes(path, 2**20)
     try:
-        return tomllib.loads(read_bytes(path, 2**20).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # also nested too deep, or a number of too many digits
         raise FileError(f"{Path(path).name!r} is not valid TOML: {error}") from error

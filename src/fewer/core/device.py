@@ -1,7 +1,6 @@
 """Devices, number formats, seeds and memory: chosen by the caller, never at import."""
 
 import logging
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import torch
 
 from fewer.core.errors import CapacityError, ConfigError
@@ -79,21 +79,23 @@ def isolated_randomness(seed: int) -> Iterator[None]:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a new allocation may take: free GPU memory, or free RAM within the cgroup's limit."""
+    """Bytes that a new allocation may take: free GPU memory, or free RAM within the container's limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + reusable
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(used.read_text()))
-    return max(available, 0)
+    return max(0, min(psutil.virtual_memory().available, _room_of_container(Path("/sys/fs/cgroup"))))
+
+
+def _room_of_container(folder: Path) -> int:
+    """Bytes below the limit of a cgroup (version 2); pages that only mirror files give way when asked."""
+    try:
+        limit = (folder / "memory.max").read_text("ascii").strip()
+        used = int((folder / "memory.current").read_text("ascii"))
+        pages = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
+    except (OSError, ValueError):  # no container, or one of another kind
+        return 2**63
+    return 2**63 if limit == "max" else int(limit) - used + int(pages.get("inactive_file", 0))
 
 
 def require_memory(needed: int, device: torch.device, advice: str) -> None:

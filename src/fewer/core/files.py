@@ -62,14 +62,22 @@ def refuse_pickle(path: Path) -> None:
 
 def read_json(path: Path, max_bytes: int = 16 * 2**20) -> dict:
     """A JSON object. Raises `FileError` for anything else, naming the file."""
-    raw = read_bytes(path, max_bytes)
-    try:
-        value = json.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FileError(f"{Path(path).name!r} is not valid JSON: {error}") from error
+    value = parse_json(read_bytes(path, max_bytes), repr(Path(path).name))
     if not isinstance(value, dict):
         raise FileError(f"{Path(path).name!r} holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def parse_json(text: str | bytes, what: str) -> object:
+    """The value that JSON text (UTF-8) stands for.
+
+    Raises `FileError` naming `what` for any that cannot be read: nested too deep, or a number of more digits
+    than Python makes one of, are not what the parser calls a decoding error.
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{what} is not valid JSON: {error}") from error
 
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -225,7 +233,9 @@ def output_files(paths: Iterable[Path]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut."""
+    """Makes a rename survive a power cut. Windows opens no folders, and needs no such help."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

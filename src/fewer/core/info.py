@@ -15,10 +15,10 @@ from fewer.core.progress import Progress
 
 _PACKAGES = ("fewer", "torch", "triton", "numpy", "transformers", "diffusers", "safetensors", "pillow")
 _EXTRAS = {
-    "stitch": ("cv2", "av"),
-    "learn": ("scipy",),
-    "recommend": ("pyarrow", "hnswlib"),
-    "serve": ("fastapi", "uvicorn"),
+    "stitch": ("cv2", "av", "pydicom", "scipy", "threadpoolctl"),
+    "learn": ("scipy", "matplotlib"),
+    "recommend": ("pyarrow", "hnswlib", "faiss", "yaml", "onnx", "onnxscript", "onnxruntime"),
+    "serve": ("fastapi", "uvicorn", "websockets"),
     "ray": ("ray",),
 }
 

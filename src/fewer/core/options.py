@@ -11,11 +11,19 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from fewer.core.errors import ConfigError
 
 Request = TypeVar("Request")
+
+COMMON_HELP = """
+
+ of every verb
+ ------------------------------------------------------------------------------
+  --json                Print the result as one JSON object on standard output.
+  --config FILE.toml    Settings by the names of the options; flags win.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,7 @@ def parse_request(
             request = tyro.cli(cls, prog=f"fewer {name}", args=list(words), config=options, **defaults)
     except SystemExit as stop:
         if not stop.code:
-            return None, shown.getvalue()
+            return None, shown.getvalue().rstrip() + COMMON_HELP
         raise ConfigError(one_line(complaint.getvalue(), name)) from None
     return validate(cls, request), ""
 
@@ -78,9 +86,11 @@ def _defaults_from(cls: type[Request], config: Path) -> Request:
 
     from fewer.core.config import describe, read_toml
 
-    given = {key.replace("-", "_"): value for key, value in read_toml(config).items()}
     hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    fields = {_flag(field.name, hints[field.name]): field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    flags = {field.name: flag for flag, field in fields.items()}
+    named = {key.replace("-", "_"): value for key, value in read_toml(config).items()}
+    given = {flags.get(key, key): value for key, value in named.items()}
     unknown = sorted(set(given) - set(fields))
     if unknown:
         raise ConfigError(f"{config.name!r} sets {', '.join(unknown)}; allowed: {', '.join(sorted(fields))}")
@@ -88,13 +98,28 @@ def _defaults_from(cls: type[Request], config: Path) -> Request:
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if key in given:
+            value, hint = given[key], hints[field.name]
+            if _holds_several(hint) and isinstance(value, str | int | float):
+                value = [value]  # one word behind a flag is enough, too
             try:
-                values[key] = TypeAdapter(hints[key]).validate_python(given[key])
+                values[field.name] = TypeAdapter(hint).validate_python(value)
             except ValidationError as error:
                 raise ConfigError(f"{config.name!r}: {describe(error, key)}") from error
         elif required:
-            values[key] = tyro.MISSING
+            values[field.name] = tyro.MISSING
     return cls(**values)
+
+
+def _flag(name: str, hint: object) -> str:
+    """What the flag of a field is called, where tyro was told another name (`--from`)."""
+    told = [getattr(extra, "name", None) for extra in getattr(hint, "__metadata__", ())]
+    return next((other for other in told if isinstance(other, str)), name)
+
+
+def _holds_several(hint: object) -> bool:
+    while typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    return typing.get_origin(hint) is tuple
 
 
 def one_line(box: str, name: str) -> str:

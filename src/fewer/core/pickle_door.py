@@ -8,6 +8,7 @@ parent reads those through the ordinary checks. Nested dictionaries become dotte
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from fewer.core.errors import FileError
@@ -30,17 +31,10 @@ def open_pickle(source: Path, target: Path, *, trusted: bool, seconds: int = SEC
             f"say --trust-pickle"
         )
     memory = 3 * source.stat().st_size + 8 * 2**30
-    command = [
-        sys.executable,
-        "-m",
-        "fewer.core.pickle_door",
-        str(source),
-        str(target),
-        str(memory),
-        str(seconds),
-    ]
+    words = map(str, (source, target, memory, seconds))
+    command = [sys.executable, "-m", "fewer.core.pickle_door", *words]
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 5, check=False)  # noqa: S603
+        run = subprocess.run(command, capture_output=True, errors="replace", timeout=seconds + 5)  # noqa: S603
     except subprocess.TimeoutExpired as error:
         raise FileError(f"{source.name!r} was not opened within {seconds} s; refused") from error
     if run.returncode:
@@ -77,20 +71,26 @@ def unwrap(value: object) -> object:
 
 
 def _child(source: str, target: str, memory: int, seconds: int) -> None:
-    import resource
-
     import torch
     from safetensors.torch import save_file
 
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit({"RLIMIT_CPU": seconds, "RLIMIT_AS": memory, "RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0})
     value = torch.load(source, map_location="cpu", weights_only=True)
     tensors = flatten(unwrap(value))
     if not tensors:
         raise SystemExit("it holds no tensors")
     save_file(tensors, target, {"format": "pt", "source": json.dumps(Path(source).name)})  # pyright: ignore
+
+
+def limit(wanted: Mapping[str, int]) -> None:
+    """Limits this process, by the names of module `resource`; a stricter limit of the user's own stays."""
+    import resource
+
+    for name, most in wanted.items():
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
 
 
 if __name__ == "__main__":

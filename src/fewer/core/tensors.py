@@ -61,7 +61,7 @@ def tensor_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             raw.decode("utf-8"),
             object_pairs_hook=lambda pairs: dict(pairs) if len({n for n, _ in pairs}) == len(pairs) else None,
         )
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path.name!r} has a damaged header: {error}") from error
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
         raise FileError(

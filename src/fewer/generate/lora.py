@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fewer.core.errors import ConfigError, FileError
-from fewer.core.files import read_json
+from fewer.core.files import parse_json, read_json
 from fewer.core.modules import find_modules, set_module
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.generate.compact import compact, expand
@@ -254,12 +254,9 @@ def _own_name(layer: str) -> str:
 
 
 def _general_alpha(metadata: Mapping[str, str], config: Path) -> float | None:
-    facts: Mapping[str, object] = {}
+    facts: object = {}
     if "lora_adapter_metadata" in metadata:
-        try:
-            facts = json.loads(metadata["lora_adapter_metadata"])
-        except (ValueError, RecursionError) as error:
-            raise FileError("the adapter's metadata is damaged") from error
+        facts = parse_json(metadata["lora_adapter_metadata"], "the adapter's metadata")
     elif config.exists():
         facts = read_json(config)
     alpha = facts.get("transformer.lora_alpha", facts.get("lora_alpha")) if isinstance(facts, dict) else None

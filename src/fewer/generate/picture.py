@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
-from fewer.core.files import MAX_PIXELS, read_bytes, write_bytes
+from fewer.core.files import MAX_PIXELS, parse_json, read_bytes, write_bytes
 from fewer.generate.request import GenerateRequest
 
 CHUNK = "fewer"
@@ -112,10 +112,8 @@ def read_request(path: str | Path) -> tuple[GenerateRequest, str]:
         raise FileError(
             f"{path.name!r} carries no request of ours; it was made elsewhere or with --no-metadata"
         )
-    try:
-        content = json.loads(text) if len(text) <= MAX_CHUNK_BYTES else None
-    except (json.JSONDecodeError, RecursionError):
-        content = None
+    what = f"the request inside {path.name!r}"
+    content = parse_json(text, what) if len(text) <= MAX_CHUNK_BYTES else None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise FileError(f"the request inside {path.name!r} cannot be read; it may be from a newer version")
     dtype = content.get("dtype")

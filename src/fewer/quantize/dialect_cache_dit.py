@@ -6,9 +6,10 @@ here, and layers in w4a16 stay with the original too.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fewer.core.errors import ConfigError, FileError
-from fewer.core.files import inside, read_json, write_json
+from fewer.core.files import inside, parse_json, read_json, write_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.quantize.checkpoint import QuantizedCheckpoint
 from fewer.quantize.engine_checks import packed_shape
@@ -64,12 +65,12 @@ def read_folder(folder: Path) -> QuantizedCheckpoint:
     path = inside(folder, str(settings.get("checkpoint_path", "")))
     _, metadata = tensor_header(path)
     try:
-        payload = json.loads(metadata.get(METADATA, ""))
+        payload: Any = parse_json(metadata.get(METADATA, ""), repr(METADATA))
         names, form, rank = payload["quantized_layer_names"], payload["precision"], int(payload["rank"])
-        known = json.loads(metadata.get(EXTRA, "{}"))
+        known = parse_json(metadata.get(EXTRA, "{}"), repr(EXTRA))
         if not all(isinstance(name, str) for name in names) or not isinstance(known, dict):
             raise TypeError("names and facts of other types")
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path.name!r} has no readable {METADATA!r} metadata") from error
     tensors = read_tensors(path)
     layers: dict[str, QuantizedLayer] = {}

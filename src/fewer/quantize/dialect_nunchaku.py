@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewer.core.errors import FileError
-from fewer.core.files import read_json, write_json
+from fewer.core.files import parse_json, read_json, write_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.quantize.checkpoint import QuantizedCheckpoint
 from fewer.quantize.engine_checks import LARGEST, packed_shape
@@ -198,10 +198,7 @@ def _checkpoint(
 
 def _own_facts(text: str) -> dict[str, dict[str, Any]]:
     """Our metadata entry, which may say anything. Raises `FileError` naming the layer it is wrong about."""
-    try:
-        told = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        told = None
+    told = parse_json(text, f"the file's metadata entry {EXTRA!r}")
     if not isinstance(told, dict):
         raise FileError(f"the file's metadata entry {EXTRA!r} is no JSON object")
     for name, own in told.items():
@@ -292,8 +289,5 @@ def _modern(name: str) -> str:
 
 
 def _json(metadata: dict[str, str], key: str, path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(metadata.get(key, "{}"))
-    except json.JSONDecodeError as error:
-        raise FileError(f"{path.name!r}: its metadata entry {key!r} is not JSON") from error
+    value = parse_json(metadata.get(key, "{}"), f"{path.name!r}: its metadata entry {key!r}")
     return value if isinstance(value, dict) else {}

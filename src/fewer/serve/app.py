@@ -85,7 +85,7 @@ def _front() -> Response:
 def _page(name: str) -> Response:
     if name not in _PAGE:
         return JSONResponse(api_error("there is no such page", "invalid_request_error"), 404)
-    text = resources.files("fewer.serve").joinpath("web", name).read_text()
+    text = resources.files("fewer.serve").joinpath("web", name).read_text("utf-8")
     return Response(text, media_type=_PAGE[name], headers={"Cache-Control": "no-cache"})
 
 

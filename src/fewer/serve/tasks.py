@@ -116,10 +116,10 @@ def _classify(options: dict, folder: Path, device: str, progress: Progress) -> d
     pictures, table = tuple(options["files"]), folder / "probabilities.csv"
     wanted = {"model": options["model"], "pictures": pictures, "output": str(table), "device": device}
     facts = predict_command(validate(PredictRequest, wanted), progress)
-    text = table.read_text()
+    text = table.read_text("utf-8")
     for parent in {f"{Path(picture).parent}/" for picture in pictures}:
         text = text.replace(parent, "")  # the table names files, a stranger needs no folders
-    table.write_text(text)
+    table.write_text(text, "utf-8")
     return facts
 
 

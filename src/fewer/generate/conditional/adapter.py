@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import parse_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.generate.conditional.condition import ConditionAware, condition_aware, device_of
 from fewer.generate.conditional.generator_files import (
@@ -125,11 +126,11 @@ def load_adapter(base: nn.Module, path: Path) -> ConditionAware:
         )
     plan = read_plan(facts, path.name)
     try:
-        names = json.loads(facts["names"])
+        names = parse_json(facts["names"], "the list of names")
         table = header.pop("can.condition.table").shape
         if not isinstance(names, list) or len(table) != 2 or len(names) != table[0] or not names:
             raise ValueError("names and table differ")
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise FileError(f"{path.name!r} has damaged facts: {error}") from error
     check_generators(base, plan, table[1], header, path.name)
     tensors = read_tensors(path)

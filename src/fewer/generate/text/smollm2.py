@@ -7,6 +7,7 @@ safetensors under the user's cache; the folder appears whole or not at all.
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from fewer.core.errors import FileError
 from fewer.core.files import write_json
 from fewer.core.tensors import write_tensors
 from fewer.generate.text.prompt import silence_transformers
+
+logger = logging.getLogger(__name__)
 
 NAME = "smollm2-135m"
 """What a pipeline's model_index.json calls this text encoder."""
@@ -69,6 +72,7 @@ def smollm2_folder(cache: Path | None = None) -> Path:
         raise FileError(
             f"cannot write to the cache: {error.strerror}; point FEWER_CACHE somewhere else"
         ) from error
+    logger.warning("unpacking the text encoder SmolLM2-135M into the cache; this happens once")
     try:
         convert(source, unfinished)
         try:

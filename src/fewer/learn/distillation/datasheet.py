@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
+from fewer.core.files import parse_json
 from fewer.learn.distillation.training import Recipe
 
 SCHEMA_VERSION = 1
@@ -96,9 +97,7 @@ def to_text(sheet: Datasheet) -> str:
 def from_text(text: str, file: str) -> Datasheet:
     """Raises `FileError` naming what is wrong with the datasheet of `file`."""
     try:
-        return validate(Datasheet, json.loads(text))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FileError(f"{file!r}: the datasheet is no JSON ({error})") from error
+        return validate(Datasheet, parse_json(text, f"{file!r}: the datasheet"))
     except ConfigError as error:
         raise FileError(f"{file!r}: the datasheet does not fit: {error}") from error
 
