@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from fewer import cli
+from fewer.core.alone import alone_in
 from fewer.recommend.data.interactions import Interactions
 from fewer.recommend.options import LearningOptions
 
@@ -91,6 +92,16 @@ def test_an_interrupted_training_is_resumed_and_not_overwritten(
     assert code == 2 and "seed = 0, not 7" in said
     code, resumed, _ = run([*words, "--output", str(tmp_path / "cut"), "--resume"], capsys)
     assert code == 0 and resumed["ndcg_at_10"] == whole["ndcg_at_10"] and resumed["epochs"] == whole["epochs"]
+
+
+@pytest.mark.parametrize("verb", ["train", "search"])
+def test_two_runs_do_not_share_a_folder(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    words = [verb, "--data", str(log), "--output", str(tmp_path)]
+    with alone_in(tmp_path):
+        code, _, said = run(words, capsys)
+    assert code == 2 and "another run is writing" in said and not list(tmp_path.iterdir())
 
 
 def test_search_reports_the_path_and_the_grid(log: Path, capsys: pytest.CaptureFixture[str]) -> None:

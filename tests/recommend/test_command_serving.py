@@ -40,8 +40,10 @@ def test_suggest_answers_a_file_of_histories(
 
 
 def test_export_and_its_index_serve(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result, _ = run(["export", "--model", model, "--output", str(tmp_path / "out"), "--index"], capsys)
+    ids = Recommender.load(model).item_ids
+    code, result, _ = run(["export", "--model", model, "--output", model, "--index"], capsys)
     assert code == 0 and result["largest_difference"] < 1e-4
+    assert json.loads((tmp_path / "model" / "items.json").read_text())["items"] == ids
     words = ["suggest", "--model", model, "--history", "3,4"]
     _, plain, _ = run(words, capsys)
     _, indexed, _ = run([*words, "--index", result["index"]], capsys)
@@ -97,6 +99,18 @@ def test_suggestions_for_many_go_to_a_file(
     lines = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
     assert len(rows) == 46 and [row["fallback"] for row in rows[:4]] == ["false", "false", "true", "true"]
     assert [row["item"] for row in rows[:2]] == lines[0]["items"] and rows[-1]["history"] == "23"
+
+
+def test_only_line_ends_separate_histories(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "users.txt"
+    path.write_bytes("\ufeff3,4\r\na\u2028b,4\n".encode())
+    code, result, _ = run(["suggest", "--model", model, "--histories", str(path)], capsys)
+    assert code == 0 and [one["unknown"] for one in result["suggestions"]] == [0, 1]
+    path.write_text('"' + "3," * 70_000)
+    code, _, said = run(["suggest", "--model", model, "--histories", str(path)], capsys)
+    assert code == 2 and "is a quote not closed?" in said
 
 
 def test_an_id_with_a_comma_stands_in_quotes() -> None:

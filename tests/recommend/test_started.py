@@ -2,7 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from fewer.core.checkpoint import save_checkpoint
 from fewer.core.errors import ConfigError
 from fewer.recommend.data.features import ItemFeatures
 from fewer.recommend.data.interactions import Interactions
@@ -34,3 +36,11 @@ def test_what_decides_the_weights_must_stay(tmp_path: Path) -> None:
             belongs(tmp_path, True, LOG, None, **{**settings, name: value})
     belongs(tmp_path, False, other, None, **settings)  # a fresh run takes the folder
     belongs(tmp_path, True, other, None, **settings)
+
+
+def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    belongs(tmp_path, False, LOG, None, method="automlp")
+    save_checkpoint(tmp_path / "trials" / "3", 12, {"w": torch.zeros(1)}, {})
+    with pytest.raises(ConfigError, match="earlier run.*--resume"):
+        belongs(tmp_path, False, LOG, None, method="automlp")
+    belongs(tmp_path, True, LOG, None, method="automlp")

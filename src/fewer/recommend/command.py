@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from fewer.core.alone import alone_in
 from fewer.core.checkpoint import latest_checkpoint, refuse_finished
 from fewer.core.config import validate
 from fewer.core.device import pick_device
@@ -14,6 +15,7 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import output_folder
 from fewer.core.progress import Progress
 from fewer.recommend.data.features import read_features
+from fewer.recommend.data.interactions import Interactions
 from fewer.recommend.data.reading import Columns, column_names, read_interactions
 from fewer.recommend.data.recbole_config import read_recbole_config
 from fewer.recommend.fitting import FitSettings, fit, make_split
@@ -68,6 +70,13 @@ def train_command(request: TrainRequest, progress: Progress) -> dict[str, object
     """Trains, measures, saves the model and its report page; figures of the method and the baselines."""
     if request.recbole_config is not None:
         request = with_recbole_config(request, request.recbole_config, progress)
+    interactions = request.read()
+    output_folder(request.output)
+    with alone_in(request.output):
+        return _train(request, interactions, progress)
+
+
+def _train(request: TrainRequest, interactions: Interactions, progress: Progress) -> dict[str, object]:
     checkpoints = request.output / "checkpoints"
     started = [latest_checkpoint(folder) for folder in (checkpoints, checkpoints / "search")]
     begun = any(started) or (checkpoints / "search.json").is_file()
@@ -77,8 +86,6 @@ def train_command(request: TrainRequest, progress: Progress) -> dict[str, object
         )
     if not begun:
         refuse_finished(request.output / "model.safetensors")
-    interactions = request.read()
-    output_folder(request.output)
     settings = FitSettings(
         method=request.method,
         sizes=request.sizes(),
@@ -147,8 +154,14 @@ class SearchRequest(LearningOptions):
 def search_command(request: SearchRequest, progress: Progress) -> dict[str, object]:
     """The most likely length, all probabilities, and with --verify-search its rank in the grid."""
     interactions = request.read()
-    if request.output is not None:
-        output_folder(request.output)
+    if request.output is None:
+        return _search(request, interactions, progress)
+    output_folder(request.output)
+    with alone_in(request.output):
+        return _search(request, interactions, progress)
+
+
+def _search(request: SearchRequest, interactions: Interactions, progress: Progress) -> dict[str, object]:
     sizes, notes = fitting_candidates(request.sizes())
     for note in (*interactions.notes, *notes):
         progress.say(note)

@@ -124,9 +124,11 @@ def suggest_command(request: SuggestRequest, progress: Progress) -> dict[str, ob
         assert request.histories is not None
         raw = read_bytes(request.histories, MAX_HISTORIES_BYTES)
         try:
-            histories = [_words(line) for line in raw.decode("utf-8").splitlines()]
+            text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise FileError(f"{request.histories.name}: not UTF-8 text") from error
+        # not str.splitlines, to which a separator inside an id is a line's end too
+        histories = [_words(line.removesuffix("\n")) for line in io.StringIO(text, newline=None)]
     recommender = Recommender.load(request.model, request.device)
     if request.index is not None:
         recommender.use_index(load_index(request.index, recommender))
@@ -198,8 +200,13 @@ def load_index(path: Path, recommender: Recommender) -> ItemIndex:
 
 
 def _words(line: str) -> list[str]:
-    """Ids between commas; one that holds a comma itself stands in quotes, as in CSV."""
-    parts = next(csv.reader([line], skipinitialspace=True), []) if '"' in line else line.split(",")
+    """Ids between commas; one that holds a comma itself stands in quotes, as in CSV. Raises `ConfigError`."""
+    try:
+        parts = next(csv.reader([line], skipinitialspace=True), []) if '"' in line else line.split(",")
+    except csv.Error as error:
+        raise ConfigError(
+            f"history {line[:40]!r}... cannot be read: {error}; is a quote not closed?"
+        ) from error
     return [word for word in (part.strip() for part in parts) if word]
 
 

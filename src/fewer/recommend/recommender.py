@@ -156,6 +156,12 @@ class Recommender:
             ]
         return [[v for v, _ in row] for row in rows], [[p for _, p in row] for row in rows]
 
+    def names(self) -> dict[str, object]:
+        """What `items.json` holds: the user's own item ids, and the words of every feature."""
+        features = self.features
+        words = zip(features.names, features.vocabularies, strict=True) if features else ()
+        return {"items": self.item_ids, "features": {name: list(listed) for name, listed in words}}
+
     def use_index(self, index: ItemIndex | None = None) -> None:
         """Answers through an index over the item vectors (default: the exact one in blocks)."""
         self._index = index or ExactIndex(self.vectors()[1:])
@@ -180,13 +186,6 @@ class Recommender:
         tensors["popularity"] = self.popularity
         for i, tokens in enumerate(self.features.tokens if self.features else ()):
             tensors[f"features.{i}"] = tokens
-        names = {
-            "items": self.item_ids,
-            "features": {
-                name: list(words)
-                for name, words in zip(self.features.names, self.features.vocabularies, strict=True)
-            } if self.features else {},
-        }  # fmt: skip
         config = {
             "format": FORMAT,
             "method": self.method,
@@ -195,7 +194,7 @@ class Recommender:
             "report": self.report,
         }
         write_tensors(folder / "model.safetensors", tensors, {"fewer.kind": "recommender"})
-        write_json(folder / "items.json", names)
+        write_json(folder / "items.json", self.names())
         write_json(folder / "config.json", config)
         return folder
 

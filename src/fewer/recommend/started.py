@@ -23,8 +23,13 @@ def belongs(
 ) -> None:
     """Writes what a run in `folder` belongs to or, to resume, compares it.
 
-    Raises `ConfigError` when the run was started with other interactions, features or settings.
+    Raises `ConfigError` when the run was started with other interactions, features or settings, and where a run
+    that is not resumed would mix its checkpoints with an earlier one's (of larger steps, so resumed first).
     """
+    if not resume and any(folder.rglob("step-*.safetensors")):
+        raise ConfigError(
+            f"{folder} holds checkpoints of an earlier run; go on with it by --resume, or give another --output"
+        )
     mine = {"interactions": _digest(interactions), "features": _digest(features), **settings}
     mine = {name: asdict(value) if is_dataclass(value) else value for name, value in mine.items()}  # pyright: ignore
     mine = json.loads(json.dumps(mine, default=str))

@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,6 +54,39 @@ def test_core_keeps_only_what_is_frequent_and_renumbers() -> None:
     assert made.lengths.tolist() == [2, 3] and made.items.max() == made.item_count == 2
     with pytest.raises(DataError, match="no user has 9"):
         made.core(9, 1)
+
+
+def test_what_was_noticed_on_reading_outlives_the_core() -> None:
+    made = Interactions.build(["a"] * 3, ["x", "y", "x"], [3, 2, 1]).core(1, 2)
+    assert made.notes[0].startswith("rows were not in time order") and made.notes[-1].startswith("50.0%")
+
+
+DAYS = [datetime(2024, 1, 2), datetime(2024, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    "times", [DAYS, np.array(DAYS, "datetime64[ns]"), [d.replace(tzinfo=UTC) for d in DAYS]]
+)
+def test_dates_are_times(times: list | np.ndarray) -> None:
+    made = Interactions.build(["u", "u"], ["late", "early"], times)
+    assert made.times is not None and made.times.tolist() == [1704067200.0, 1704153600.0]
+    assert made.items.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("users", "times", "said"),
+    [
+        (["u", None], [1, 2], "user of row 2 is None"),
+        ([float("nan"), 1.0], [1, 2], "user of row 1 is nan"),
+        (["u", "u"], np.array(["1", "2"]), "numbers or dates"),
+        (["u", "u"], np.array([1, None]), "2 is nan"),
+        (["u", "u"], np.array([1, object()]), "numbers or dates"),
+        (["u", "u"], np.array(["2024-01-01", "NaT"], "datetime64[s]"), "2 is nan"),
+    ],
+)
+def test_missing_ids_and_odd_times_are_named(users: list, times: list | np.ndarray, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        Interactions.build(users, ["x", "y"], times)
 
 
 def test_unknown_items_of_a_history_are_counted() -> None:

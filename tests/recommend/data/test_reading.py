@@ -194,3 +194,34 @@ def test_a_name_of_any_encoding_is_read(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/l\xfcg.csv"))
     path.write_text("user,item\na,b\n")
     assert histories(read_interactions(path)) == {"a": ["b"]}
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_floats_that_lost_digits_are_no_ids(tmp_path: Path, kind: pa.DataType) -> None:
+    """Two ids of 20 digits would be one."""
+    path = tmp_path / "log.parquet"
+    ids = pa.array([1.0, 2.5, float("nan"), 2.0**60], kind)
+    parquet.write_table(pa.table({"user": ids[:2], "item": ["a", "b"]}), path)
+    assert read_interactions(path).user_ids == ("1", "2.5")
+    for rows, said in ((ids[:3], "line 3.*empty"), (ids[3:], "line 1.*lost its last digits")):
+        parquet.write_table(pa.table({"user": rows, "item": ["a"] * len(rows)}), path)
+        with pytest.raises(FileError, match=said):
+            read_interactions(path)
+    lines = tmp_path / "log.jsonl"
+    lines.write_text('{"user": 18446744073709551615, "item": "a"}\n')
+    with pytest.raises(FileError, match="ids as text"):
+        read_interactions(lines)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([1_700_000_000_000_002_001, 1_700_000_000_000_001_001]),
+        pa.array([2**64 - 1, 1], pa.uint64()),
+        pa.array(["2024-01-02", "2024-01-01"]).dictionary_encode(),
+    ],
+)
+def test_nanoseconds_and_categories_are_times(tmp_path: Path, times: pa.Array) -> None:
+    path = tmp_path / "log.parquet"
+    parquet.write_table(pa.table({"user": ["u", "u"], "item": ["late", "early"], "time": times}), path)
+    assert histories(read_interactions(path)) == {"u": ["early", "late"]}

@@ -9,7 +9,7 @@ from fewer.recommend.fitting import FitSettings, fit
 from fewer.recommend.methods import Sizes
 from fewer.recommend.recommender import Recommender
 from fewer.recommend.serving.cold import add_items, described_items
-from fewer.recommend.serving.update import UpdatePlan, join_logs, update
+from fewer.recommend.serving.update import UpdatePlan, _split, join_logs, update
 from fewer.recommend.training.loop import TrainingPlan
 
 PLAN = TrainingPlan(epochs=6, patience=6, batch_size=32, learning_rate=1e-2)
@@ -63,6 +63,16 @@ def test_returning_users_keep_their_history() -> None:
     histories = {name: joined.history(u).tolist() for u, name in enumerate(joined.user_ids)}
     assert histories == {"u": [1, 2, 3], "v": [2], "w": [1]}
     assert joined.items[is_new].tolist() == [3, 1]
+
+
+def test_what_is_asked_is_not_learned_where_the_logs_overlap_in_time() -> None:
+    """u's last interaction is of the old log: it is asked, so it may not be replayed."""
+    old = Interactions.build(["u"] * 3, ["a", "b", "c"], [1, 2, 9])
+    new = Interactions.build(["u"] * 3, ["d", "e", "f"], [3, 4, 5])
+    joined, is_new = join_logs(list("abcdef"), old, new)
+    split, _ = _split(joined, is_new, UpdatePlan(replay=100.0))
+    asked = {*split.test.tolist(), *split.validation.tolist()}
+    assert asked == {4, 5} and joined.items[5] == 3 and not asked & {*split.train.tolist()}
 
 
 def test_one_new_item_without_a_history_teaches_nothing(trained: Recommender) -> None:

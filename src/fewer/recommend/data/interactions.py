@@ -7,7 +7,8 @@ timestamps, duplicate rows, how often users come back to an item they already ha
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import numpy as np
 from jaxtyping import Int
@@ -43,17 +44,18 @@ class Interactions:
     def build(
         users: Sequence[object] | np.ndarray,
         items: Sequence[object] | np.ndarray,
-        times: Sequence[float | int] | np.ndarray | None = None,
+        times: Sequence[float | int | datetime] | np.ndarray | None = None,
         *,
         deduplicate: bool = False,
     ) -> "Interactions":
-        """From raw columns of ids (anything with `str`) and optional numeric times.
+        """From raw columns of ids (anything with `str`) and optional times, which are numbers or dates.
 
-        Raises `DataError` for columns of different lengths, no rows, or a time that is not finite.
+        Raises `DataError` for columns of different lengths, no rows, an id that is missing, or a time that is
+        neither or not finite.
         """
-        user_codes, user_ids = _encode(users)
-        item_codes, item_ids = _encode(items)
-        when = None if times is None else np.asarray(times, dtype=np.float64)
+        user_codes, user_ids = _encode(users, "user")
+        item_codes, item_ids = _encode(items, "item")
+        when = None if times is None else _seconds(times)
         return Interactions.from_codes(
             user_codes, user_ids, item_codes + 1, item_ids, when, deduplicate=deduplicate
         )
@@ -109,10 +111,7 @@ class Interactions:
             "seen items stay in the suggestions" if self.repeats else "seen items are left out of suggestions"
         )
         note = f"{share:.1%} of the interactions repeat an item the user already had: {verdict}"
-        return Interactions(
-            items=self.items, times=self.times, offsets=self.offsets, item_ids=self.item_ids,
-            user_ids=self.user_ids, notes=(*self.notes, note),
-        )  # fmt: skip
+        return replace(self, notes=(*self.notes, note))
 
     @property
     def item_count(self) -> int:
@@ -176,7 +175,9 @@ class Interactions:
             raise DataError(
                 f"no user has {user_minimum} interactions with items that occur {item_minimum} times"
             )
-        return self.select(alive)
+        kept = self.select(alive)
+        # what was noticed on reading stays true; the share of repeats is that of what is left
+        return replace(kept, notes=(*self.notes[:-1], kept.notes[-1]))
 
     def select(self, keep: np.ndarray) -> "Interactions":
         """The interactions where `keep` is true, with users and items renumbered."""
@@ -192,13 +193,32 @@ class Interactions:
         )
 
 
-def _encode(column: Sequence[object] | np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Codes 0.. in order of first appearance, and the ids as text."""
+def _encode(column: Sequence[object] | np.ndarray, what: str) -> tuple[np.ndarray, list[str]]:
+    """Codes 0.. in order of first appearance, and the ids as text. Raises `DataError` for a missing id."""
     numbers: dict[str, int] = {}
-    codes = np.fromiter(
-        (numbers.setdefault(str(one), len(numbers)) for one in column), dtype=np.int64, count=len(column)
-    )
+    codes = np.empty(len(column), dtype=np.int64)
+    for row, one in enumerate(column):
+        if one is None or one != one:  # NaN is what a table has for nothing
+            raise DataError(f"the {what} of row {row + 1} is {one}; every interaction needs an id")
+        codes[row] = numbers.setdefault(str(one), len(numbers))
     return codes, list(numbers)
+
+
+def _seconds(times: Sequence[float | int | datetime] | np.ndarray) -> np.ndarray:
+    """Numbers as they are, dates as seconds since 1970. Raises `DataError`."""
+    column = np.asarray(times)
+    if column.dtype == object and len(column) and isinstance(column[0], datetime):
+        # local time would put an autumn hour twice
+        column = np.array([one.replace(tzinfo=one.tzinfo or UTC).timestamp() for one in column])
+    if column.dtype.kind == "M":
+        gaps = np.isnat(column)
+        column = np.where(gaps, np.nan, column.astype("datetime64[us]").astype(np.int64) / 1e6)
+    if column.dtype.kind not in "iufb" and column.dtype != object:
+        raise DataError(f"times are {column.dtype}, e.g. {column[:1].tolist()}; numbers or dates are needed")
+    try:
+        return column.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"times must be numbers or dates: {error}") from error
 
 
 def _order(users: np.ndarray, times: np.ndarray | None) -> tuple[list[str], np.ndarray]:

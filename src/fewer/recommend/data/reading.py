@@ -4,7 +4,6 @@ Tables are streamed batch by batch through pyarrow; only integer codes and one c
 stay in memory, so that a file larger than memory can be read. An error names file, line and column.
 """
 
-import contextlib
 import gzip
 import os
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ TIME_NAMES = ("time", "timestamp", "ts", "date", "datetime", "unixreviewtime", "
 ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 MAX_ROWS = 500_000_000
 MAX_TEXT_LINE = 16_000_000
+LARGEST_EXACT = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}  # floats of so many bits skip whole numbers beyond it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,11 +226,8 @@ def _as_ids(path: Path, line: int, name: str, column: "pyarrow.Array") -> list[s
     import pyarrow as pa
     import pyarrow.compute as compute
 
-    if pa.types.is_floating(
-        column.type
-    ):  # a table that had gaps holds whole numbers as floats: 1e9 is 1000000000
-        with contextlib.suppress(pa.ArrowInvalid):
-            column = column.cast(pa.int64())
+    if pa.types.is_floating(column.type):
+        column = _whole_again(path, line, name, column)
     try:
         texts = compute.utf8_trim_whitespace(column.cast(pa.string()))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -248,17 +245,41 @@ def _as_ids(path: Path, line: int, name: str, column: "pyarrow.Array") -> list[s
     return texts.to_pylist()
 
 
+def _whole_again(path: Path, line: int, name: str, column: "pyarrow.Array") -> "pyarrow.Array":
+    """A table that had gaps holds whole numbers as floats: 1e9 is 1000000000, and what is no number is empty.
+
+    Raises `FileError` where floats have lost digits, so that different ids would be one.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    numbers = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    large = np.flatnonzero(np.abs(numbers) >= LARGEST_EXACT[column.type.bit_width])
+    if len(large):
+        raise FileError(
+            f"{path.name}, line {line + int(large[0])}, column {name!r}: {numbers[large[0]]:.17g} is too large "
+            f"an id for {column.type}, which has lost its last digits; write ids as text or as 64-bit integers"
+        )
+    whole = numbers == np.trunc(numbers)
+    texts = compute.if_else(np.isnan(numbers), None, column.cast(pa.string()))
+    digits = pa.array(np.where(whole, numbers, 0).astype(np.int64)).cast(pa.string())
+    return compute.if_else(whole, digits, texts)
+
+
 def _as_times(path: Path, line: int, name: str, column: "pyarrow.Array") -> np.ndarray:
     """Numbers, dates, or text holding either, as float seconds. A bad cell is named by its line."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     try:
         if pa.types.is_temporal(column.type):
             times = _seconds(column)
         elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             times = _parse_times(path, line, name, column)
         else:
-            times = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            # nanoseconds since 1970 need more digits than a float has: the nearest will do
+            times = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise FileError(
             f"{path.name}, column {name!r}: {column.type} is no time; numbers, dates, or text of either are"

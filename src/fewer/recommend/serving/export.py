@@ -41,7 +41,8 @@ def export_onnx(recommender: Recommender, folder: Path | str, *, check: bool = T
     histories = _histories(recommender, 3)
     _export(network, histories, encoder)
     write_tensors(folder / "item_vectors.safetensors", {"vectors": recommender.vectors().cpu().contiguous()})
-    write_json(folder / "items.json", {"items": recommender.item_ids, "length": recommender.sizes.length})
+    # a superset of the model's own items.json, so that a model may be exported into its own folder
+    write_json(folder / "items.json", {**recommender.names(), "length": recommender.sizes.length})
     difference = float("nan")
     if check:
         test = _histories(recommender, 33)

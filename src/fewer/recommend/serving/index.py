@@ -112,7 +112,7 @@ class GraphIndex:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._graph.save_index(str(path))
         note = {"kind": "graph", "items": self.items, "dim": self.dim, "sha256": digest(path)}
-        write_json(path.with_suffix(".json"), note)
+        write_json(note_beside(path), note)
 
     @staticmethod
     def load(path: Path, items: int, dim: int, plan: GraphPlan | None = None) -> "GraphIndex":
@@ -128,6 +128,11 @@ class GraphIndex:
         return index
 
 
+def note_beside(path: Path) -> Path:
+    """`items.scan.json` beside `items.scan`: the name without its ending is `items.json`, which holds the ids."""
+    return path.with_name(path.name + ".json")
+
+
 def verified_note(path: Path, items: int, dim: int) -> dict[str, object]:
     """What was noted beside an index file. Raises `FileError` when the file is missing, damaged, or of a
     model of other sizes."""
@@ -136,7 +141,11 @@ def verified_note(path: Path, items: int, dim: int) -> dict[str, object]:
         raise FileError(
             f"index {path.name!r} is not there; build it with `fewer recommend export`", missing=True
         )
-    note = read_json(path.with_suffix(".json"))
+    if not note_beside(path).is_file():
+        raise FileError(
+            f"index {path.name!r} has no {note_beside(path).name} beside it; export it again", missing=True
+        )
+    note = read_json(note_beside(path))
     if (note.get("items"), note.get("dim")) != (items, dim):
         raise FileError(f"index {path.name!r} does not belong to a model of {items} items of {dim} channels")
     if note.get("sha256") != digest(path):

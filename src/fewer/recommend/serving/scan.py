@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewer.core.errors import FileError
 from fewer.core.files import write_json
-from fewer.recommend.serving.index import check_k, digest, verified_note
+from fewer.recommend.serving.index import check_k, digest, note_beside, verified_note
 
 TRAINING_ITEMS = 100_000
 KIND = "scan"
@@ -75,7 +75,7 @@ class ScanIndex:
         _faiss().write_index(self._codes, str(path))
         items, dim = self.vectors.shape
         note = {"kind": KIND, "items": items, "dim": dim, "sha256": digest(path)}
-        write_json(path.with_suffix(".json"), note)
+        write_json(note_beside(path), note)
 
     @staticmethod
     def load(path: Path, vectors: Float[Tensor, "items dim"], plan: ScanPlan | None = None) -> "ScanIndex":

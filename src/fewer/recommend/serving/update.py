@@ -136,7 +136,8 @@ def _split(joined: Interactions, is_new: np.ndarray, plan: UpdatePlan) -> tuple[
     first[starts[ends > starts]] = True
     held_back = tested | validated
     new_train = np.flatnonzero(is_new & ~first & ~held_back)
-    old_train = np.flatnonzero(~is_new & ~first)
+    # where the logs overlap in time, a user's last interaction may be an old one
+    old_train = np.flatnonzero(~is_new & ~first & ~held_back)
     count = min(len(old_train), round(plan.replay * max(len(new_train), 1)))
     order = torch.randperm(len(old_train), generator=seeded(plan.training.seed, 6))[:count].numpy()
     train = np.sort(np.concatenate([new_train, old_train[order]]))
