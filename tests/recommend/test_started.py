@@ -41,6 +41,6 @@ def test_what_decides_the_weights_must_stay(tmp_path: Path) -> None:
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
     belongs(tmp_path, False, LOG, None, method="automlp")
     save_checkpoint(tmp_path / "trials" / "3", 12, {"w": torch.zeros(1)}, {})
-    with pytest.raises(ConfigError, match="earlier run.*--resume"):
+    with pytest.raises(ConfigError, match=r"earlier run.*--resume"):
         belongs(tmp_path, False, LOG, None, method="automlp")
     belongs(tmp_path, True, LOG, None, method="automlp")

@@ -23,12 +23,12 @@ def belongs(
 ) -> None:
     """Writes what a run in `folder` belongs to or, to resume, compares it.
 
-    Raises `ConfigError` when the run was started with other interactions, features or settings, and where a run
-    that is not resumed would mix its checkpoints with an earlier one's (of larger steps, so resumed first).
+    Raises `ConfigError` when the run was started with other interactions, features or settings, and where a
+    run that is not resumed would mix its checkpoints with an earlier one's (of larger steps, so resumed first).
     """
     if not resume and any(folder.rglob("step-*.safetensors")):
         raise ConfigError(
-            f"{folder} holds checkpoints of an earlier run; go on with it by --resume, or give another --output"
+            f"{folder} holds checkpoints of an earlier run; go on with it by --resume, or give another folder"
         )
     mine = {"interactions": _digest(interactions), "features": _digest(features), **settings}
     mine = {name: asdict(value) if is_dataclass(value) else value for name, value in mine.items()}  # pyright: ignore
