@@ -24,7 +24,7 @@ def belongs(
     """Writes what a run in `folder` belongs to or, to resume, compares it.
 
     Raises `ConfigError` when the run was started with other interactions, features or settings, and where a
-    run that is not resumed would mix its checkpoints with an earlier one's (of larger steps, so resumed first).
+    run that is not resumed would mix its checkpoints with an earlier one's, whose larger steps come first.
     """
     if not resume and any(folder.rglob("step-*.safetensors")):
         raise ConfigError(

@@ -257,8 +257,8 @@ def _whole_again(path: Path, line: int, name: str, column: "pyarrow.Array") -> "
     large = np.flatnonzero(np.abs(numbers) >= LARGEST_EXACT[column.type.bit_width])
     if len(large):
         raise FileError(
-            f"{path.name}, line {line + int(large[0])}, column {name!r}: {numbers[large[0]]:.17g} as an id has lost "
-            f"digits ({column.type} keeps too few); write ids as text or as 64-bit integers"
+            f"{path.name}, line {line + int(large[0])}, column {name!r}: {numbers[large[0]]:.17g} "
+            f"as an id has lost digits ({column.type} keeps too few); write ids as text or as 64-bit integers"
         )
     whole = numbers == np.trunc(numbers)
     texts = compute.if_else(np.isnan(numbers), None, column.cast(pa.string()))

@@ -129,7 +129,7 @@ class GraphIndex:
 
 
 def note_beside(path: Path) -> Path:
-    """`items.scan.json` beside `items.scan`; without the middle it would be `items.json`, which holds the ids."""
+    """`items.scan.json` beside `items.scan`: `items.json` holds the ids."""
     return path.with_name(path.name + ".json")
 
 
