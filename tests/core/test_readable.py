@@ -30,6 +30,11 @@ def test_values_are_shown_on_one_line() -> None:
     assert readable({"a": 1, "b": [2, 3]}) == "a=1  b=2, 3"
 
 
+def test_a_matrix_has_a_line_for_each_row_and_columns_below_each_other() -> None:
+    assert parts_of([[10, 0], [3, 7]]) == [("1", "10  0"), ("2", " 3  7")]
+    assert parts_of([[1, 2], [3]]) == [] == parts_of([[], []]) == parts_of([1, 2])
+
+
 def test_mappings_within_get_lines_of_their_own() -> None:
     assert parts_of([{"a": 1}, {"b": 2}]) == [("1", {"a": 1}), ("2", {"b": 2})]
     assert parts_of({"first": {"a": 1}}) == [("first", {"a": 1})]

@@ -83,6 +83,9 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures"):
         predict(model, tmp_path / "empty")
+    (tmp_path / "empty" / "scan.dcm").write_bytes(b"DICM")
+    with pytest.raises(DataError, match=r"scan\.dcm: \.dcm pictures are not read"):
+        predict(model, tmp_path / "empty")  # not left out in silence
     (tmp_path / "x.png").write_bytes(b"not a picture")
     with pytest.raises(FileError):
         predict(model, tmp_path / "x.png")

@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_train_then_evaluate_then_predict(
     # The list that a run wrote trains the same labels again.
     again = read_rows(output / "labelled.csv")
     assert len(again) == 4
+
+
+def test_names_with_commas_and_no_pictures_to_judge_on(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = {name: value for name, value in np.load(data).items() if not name.startswith("test")}
+    np.savez(tmp_path / "alone.npz", **{**arrays, "class_names": ["dark, or not", 'so "bright"']})
+    words = ["learn", "semi-supervised", "--data", str(tmp_path / "alone.npz"), "--labels-per-class", "2"]
+    words += ["--output", str(tmp_path / "run"), "--steps", "2", "--batch", "4", "--ratio", "2", "--json"]
+    assert main([*words, "--device", "cpu"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["verdict"].startswith("Nothing was measured") and "accuracy" not in answer
+    assert answer["verdict"] in (tmp_path / "run" / "report.html").read_text()
+    with (tmp_path / "run" / "labelled.csv").open(newline="") as stream:
+        names = [line["label"] for line in csv.DictReader(stream)]
+    assert sorted(names) == ["dark, or not"] * 2 + ['so "bright"'] * 2
 
 
 def test_plan_takes_options_and_settings() -> None:

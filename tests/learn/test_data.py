@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fewer.core.errors import ConfigError, DataError, FileError
-from fewer.learn.data import in_channels, load_images, make_labelled_images, pick_labels
+from fewer.learn.data import ImageSplits, in_channels, load_images, make_labelled_images, pick_labels
 
 DIGITS = Path("data/mnist10k/mnist10k.npz")
 
@@ -176,9 +176,23 @@ def test_picked_labels_are_equal_per_class_seeded_and_sorted() -> None:
         pick_labels(labels, 1, 4, 0, ("a", "b", "c", "rare"))
 
 
+@pytest.mark.parametrize("suffix", ["npz", "NPZ"])
+def test_a_split_without_labels_is_not_the_one_that_is_judged_on(tmp_path: Path, suffix: str) -> None:
+    pictures = np.zeros((4, 5, 5), np.uint8)
+    parts = {f"{name}_images": pictures for name in ("train", "val", "test")}
+    np.savez(tmp_path / "a.npz", **parts, train_labels=[0, 1, 0, 1], val_labels=[1, 1, 0, 0])
+    (tmp_path / "a.npz").rename(tmp_path / f"b.{suffix}")
+    splits = load_images(tmp_path / f"b.{suffix}")
+    assert splits.evaluation().labels.tolist() == [1, 1, 0, 0]
+    assert ImageSplits(splits.train, test=splits.test).held_out() is None
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
+        (np.array(["a", "b", "nan"]), None, "the label 'nan' is what programs write"),
+        (np.array(["a", "b", "c"]), ["a", "b"], "label 'c' is none of class_names: a, b"),
+        (np.array([0.0, 1.0, 1e300]), None, "too large"),
         (np.array([0.0, 1.0, np.inf]), None, "infinity"),
         (np.zeros(3, dtype=[("a", int)]), None, "whole numbers or names"),
         (np.array([0, 1, 1]), ["lung", "lung"], "two classes are named 'lung'"),

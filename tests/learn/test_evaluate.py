@@ -6,7 +6,7 @@ import torch
 from sklearn import metrics
 
 from fewer.core.errors import DataError
-from fewer.learn.evaluate import calibration_error, evaluate_probabilities
+from fewer.learn.evaluate import balanced_error, calibration_error, evaluate_probabilities
 
 
 @pytest.mark.parametrize(("count", "classes"), [(123, 2), (500, 5), (37, 10)])
@@ -28,6 +28,22 @@ def test_figures_are_those_of_sklearn(count: int, classes: int) -> None:
     assert figures.negative_log_likelihood == pytest.approx(metrics.log_loss(truth, probabilities.numpy()))
     np.testing.assert_array_equal(figures.confusion, metrics.confusion_matrix(truth, predicted))
     assert figures.count == count
+    # Not rounded to single precision on the way.
+    assert figures.accuracy == metrics.accuracy_score(truth, predicted)
+
+
+def test_the_error_of_the_balanced_accuracy_is_that_of_many_draws() -> None:
+    counts, shares = torch.tensor([400, 100]), torch.tensor([0.9, 0.6], dtype=torch.float64)
+    pairs, generator = list(zip(counts, shares, strict=True)), torch.Generator().manual_seed(0)
+    draws = torch.stack(
+        [(torch.rand(2000, int(n), generator=generator) < p).double().mean(1) for n, p in pairs]
+    )
+    labels = torch.arange(2).repeat_interleave(counts)
+    right = torch.cat([torch.arange(int(n)) < round(float(n * p)) for n, p in pairs])
+    answers = torch.nn.functional.one_hot(torch.where(right, labels, 1 - labels), 2).double()
+    error = balanced_error(evaluate_probabilities(answers, labels))
+    assert error == pytest.approx(float(draws.mean(0).std()), rel=0.05)
+    assert balanced_error(evaluate_probabilities(torch.eye(2), torch.tensor([0, 1]))) > 0.3
 
 
 def test_calibration_error_is_that_of_torchmetrics() -> None:

@@ -61,6 +61,8 @@ def test_hyperparameters_of_the_released_code() -> None:
     assert domainbed_plan({"dense_allocation": 0.3}).density == pytest.approx(0.7)
     with_random = {"dense_allocation": 0.3, "mask_initialization": "random"}
     assert domainbed_plan(with_random).density == pytest.approx(0.3)
+    # In the released code's mode the first mask itself keeps 1 - density: 0.3 again.
+    assert domainbed_plan({**with_random, "evil_mode": "tmllab"}).density == pytest.approx(0.7)
     published = domainbed_plan({})
     assert (published.density, published.delta, published.accumulation) == (0.6, 400, 20)
     assert domainbed_plan({"evil_mode": "extended"}).first_mask is None

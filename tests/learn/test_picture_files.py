@@ -74,6 +74,7 @@ def test_lists_as_spreadsheets_write_them(tmp_path: Path, separator: str, encodi
         (b"file,label,split\na.png,x,somewhere\n", DataError, "line 2: split 'somewhere'"),
         (b"file,label\na.png,x\na.png,y\n", DataError, "line 3: 'a.png' is listed already in line 2"),
         (b"file,label\na.png,x\nnone.png,y\n", FileError, "line 3: 'none.png' is not there"),
+        (b"file,label\na.png,NaN\n", DataError, "line 2: the label 'NaN' is what programs write"),
         (b"file,label\n,x\n", DataError, "line 2: the column `file` is empty"),
         (b"file,label\n../../etc/passwd,a\n", FileError, "leads out"),
         ("file,label\na.png,kränk\n".encode("latin-1"), FileError, "save it as UTF-8"),

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from typing import TypeGuard
 
 
 def json_line(value: object, encoding: str = "utf-8") -> str:
@@ -31,7 +32,14 @@ def _plain(value: object) -> object:
 
 
 def parts_of(value: object) -> list[tuple[str, object]]:
-    """The rows of a table within the table: several mappings, by name or by number."""
+    """The rows of a table within the table: several mappings, by name or by number, or those of a matrix,
+    with columns that stand below each other."""
+    if _is_matrix(value):
+        texts = [[readable(cell) for cell in row] for row in value]
+        wide = max(len(text) for row in texts for text in row)
+        return [
+            (str(number), " ".join(text.rjust(wide) for text in row)) for number, row in enumerate(texts, 1)
+        ]
     named = (
         value.items()
         if isinstance(value, Mapping)
@@ -41,6 +49,17 @@ def parts_of(value: object) -> list[tuple[str, object]]:
     )
     rows = [(str(name), part) for name, part in named]
     return rows if all(isinstance(part, Mapping) for _, part in rows) else []
+
+
+def _is_matrix(value: object) -> TypeGuard[list[list[int | float]]]:
+    rows = value if isinstance(value, list) and len(value) > 1 else []
+    return bool(rows) and all(
+        isinstance(row, list)
+        and row
+        and len(row) == len(rows[0])
+        and all(isinstance(x, int | float) for x in row)
+        for row in rows
+    )
 
 
 def readable(value: object) -> str:

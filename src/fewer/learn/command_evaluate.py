@@ -66,7 +66,8 @@ def evaluate_command(request: EvaluateRequest, progress: Progress) -> dict[str, 
     splits = load_images(request.data, size=request.image_size or side, fit=request.fit or model.fit)
     data = choose_split(splits, request.split)
     figures = model.evaluate(replace(data, images=in_channels(data.images, model.plan.channels)))
-    return {"model": str(request.model), "data": splits.name, **figures.as_dict()}
+    facts = {"model": str(request.model), "data": splits.name, "classes": list(model.class_names)}
+    return {**facts, **figures.as_dict()}
 
 
 def kind_of(path: Path) -> Literal["classifier", "distilled"]:
@@ -75,7 +76,7 @@ def kind_of(path: Path) -> Literal["classifier", "distilled"]:
         raise FileError(f"{path.name!r} is not there; check the path", missing=True)
     if path.is_dir():
         return "classifier"
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return "distilled"
     raise ConfigError(f"{path.name!r}: a model is a folder, a distilled data set a .safetensors file")
 

@@ -19,7 +19,7 @@ from fewer.core.files import read_arrays, read_image, write_bytes
 from fewer.core.progress import Progress
 from fewer.learn.data import UNLABELLED, LabelledImages, as_pixels, in_channels, resized
 from fewer.learn.model_folder import TrainedClassifier
-from fewer.learn.picture_files import READ, fitted, is_deep, refuse_twelve_bits
+from fewer.learn.picture_files import fitted, is_deep, pictures_in, refuse_twelve_bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def gather(paths: tuple[Path, ...], model: TrainedClassifier) -> tuple[list[str]
     arrays: list[np.ndarray] = []
     deep, brightest = "", 0
     for path in paths:
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             found = read_arrays(path)
             key = next(
                 (k for k in ("images", "test_images", "val_images", "train_images") if k in found), None
@@ -99,11 +99,7 @@ def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise FileError(f"{path.name!r} is not there; check the path", missing=True)
     if path.is_dir():
-        return sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in READ and not file.name.startswith(".") and file.is_file()
-        )
+        return pictures_in(path, path)
     return [path]
 
 

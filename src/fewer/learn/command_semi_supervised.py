@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +18,14 @@ from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.files import write_bytes
 from fewer.core.progress import Progress
-from fewer.learn.data import ImageSplits, LabelledImages, load_images, pick_labels
+from fewer.learn.data import LabelledImages, load_images, pick_labels
 from fewer.learn.evaluate import Figures
 from fewer.learn.few_labels.plan import MethodName, SemiSupervisedPlan
 from fewer.learn.few_labels.report import report_page, verdict
 from fewer.learn.few_labels.train import SemiSupervisedResult, semi_supervised
 from fewer.learn.few_labels.usb_config import read_usb_config
 from fewer.learn.networks import NetworkName
+from fewer.learn.overlap import warn_of_overlap
 from fewer.learn.picture_files import Fit, read_table
 
 
@@ -91,11 +94,12 @@ def semi_supervised_command(request: SemiSupervisedRequest, progress: Progress) 
     if not request.resume:
         refuse_finished(request.output / "model")
     splits = load_images(request.data, size=request.image_size, fit=request.fit)
+    warn_of_overlap(splits, progress)
     if request.usb_config is not None and request.labels_per_class is None and not request.labelled_list:
         request = _with_labels(request, splits.train.classes)
     plan = plan_of(request)
     rows = labelled_rows(request, splits.train)
-    test = _held_out(splits)
+    test = splits.held_out()
     result = semi_supervised(
         splits.train,
         rows,
@@ -188,10 +192,6 @@ def read_rows(path: Path) -> Int64[Tensor, " m"]:
     return torch.tensor(sorted(set(rows)))
 
 
-def _held_out(splits: ImageSplits) -> LabelledImages | None:
-    return splits.evaluation() if splits.test is not None or splits.validation is not None else None
-
-
 def _write(
     output: Path,
     result: SemiSupervisedResult,
@@ -202,8 +202,11 @@ def _write(
     result.model.save(output / "model")
     write_bytes(output / "report.html", report_page(result, train, test, baseline).encode())
     names = train.class_names
-    lines = [f"{row},{names[int(train.labels[row])]}" for row in result.labelled.tolist()]
-    write_bytes(output / "labelled.csv", ("row,label\n" + "\n".join(lines) + "\n").encode())
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["row", "label"])
+    writer.writerows((row, names[int(train.labels[row])]) for row in result.labelled.tolist())
+    write_bytes(output / "labelled.csv", stream.getvalue().encode())
     write_bytes(output / "unlabelled.csv", result.verdicts.as_csv(names).encode())
 
 
@@ -222,7 +225,7 @@ def _answer(
         answer |= {
             name: figures[name] for name in ("accuracy", "balanced_accuracy", "auc", "calibration_error")
         }
-        answer["verdict"] = verdict(result.figures, baseline)
+    answer["verdict"] = verdict(result.figures, baseline)
     if baseline is not None:
         beside = baseline.as_dict()
         answer["labels_only"] = {name: beside[name] for name in ("accuracy", "balanced_accuracy", "auc")}

@@ -26,9 +26,8 @@ from torch import Tensor
 from fewer.core.device import seeded
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_arrays
+from fewer.learn.label_names import UNLABELLED, number_labels, text_of
 from fewer.learn.picture_files import SPLITS, Fit, Row, folder_rows, list_rows, stack_pictures
-
-UNLABELLED = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +99,17 @@ class ImageSplits:
     test: LabelledImages | None = None
     name: str = ""
 
+    def held_out(self) -> LabelledImages | None:
+        """The split on which figures are reported: test, else validation, of those that have labels."""
+        parts = [split.labelled() for split in (self.test, self.validation) if split is not None]
+        return next((part for part in parts if len(part)), None)
+
     def evaluation(self) -> LabelledImages:
-        """The split on which figures are reported: test, else validation; `DataError` if there is neither."""
-        split = self.test if self.test is not None else self.validation
-        if split is None or len(split.labelled()) == 0:
+        """`held_out`, which must be there. Raises `DataError`."""
+        found = self.held_out()
+        if found is None:
             raise DataError(f"{self.name}: there is no labelled test or validation split to evaluate on")
-        return split.labelled()
+        return found
 
 
 def load_images(path: Path | str, *, size: int | None = None, fit: Fit = "squeeze") -> ImageSplits:
@@ -120,9 +124,9 @@ def load_images(path: Path | str, *, size: int | None = None, fit: Fit = "squeez
         raise FileError(f"{path.name}: no such file or folder", missing=True)
     if path.is_dir():
         found = _split(*folder_rows(path), size, path, fit)
-    elif path.suffix == ".npz":
+    elif path.suffix.lower() == ".npz":
         found = _read_npz(path, size, fit)
-    elif path.suffix == ".csv":
+    elif path.suffix.lower() == ".csv":
         found = _split(*list_rows(path), size, path, fit)
     else:
         raise ConfigError(f"{path.name}: images come from an .npz, a .csv list or a folder split/class/*.png")
@@ -268,35 +272,16 @@ def _read_npz(path: Path, size: int | None, fit: Fit) -> dict[str, LabelledImage
         raise DataError(
             f"{path.name}: no train_images, val_images or test_images; it holds {sorted(arrays)[:8]}"
         )
-    labels = {}
-    for split, (images, prefix) in pairs.items():
-        given = arrays.get(f"{prefix}_labels")
-        labels[split] = np.full(len(images), UNLABELLED) if given is None else given
-        if labels[split].ndim == 2 and labels[split].shape[1] > 1:
-            raise DataError(
-                f"{path.name}: {prefix}_labels is multi-label (as ChestMNIST); one class a picture is needed"
-            )
-        if labels[split].dtype.kind not in "buifSU":
-            kind = str(labels[split].dtype)[:40]
-            raise DataError(
-                f"{path.name}: {prefix}_labels is of type {kind}; whole numbers or names are needed"
-            )
-        if labels[split].dtype.kind == "f" and not _whole(labels[split]):
-            raise DataError(
-                f"{path.name}: {prefix}_labels holds NaN, infinity or fractions; whole numbers are needed"
-            )
-    values = np.unique(np.concatenate([array.reshape(-1) for array in labels.values()]))
-    values = values[values != UNLABELLED]
-    names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else None
-    if names is None:
-        # Labels that are not 0 .. K-1 keep their number as the name of their class.
-        names = tuple(str(value) for value in values.tolist())
-        labels = {
-            split: np.where(array == UNLABELLED, UNLABELLED, np.searchsorted(values, array))
-            for split, array in labels.items()
-        }
+    given = {
+        prefix: arrays.get(f"{prefix}_labels", np.full(images.shape[:1], UNLABELLED))
+        for images, prefix in pairs.values()
+    }
+    names = None
+    if "class_names" in arrays:
+        names = tuple(text_of(arrays["class_names"].reshape(-1), f"{path.name}: class_names").tolist())
+    labels, names = number_labels(given, names, path.name)
     made = {
-        split: make_labelled_images(images, labels[split].astype(np.int64), names, f"{path.name} {prefix}")
+        split: make_labelled_images(images, labels[prefix], names, f"{path.name} {prefix}")
         for split, (images, prefix) in pairs.items()
     }
     return made if size is None else {split: resized(one, (size, size), fit) for split, one in made.items()}

@@ -52,10 +52,11 @@ def evaluate_probabilities(probabilities: Float[Tensor, "n classes"], labels: In
         )
     confusion = confusion_matrix(probabilities.argmax(1), labels, classes)
     totals = confusion.sum(1)
-    recalls = torch.where(totals > 0, confusion.diagonal() / totals.clamp(min=1), torch.nan)
+    right = confusion.diagonal().double()
+    recalls = torch.where(totals > 0, right / totals.clamp(min=1), torch.nan)
     picked = probabilities.gather(1, labels[:, None]).clamp(min=1e-12)
     return Figures(
-        accuracy=float(confusion.diagonal().sum() / totals.sum()),
+        accuracy=float(right.sum() / totals.sum()),
         balanced_accuracy=float(recalls[totals > 0].mean()),
         auc=area_under_curve(probabilities, labels),
         calibration_error=calibration_error(probabilities, labels),
@@ -64,6 +65,16 @@ def evaluate_probabilities(probabilities: Float[Tensor, "n classes"], labels: In
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         count=len(labels),
     )
+
+
+def balanced_error(figures: Figures) -> float:
+    """Standard error of the balanced accuracy for so many pictures of each class. One right and one wrong
+    picture more in each (Agresti and Coull) keep a class of few, all of them right, from looking certain."""
+    counts = torch.tensor(figures.confusion, dtype=torch.float64)
+    totals = counts.sum(1)
+    seen = totals > 0
+    shares = (counts.diagonal() + 1)[seen] / (totals + 2)[seen]
+    return float((shares * (1 - shares) / totals[seen]).sum().sqrt() / seen.sum())
 
 
 def confusion_matrix(

@@ -67,7 +67,9 @@ def domainbed_plan(hparams: Mapping[str, object]) -> InvariantPlan:
     density = hparams.get("density", 0.6)
     if "dense_allocation" in hparams:
         share = float(hparams["dense_allocation"])  # pyright: ignore[reportArgumentType]
-        density = share if first == "random" else 1 - share
+        # The mode "tmllab" turns a random first mask round by itself, as the released code does.
+        released = hparams.get("evil_mode") == "tmllab"
+        density = share if first == "random" and not released else 1 - share
     values = {
         "base": hparams.get("evil_base", "erm"),
         "method": hparams.get("evil_method", "evil"),

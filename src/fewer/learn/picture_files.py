@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from fewer.core.errors import DataError, FileError
 from fewer.core.files import inside, read_bytes, read_image
+from fewer.learn.label_names import refuse_missing
 
 Row = tuple[str, Path, int]
 """Split, file, and number of the class (-1: not known)."""
@@ -48,15 +49,15 @@ def folder_rows(root: Path) -> tuple[list[Row], tuple[str, ...]]:
     """
     by_split = {SPLITS[f.name.lower()]: f for f in folders_in(root) if f.name.lower() in SPLITS}
     by_split = by_split or {"train": root}
-    names = sorted({f.name for one in by_split.values() for f in folders_in(one) if not _is_unlabelled(f)})
+    names = sorted({f.name for one in by_split.values() for f in folders_in(one) if not is_unlabelled(f)})
     rows: list[Row] = []
     for split, folder in by_split.items():
         for label, name in enumerate(names):
             rows += [(split, file, label) for file in pictures_in(folder / name, root)]
-        for own in filter(_is_unlabelled, folders_in(folder)):
+        for own in filter(is_unlabelled, folders_in(folder)):
             rows += [(split, file, -1) for file in pictures_in(own, root)]
     if by_split.get("train", root) != root:
-        for own in filter(_is_unlabelled, folders_in(root)):
+        for own in filter(is_unlabelled, folders_in(root)):
             rows += [("train", file, -1) for file in pictures_in(own, root)]
     return rows, tuple(names)
 
@@ -75,6 +76,7 @@ def list_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
         split = line.get("split") or "train"
         if split.lower() not in SPLITS:
             raise DataError(f"{where}: split {split!r}; allowed: {', '.join(SPLITS)}")
+        refuse_missing(line["label"], where, "leave the cell empty")
         if not line["file"]:
             raise DataError(f"{where}: the column `file` is empty")
         file = inside(path.parent, line["file"])
@@ -189,7 +191,7 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
 
 
-def _is_unlabelled(folder: Path) -> bool:
+def is_unlabelled(folder: Path) -> bool:
     return folder.name.lower() in UNLABELLED_FOLDERS
 
 

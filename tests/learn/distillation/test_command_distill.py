@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from fewer.cli import main
-from fewer.core.progress import SilentProgress
-from fewer.learn.data import ImageSplits
-from fewer.learn.distillation.command_distill import DistillRequest, plan_of, warn_of_overlap
+from fewer.learn.distillation.command_distill import DistillRequest, plan_of
 from fewer.learn.distillation.distilled_set import DistilledSet
 from tests.learn.distillation.conftest import make_pictures
 
@@ -123,10 +121,27 @@ def test_labels_that_are_not_counted_from_zero_keep_their_names(tmp_path: Path, 
     assert DistilledSet.load(output).datasheet.class_names == ("10", "15", "20")
 
 
-def test_overlap_is_counted() -> None:
-    train = make_pictures(count=30)
-    splits = ImageSplits(train, validation=train.select([0, 3]), test=make_pictures(seed=5))
-    assert warn_of_overlap(splits, SilentProgress()) == 2
+def test_a_set_that_is_judged_on_what_it_was_made_from_says_so(data: Path, tmp_path: Path, capsys) -> None:
+    arrays = dict(np.load(data))
+    arrays["test_images"][:2] = arrays["train_images"][:2]
+    np.savez(tmp_path / "d.npz", **arrays)
+    output = tmp_path / "a.distilled.safetensors"
+    words = ["--data", tmp_path / "d.npz", "--output", output, *FAST, "--method", "random", "--soft-labels"]
+    found = run(capsys, "learn", "distill", *words, "--expert-epochs", 1)
+    assert "2 test or validation pictures were trained on as well" in found["warnings"][-1]
+    sheet = DistilledSet.load(output).datasheet
+    assert found["warnings"] == list(sheet.warnings)
+    # Beside soft labels stand random pictures with the same teacher's.
+    assert {"random", "random_soft_labels"} <= set(sheet.metrics) and "runs" in found["random_soft_labels"]
+
+
+def test_soft_labels_are_a_flag_that_may_say_false(data: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "a.distilled.safetensors"
+    words = ["learn", "distill", "--data", data, "--output", output, *FAST, "--method", "rded", "--factor", 1]
+    run(capsys, *words, "--images-per-class", 1, "--expert-epochs", 1, "--soft-labels", "False", "--no-score")
+    assert DistilledSet.load(output).soft_labels is None
+    assert main([*map(str, words), "--soft-labels", "perhaps"]) == 2
+    assert "perhaps" in capsys.readouterr().err
 
 
 def test_the_plan_carries_every_setting() -> None:

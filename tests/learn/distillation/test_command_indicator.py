@@ -62,7 +62,12 @@ def test_one_set_is_forecast_and_many_are_studied(tmp_path: Path, capsys) -> Non
     assert main(["learn", "indicator", "--data", sets[0], *FAST, "--points", str(points), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["range_90_percent"][0] <= found["expected_balanced_accuracy"] <= found["range_90_percent"][1]
-    assert found["advice"]
+    assert found["advice"] and "note" not in found
+    read = json.loads(points.read_text())
+    points.write_text(json.dumps({**read, "images_per_class": 50}))
+    assert main(["learn", "indicator", "--data", sets[0], *FAST, "--points", str(points), "--json"]) == 0
+    warned = capsys.readouterr()
+    assert "measured with 50 images per class" in json.loads(warned.out)["note"] and "warning" in warned.err
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from fewer.cli import main
-from fewer.core.errors import DataError
 from fewer.core.progress import SilentProgress
 from fewer.learn.distillation.evaluate_file import evaluate_file
 from fewer.learn.distillation.loop import distill
@@ -23,14 +20,6 @@ def test_the_shared_verb_takes_a_distilled_file(tmp_path: Path, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["runs"] in (5, 10, 15, 20) and found["count"] == 30 and found["balanced_accuracy"] > 0.5
     assert main([*words, "--image-size", "1"]) == 2
-    with pytest.raises(DataError, match="channel"):
-        evaluate_file(
-            tmp_path / "a.distilled.safetensors",
-            make_pictures(channels=3),
-            seed=0,
-            device="cpu",
-            progress=SilentProgress(),
-        )
 
 
 def test_as_many_networks_as_the_figure_is_of(tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_soft_and_hard_labels_meet() -> None:
     assert soft[6:, :2].abs().sum() == 0
 
 
+def test_beside_a_coloured_set_a_grey_one_is_coloured() -> None:
+    grey, pictures = site(0, ("a", "b", "c")), make_pictures(count=30, channels=3)
+    coloured = distill(LabelledImages(pictures.images, pictures.labels, ("a", "b", "c")), plan=tiny_plan())
+    joined = merge([grey, coloured])
+    assert joined.datasheet.channels == 3 and joined.images.shape[1:] == (3, 8, 8)
+    assert torch.equal(joined.images[: len(grey)], grey.images.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(joined.mean, (grey.mean + coloured.mean) / 2)
+
+
 def test_what_cannot_be_joined_is_named() -> None:
     a = site(0, ("a", "b", "c"))
     with pytest.raises(DataError, match="at least 2"):

@@ -1,8 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from fewer.core.errors import ConfigError
+from fewer.learn.distillation import private
+from fewer.learn.distillation.gradient import gradient_distance
 from fewer.learn.distillation.loop import RunOptions, distill
 from fewer.learn.distillation.plan import PrivacyPlan, resolve
 from fewer.learn.distillation.private import PrivateMatching, noise_for, private_class_sums, spent
@@ -92,6 +96,37 @@ def test_without_noise_private_dm_is_dm_of_clipped_features() -> None:
 def test_what_would_break_the_guarantee_is_refused(method: str, changes: dict) -> None:
     with pytest.raises(ConfigError, match=r"privacy"):
         distill(make_pictures(), plan=tiny_plan(method, privacy=PrivacyPlan(epsilon=1.0), **changes))
+
+
+@pytest.mark.parametrize(
+    ("privacy", "message"),
+    [
+        ({"epsilon": 1e-3}, "epsilon 0.001 with delta 1e-05 cannot be kept over"),
+        ({"epsilon": 1.0, "delta": 0.04}, "delta is 0.04; below 1 / 30 is needed"),
+    ],
+)
+def test_an_epsilon_out_of_reach_and_a_delta_without_meaning_are_named(privacy: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        distill(make_pictures(count=30), plan=tiny_plan("dm", privacy=PrivacyPlan(**privacy)))
+
+
+def test_a_step_that_failed_is_spent_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has looked at the real pictures, whatever became of its loss."""
+    asked, draw = [], PrivateMatching._draw
+
+    def counted(self: PrivateMatching, task: Task) -> torch.Tensor:
+        asked.append(1)
+        return draw(self, task)
+
+    def first_fails(*given: object, leading: int) -> torch.Tensor:
+        distance = gradient_distance(*given, leading=leading)  # pyright: ignore
+        return distance * (math.nan if len(asked) == 1 else 1.0)
+
+    monkeypatch.setattr(PrivateMatching, "_draw", counted)
+    monkeypatch.setattr(private, "gradient_distance", first_fails)
+    plan = tiny_plan("dc", iterations=3, privacy=PrivacyPlan(noise_multiplier=1.0, delta=1e-3))
+    made = distill(make_pictures(count=30), plan=plan)
+    assert len(asked) == made.datasheet.privacy["dp"]["steps"] == 3
 
 
 def test_the_noise_is_not_that_of_the_seed_in_the_file() -> None:

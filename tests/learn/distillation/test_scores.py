@@ -57,8 +57,24 @@ def test_classes_are_matched_by_name_and_sizes_by_resizing() -> None:
     assert torch.equal(fit_to(middle, wider).images, fit_to(made, data).images)  # as the set was made
     with pytest.raises(DataError, match="'other' is not in"):
         fit_to(made, LabelledImages(data.images, data.labels, ("other", "b", "c")))
-    with pytest.raises(DataError, match="channel"):
-        fit_to(made, make_pictures(channels=3))
+    colour = LabelledImages(data.images.expand(-1, -1, -1, 3), data.labels, data.class_names)
+    assert torch.equal(fit_to(made, colour).images, fitted.images)
+
+
+def test_random_pictures_may_carry_a_teacher_s_labels() -> None:
+    data, test = make_pictures(count=60), make_pictures(count=45, seed=1)
+    source = Source.of(data, torch.device("cpu"))
+    network = build_network(NetworkPlan(width=8, depth=2), 1, (8, 8), 3)
+    judged = TestPictures.of(test, source.mean, source.deviation)
+
+    def turned(images: torch.Tensor) -> torch.Tensor:
+        """Sure that every picture is of the class after its own."""
+        same = (source.images[:, None] - images[None]).flatten(2).abs().amax(2).argmin(0)
+        return 50.0 * torch.nn.functional.one_hot((source.labels[same] + 1) % 3, 3)
+
+    own = score_random(source, network, judged, RECIPE, 4, 2, (0,))
+    taught = score_random(source, network, judged, RECIPE, 4, 2, (0,), teacher=turned)
+    assert own.balanced_accuracy > 0.5 > taught.balanced_accuracy
 
 
 def test_summaries_are_means_and_spreads() -> None:

@@ -63,6 +63,17 @@ def test_a_missing_class_is_told_with_counts(tmp_path: Path) -> None:
     assert domains.notes == ("domain 'c' has no picture of y (it has x 3, y 0)",)
 
 
+def test_pictures_without_a_label_are_no_class(tmp_path: Path) -> None:
+    for domain in ("a", "b"):
+        for name in ("x", "y"):
+            write(tmp_path, domain, name)
+    write(tmp_path, "a", "Unlabelled")
+    write(tmp_path, "unlabelled", "")
+    domains = load_domains(tmp_path)
+    assert domains.names == ("a", "b") and domains.class_names == ("x", "y")
+    assert any("'a': the pictures without a label in 'Unlabelled' are not used" in n for n in domains.notes)
+
+
 def test_other_class_names_are_refused_with_the_differences(tmp_path: Path) -> None:
     for domain in ("a", "b"):
         for name in ("x", "y"):

@@ -43,6 +43,14 @@ def test_unknown_truth_counts_for_nothing() -> None:
     assert diary.curves()["purity"] == [None]
 
 
+def test_the_constant_threshold_is_compared_on_the_same_pictures() -> None:
+    """Of the two with known truth one is accepted; the most confident of the two is the wrong one."""
+    diary = Diary(steps=1, unlabelled=4)
+    note = result([1, 0, 1, 0], [0.9, 0.8, 0.7, 0.6], [0, 0, 0, 0])
+    diary.note(0, note, torch.arange(4), torch.tensor([-1, 1, 0, -1]))
+    assert diary.curves()["purity"] == [1.0] and diary.curves()["purity_constant"] == [0.0]
+
+
 def test_every_step_has_a_place_and_empty_ones_are_left_out() -> None:
     diary = Diary(steps=7, unlabelled=4, points=3)
     for step in (0, 6):

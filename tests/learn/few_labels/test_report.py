@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import torch
 
 from fewer.learn.data import LabelledImages, pick_labels
-from fewer.learn.evaluate import evaluate_probabilities
+from fewer.learn.evaluate import Figures, evaluate_probabilities
 from fewer.learn.few_labels.plan import SemiSupervisedPlan
 from fewer.learn.few_labels.report import report_page, verdict
 from fewer.learn.few_labels.train import semi_supervised
@@ -18,6 +18,19 @@ def test_the_verdict_is_plain_about_harm() -> None:
     assert "helped: balanced accuracy 100.0%, 50.0 points" in verdict(GOOD, BAD)
     assert "did NOT help" in verdict(GOOD, GOOD)
     assert "No run on the labels alone" in verdict(GOOD, None)
+    assert "Nothing was measured" in verdict(None, None)
+
+
+def test_the_verdict_says_what_may_be_chance() -> None:
+    def of(right: int, count: int) -> Figures:
+        labels = torch.arange(2).repeat_interleave(count)
+        answers = torch.where(torch.arange(2 * count) % count < right, labels, 1 - labels)
+        return evaluate_probabilities(torch.nn.functional.one_hot(answers, 2).double(), labels)
+
+    few = verdict(of(17, 20), of(16, 20))
+    assert "helped" in few and "On 40 held-out pictures up to" in few
+    assert "chance" not in verdict(of(1700, 2000), of(1600, 2000))
+    assert "chance" in verdict(of(1600, 2000), of(1601, 2000))
 
 
 class Tags(HTMLParser):

@@ -143,3 +143,14 @@ def test_a_gpu_trains_the_same_network(method: str, train: LabelledImages) -> No
             torch.testing.assert_close(
                 value, there.model.network.state_dict()[name].cpu(), rtol=0.05, atol=0.02
             )
+
+
+def test_purity_is_of_pictures_that_were_not_trained_with_their_label(train: LabelledImages) -> None:
+    """In practice the labelled ones are the only ones whose class is known: there is then no purity."""
+    rows = pick_labels(train.labels, 2, 3, seed=0)
+    unknown = torch.full_like(train.labels, -1).index_copy(0, rows, train.labels[rows])
+    plan = replace(PLAN, steps=3, cutoff=0.01)
+    real = semi_supervised(LabelledImages(train.images, unknown, train.class_names), rows, plan=plan)
+    known = semi_supervised(train, rows, plan=plan)
+    assert set(real.curves["purity"]) == {None} and None not in known.curves["purity"]
+    assert real.curves["loss"] == known.curves["loss"]

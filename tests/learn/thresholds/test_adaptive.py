@@ -33,6 +33,16 @@ def test_flexmatch_starts_open_and_learns_classes(network: nn.Module, batch: Bat
     assert float(second.threshold[0]) == pytest.approx(0.95 * (1 / 6) / (2 - 1 / 6))
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_flexmatch_keeps_what_any_view_of_a_picture_was_sure_of(order: list[int]) -> None:
+    state = FlexMatchState(PLAN, 1, 3, 4)
+    rows, pseudo = torch.tensor([3, 3, 0])[order], torch.tensor([2, 1, 0])[order]
+    state.update(rows, pseudo, torch.tensor([True, False, False])[order])
+    assert state.selected.tolist() == [-1, -1, -1, 2]
+    state.update(rows, pseudo, torch.tensor([False, False, False]))
+    assert state.selected.tolist() == [-1, -1, -1, 2]
+
+
 def test_freematch_by_hand(network: nn.Module, batch: Batch) -> None:
     state = FreeMatchState(PLAN, 1, 3, 8)
     got = freematch(network, batch, state, PLAN)

@@ -9,13 +9,14 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field
+from tyro.constructors import PrimitiveConstructorSpec
 
 from fewer.core.checkpoint import latest_checkpoint, refuse_earlier_run, refuse_finished
 from fewer.core.device import DeviceName, FullPrecision, pick_device
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.files import output_files, read_arrays, write_bytes
 from fewer.core.progress import Progress
-from fewer.learn.data import ImageSplits, LabelledImages, load_images
+from fewer.learn.data import LabelledImages, load_images
 from fewer.learn.distillation.architectures import NETWORK_POOL, NetworkPlan, build_network
 from fewer.learn.distillation.augment import default_augmentations
 from fewer.learn.distillation.datasheet import Datasheet, to_markdown
@@ -38,7 +39,25 @@ from fewer.learn.distillation.scores import (
     score_steadily,
 )
 from fewer.learn.distillation.task import Source
+from fewer.learn.overlap import warn_of_overlap
 from fewer.learn.picture_files import Fit
+
+
+def _switch(words: list[str]) -> bool:
+    """What stands behind a flag: nothing is True. Raises `ValueError`, which the command line words."""
+    if words and words[0].lower() not in ("true", "false"):
+        raise ValueError(f"{words[0]!r} is neither True nor False")
+    return not words or words[0].lower() == "true"
+
+
+_SWITCH = PrimitiveConstructorSpec(
+    nargs=(0, 1),
+    metavar="[True|False]",
+    instance_from_str=_switch,
+    is_instance=lambda value: value is None or isinstance(value, bool),
+    str_from_instance=lambda value: ["auto" if value is None else str(value)],
+)
+"""A flag that may also be switched off by `False`, and is neither where it is not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +103,7 @@ class DistillRequest:
     """Epochs of each of them, and of the teacher of soft labels."""
     balanced_experts: bool = False
     """mtt, datm, idm, ncfm: experts see every class equally often, whatever its share."""
-    soft_labels: bool | None = None
+    soft_labels: Annotated[bool | None, _SWITCH] = None
     """Labels from a teacher instead of class numbers."""
     epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Differential privacy (dm, dc, dsa): the epsilon wanted."""
@@ -139,7 +158,7 @@ def distill_command(request: DistillRequest, progress: Progress) -> dict[str, ob
     train = splits.train.labelled()
     if len(train) == 0:
         raise DataError(f"{request.data.name}: the training split has no labelled picture")
-    warn_of_overlap(splits, progress)
+    copies = warn_of_overlap(splits, progress)
     options = RunOptions(
         checkpoint_folder=checkpoints, resume=request.resume, units=_patients(request, train)
     )
@@ -150,10 +169,13 @@ def distill_command(request: DistillRequest, progress: Progress) -> dict[str, ob
     sheet = replace(distilled.datasheet, recipe=recipe, method_config=config)
     distilled = replace(distilled, datasheet=described(sheet, request))
     figures: dict[str, object] = {}
-    judged = splits.test if splits.test is not None else splits.validation
+    judged = splits.held_out()
     if request.score and judged is not None:
-        figures, across = measure(distilled, train, judged.labelled(), request, progress)
+        figures, across = measure(distilled, train, judged, request, progress)
         sheet = replace(distilled.datasheet, metrics=figures, cross_architecture=across)
+        if copies and not sheet.privacy.get("dp"):  # which has no noise for such a count
+            flattered = f"{copies} test or validation pictures were trained on as well: figures flatter."
+            sheet = replace(sheet, warnings=(*sheet.warnings, flattered))
         distilled = replace(distilled, datasheet=sheet)
     distilled.save(request.output)
     page = request.output.with_name(name.removesuffix(".safetensors") + ".html")
@@ -237,8 +259,22 @@ def measure(
     smallest = int(train.counts().min())
     draws = min(request.images_per_class, smallest)
     if draws == request.images_per_class:
-        control = score_random(source, network(plan), judged, sheet.recipe, draws, 3, seeds[:1])  # pyright: ignore
-        figures["random"] = control.as_dict()
+        # Soft labels help random pictures too: beside a set that has them stand random ones with the same.
+        controls = {"random": None, "random_soft_labels": distilled.extras.get("teacher")}
+        for what, teacher in controls.items():
+            if teacher is None and what != "random":
+                continue
+            control = score_random(
+                source,
+                network(plan),
+                judged,
+                sheet.recipe,
+                draws,
+                3,
+                seeds[:1],
+                teacher=teacher,  # pyright: ignore
+            )
+            figures[what] = control.as_dict()
     if request.full:
         full_recipe = replace(sheet.recipe, epochs=max(1, min(sheet.recipe.epochs, 30)))
         whole = score_full(source, network(plan), judged, full_recipe, seeds[:1], progress)  # pyright: ignore
@@ -251,22 +287,6 @@ def measure(
                 distilled, test, network=own, seeds=seeds, device=device
             ).as_dict()
     return figures, across
-
-
-def warn_of_overlap(splits: ImageSplits, progress: Progress) -> int:
-    """Says how many test or validation pictures are also in the training split; returns the number."""
-    found = 0
-    known = {picture.numpy().tobytes() for picture in splits.train.images}
-    for name, split in (("test", splits.test), ("validation", splits.validation)):
-        if split is None or split.size != splits.train.size:
-            continue
-        copies = sum(picture.numpy().tobytes() in known for picture in split.images)
-        if copies:
-            progress.say(
-                f"warning: {copies} {name} pictures are also in the training split; figures on them flatter"
-            )
-        found += copies
-    return found
 
 
 def described(sheet: Datasheet, request: DistillRequest) -> Datasheet:
@@ -318,7 +338,7 @@ def _result(
     ours = figures.get("distilled")
     if isinstance(ours, dict):
         result |= {key: ours[key] for key in ("accuracy", "balanced_accuracy", "auc")}
-    for name in ("random", "full"):
+    for name in ("random", "random_soft_labels", "full"):
         if name in figures:
             result[name] = figures[name]
     if sheet.privacy.get("dp"):

@@ -76,20 +76,28 @@ def indicator_command(request: IndicatorRequest, progress: Progress) -> dict[str
         if request.output is not None:
             write_json(request.output, {"images_per_class": request.images_per_class, "points": listed})
         return {"points": listed, **fit.as_dict()}
-    fit = fit_indicator(read_points(request.points or SHIPPED), seed=request.seed)
-    judged = splits[0].test if splits[0].test is not None else splits[0].validation
+    source = request.points or SHIPPED
+    fit = fit_indicator(read_points(source), seed=request.seed)
+    studied, note = read_json(source).get("images_per_class", request.images_per_class), None
+    if studied != request.images_per_class:
+        note = (
+            f"the line was measured with {studied} images per class; at {request.images_per_class} it may be "
+            "off: make one with `fewer learn indicator` on four or more data sets and --output, for --points"
+        )
+        progress.say(f"warning: {note}")
     found = forecast(
         splits[0].train.labelled(),
-        judged.labelled() if judged is not None else None,
+        splits[0].held_out(),
         request.images_per_class,
         fit,
         network=network,
         recipe=recipe,
         draws=request.draws,
         networks=request.networks,
+        seed=request.seed,
         device=device,
     )
-    return {
+    answer: dict[str, object] = {
         "random_balanced_accuracy": found.random.balanced_accuracy,
         "random_spread": found.random.balanced_spread,
         "expected_balanced_accuracy": found.expected,
@@ -98,6 +106,7 @@ def indicator_command(request: IndicatorRequest, progress: Progress) -> dict[str
         "seconds": found.seconds,
         "indicator": fit.as_dict(),
     }
+    return answer if note is None else {**answer, "note": note}
 
 
 def read_points(path: Path) -> list[IndicatorPoint]:

@@ -8,6 +8,7 @@ Tensors: `images` uint8 (n, channels, height, width) (or normalised floats), `la
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,7 +60,7 @@ class DistilledSet:
     """Probabilities for the pictures after multi-formation, m = n·factor²."""
     learned_rate: Float[Tensor, " one"] | None = None
     extras: dict[str, object] = field(default_factory=dict)
-    """Facts of the run that are not written (for reports)."""
+    """Of the run, not written: `teacher`, whose logits are the soft labels (None where there are none)."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -171,6 +172,7 @@ def package(
     report: PrivacyReport | None,
     reached: int,
     seconds: float,
+    teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> DistilledSet:
     """From what the loop learnt to the set with its datasheet."""
     plan, source = task.plan, task.source
@@ -215,6 +217,7 @@ def package(
         sheet,
         None if soft is None else soft.detach().cpu().half(),
         None if rate is None else rate.detach().cpu().float().reshape(1),
+        {"teacher": teacher},
     )
 
 

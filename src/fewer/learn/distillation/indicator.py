@@ -129,17 +129,19 @@ def forecast(
     recipe: Recipe,
     draws: int = 5,
     networks: int = 2,
+    seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Forecast:
-    """Trains `draws` random subsets x `networks` networks and reads the line. Without `holdout`, a fifth of
-    `train` is set aside."""
+    """Trains `draws` random subsets (of `seed`) x `networks` networks and reads the line. Without `holdout`,
+    a fifth of `train` is set aside."""
     began = time.monotonic()
     if holdout is None:
-        train, holdout = set_aside(train, 0.2)
+        train, holdout = set_aside(train, 0.2, seed)
     source = Source.of(train, torch.device(device))
     model = build_network(network, train.channels, train.size, train.classes).to(device)
     judged = TestPictures.of(holdout, source.mean, source.deviation, device)
-    score = score_random(source, model, judged, recipe, images_per_class, draws, tuple(range(networks)))
+    seeds = tuple(range(networks))
+    score = score_random(source, model, judged, recipe, images_per_class, draws, seeds, seed * draws)
     expected, low, high = fit.predict(score.balanced_accuracy)
     return Forecast(score, expected, low, high, _advice(score, expected, low), time.monotonic() - began)
 

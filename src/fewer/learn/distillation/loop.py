@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -106,7 +107,7 @@ def distill(
     elif plan.method == "sre2l":
         synthetic = starting_set(task)
         network = invert(task, synthetic, progress)
-        teacher = _answers_of(network)
+        teacher = network if plan.soft_labels else None
     else:
         matching = MATCHING[plan.method]
         if plan.privacy:
@@ -119,9 +120,12 @@ def distill(
         if plan.privacy:
             unit = "image" if options.units is None else "patient"
             report = spent(plan.privacy, private.noise_multiplier, reached, unit)
-    soft = _soft_labels(task, synthetic, teacher)
+    if plan.soft_labels and teacher is None:
+        last = {name: value.clone() for name, value in snapshot(recorded(task), -1, 0).items()}
+        teacher = partial(logits, task.network, last)
+    soft = _soft_labels(synthetic, teacher)
     seconds = time.monotonic() - began
-    return package(task, synthetic, train, soft, report, reached, seconds)
+    return package(task, synthetic, train, soft, report, reached, seconds, teacher)
 
 
 def _check(plan: DistillPlan) -> None:
@@ -198,6 +202,7 @@ def _match(
         if loss is None:
             # MTT may blow up on medical pictures: go back and take smaller steps, rather than give NaN.
             retreats += 1
+            step += plan.privacy is not None  # what was asked of the real pictures is spent
             if retreats > MOST_RETREATS:
                 raise DataError(
                     f"{plan.method}: the loss is NaN at iteration {step}; try a smaller --learning-rate"
@@ -274,24 +279,20 @@ def _private(task: Task, options: RunOptions) -> PrivateMatching:
         if len(options.units) != count:
             raise ConfigError(f"{len(options.units)} patient numbers for {count} pictures")
         _, units = torch.unique(options.units[task.source.order], return_inverse=True)
+    protected, delta = int(units.max()) + 1, task.plan.privacy.delta
+    if delta * protected >= 1:
+        raise ConfigError(
+            f"delta is {delta:g}; below 1 / {protected:,} is needed, the number of pictures or patients: a "
+            "larger one allows that somebody is given away whole"
+        )
     return PrivateMatching(noise_for(task.plan.privacy, task.plan.iterations or 1), units)
 
 
-def _answers_of(network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda images: network(images)
-
-
-def _soft_labels(
-    task: Task, synthetic: Synthetic, teacher: Callable[[Tensor], Tensor] | None
-) -> Tensor | None:
+def _soft_labels(synthetic: Synthetic, teacher: Callable[[Tensor], Tensor] | None) -> Tensor | None:
     """(m, classes) probabilities for the decoded pictures, or None."""
     if synthetic.label_logits is not None:
         return synthetic.label_logits.detach().softmax(1)
-    if not task.plan.soft_labels:
+    if teacher is None:
         return None
     with torch.no_grad():
-        if teacher is None:
-            outputs = logits(task.network, snapshot(recorded(task), -1, 0), synthetic.decoded())
-        else:
-            outputs = teacher(synthetic.decoded())
-    return outputs.softmax(1)
+        return teacher(synthetic.decoded()).softmax(1)

@@ -17,14 +17,17 @@ from fewer.learn.distillation.distilled_set import DistilledSet
 def merge(sets: Sequence[DistilledSet], title: str = "") -> DistilledSet:
     """The joined set; its normalisation pools the sites' by their numbers of real pictures.
 
-    Raises `DataError` for fewer than two sets or sets that cannot be trained on together (sizes, channels,
-    multi-formation factors), naming what differs.
+    Beside a set of colour pictures grey ones become colour: the same pixels, three times. Raises `DataError`
+    for fewer than two sets or sets that cannot be trained on together (sizes, multi-formation factors),
+    naming what differs.
     """
     if len(sets) < 2:
         raise DataError("merging needs at least 2 distilled sets")
+    channels = max(one.datasheet.channels for one in sets)
+    sets = [_in_colour(one) if one.datasheet.channels < channels else one for one in sets]
     first = sets[0].datasheet
     for number, one in enumerate(sets[1:], start=2):
-        for what in ("image_size", "channels", "factor"):
+        for what in ("image_size", "factor"):
             own, wanted = getattr(one.datasheet, what), getattr(first, what)
             if own != wanted:
                 raise DataError(
@@ -55,6 +58,15 @@ def merge(sets: Sequence[DistilledSet], title: str = "") -> DistilledSet:
     )
     images = torch.cat([one.pixels() for one in sets])
     return DistilledSet(images, labels, mean, deviation, sheet, soft)
+
+
+def _in_colour(one: DistilledSet) -> DistilledSet:
+    """Also its statistics, which its pictures are normalised by."""
+    sheet = replace(one.datasheet, channels=3)
+    images = one.images.expand(-1, 3, -1, -1).contiguous()
+    return replace(
+        one, images=images, mean=one.mean.expand(3), deviation=one.deviation.expand(3), datasheet=sheet
+    )
 
 
 def _places(one: DistilledSet, names: tuple[str, ...]) -> Tensor:

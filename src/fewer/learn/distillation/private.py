@@ -63,14 +63,21 @@ def noise_for(plan: PrivacyPlan, steps: int) -> float:
     with warnings.catch_warnings():
         # A best order at the edge of the list means that the bound could be tighter, not that it is wrong.
         warnings.simplefilter("ignore", UserWarning)
-        return get_noise_multiplier(
-            target_epsilon=plan.epsilon,
-            target_delta=plan.delta,
-            sample_rate=plan.sample_rate,
-            steps=steps,
-            accountant=plan.accountant,
-            **_orders(plan),
-        )
+        try:
+            return get_noise_multiplier(
+                target_epsilon=plan.epsilon,
+                target_delta=plan.delta,
+                sample_rate=plan.sample_rate,
+                steps=steps,
+                accountant=plan.accountant,
+                **_orders(plan),
+            )
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"epsilon {plan.epsilon:g} with delta {plan.delta:g} cannot be kept over {steps} steps at a "
+                f"sample rate of {plan.sample_rate:g}, whatever the noise; try a larger epsilon or delta, or "
+                "fewer --iterations"
+            ) from error
 
 
 def spent(plan: PrivacyPlan, noise_multiplier: float, steps: int, unit: str) -> PrivacyReport:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewer.core.errors import ConfigError, DataError
 from fewer.core.progress import Progress
-from fewer.learn.data import LabelledImages, resized
+from fewer.learn.data import LabelledImages, in_channels, resized
 from fewer.learn.distillation.architectures import (
     Classifier,
     NetworkPlan,
@@ -177,13 +177,12 @@ def side_of(distilled: DistilledSet) -> int | None:
 
 
 def fit_to(distilled: DistilledSet, data: LabelledImages) -> LabelledImages:
-    """`data` at the file's picture size, its classes renumbered by name. Raises `DataError` where they
-    differ.
+    """`data` in the file's colours and picture size, its classes renumbered by name. Raises `DataError` where
+    they differ.
     """
     sheet = distilled.datasheet
     data = data.labelled()
-    if data.channels != sheet.channels:
-        raise DataError(f"the data has {data.channels} channel(s), the distilled set {sheet.channels}")
+    data = replace(data, images=in_channels(data.images, sheet.channels))
     data = resized(data, sheet.image_size, fit_of(sheet.method_config))
     if data.class_names == sheet.class_names:
         return data
@@ -206,18 +205,21 @@ def score_random(
     seeds: tuple[int, ...],
     first_draw: int = 0,
     graphs: Graphs | None = None,
+    teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> Score:
     """The control: `draws` random subsets with as many pictures per class, the same recipe and networks
-    each.
+    each. With `teacher` (logits of pictures) they carry its soft labels instead of their own.
     """
     runs = []
     for draw in range(first_draw, first_draw + draws):
         rows = random_rows(source, images_per_class, draw).to(source.images.device)
+        with torch.no_grad():
+            answers = None if teacher is None else teacher(source.images[rows]).softmax(1)
         runs.append(
             score_training(
                 network,
                 source.images[rows],
-                source.labels[rows],
+                source.labels[rows] if answers is None else answers,
                 test,
                 recipe,
                 tuple(s + 1000 * draw for s in seeds),

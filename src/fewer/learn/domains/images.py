@@ -16,7 +16,15 @@ from torch import Tensor
 from fewer.core.errors import ConfigError, DataError, FileError
 from fewer.core.files import read_image
 from fewer.learn.data import LabelledImages, make_labelled_images
-from fewer.learn.picture_files import Fit, fitted, folders_in, is_deep, pictures_in, refuse_twelve_bits
+from fewer.learn.picture_files import (
+    Fit,
+    fitted,
+    folders_in,
+    is_deep,
+    is_unlabelled,
+    pictures_in,
+    refuse_twelve_bits,
+)
 
 KNOWN_LAYOUTS: Mapping[str, tuple[str, ...]] = {
     "PACS": ("art_painting", "cartoon", "photo", "sketch"),
@@ -108,14 +116,22 @@ def load_domains(
 def _load_folders(root: Path, size: int | None, fit: Fit) -> Domains:
     found = folders_in(root)
     # What unpacking leaves beside the domains (lists of splits, __MACOSX) has no class folders.
-    folders = [folder for folder in found if folders_in(folder)]
+    folders = [folder for folder in found if any(not is_unlabelled(entry) for entry in folders_in(folder))]
     if len(folders) < 2:
         raise DataError(
             f"{root.name}: {len(folders)} domain folders found; invariant learning needs at least 2 source "
             "domains and 1 target, as domain/class/*.png"
         )
-    classes = {folder.name: tuple(entry.name for entry in folders_in(folder)) for folder in folders}
+    classes = {
+        folder.name: tuple(entry.name for entry in folders_in(folder) if not is_unlabelled(entry))
+        for folder in folders
+    }
     names, notes = _shared_classes(classes)
+    notes += [
+        f"domain {folder.name!r}: the pictures without a label in {entry.name!r} are not used"
+        for folder in folders
+        for entry in filter(is_unlabelled, folders_in(folder))
+    ]
     notes += [f"{one.name!r} holds no class folder and is no domain" for one in found if one not in folders]
     counts = {folder.name: [len(pictures_in(folder / name, root)) for name in names] for folder in folders}
     for domain, row in counts.items():

@@ -34,7 +34,8 @@ class Diary(nn.Module):
         self.steps, self.points = steps, min(points, steps)
         self.register_buffer("sums", torch.zeros(self.points, len(CURVES), dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(self.points, dtype=torch.float64))
-        # Of pseudo-labels with known truth: weight accepted, of it right, right among as many most confident.
+        # Of pseudo-labels with known truth: weight accepted, of it right, right among as many of them that
+        # are most confident.
         self.register_buffer("right", torch.zeros(self.points, 3, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(unlabelled, dtype=torch.int64))
         self.register_buffer("accepted", torch.zeros(unlabelled, dtype=torch.float32))
@@ -43,7 +44,8 @@ class Diary(nn.Module):
     def note(
         self, step: int, result: Outcome, rows: Int64[Tensor, " batch"], truth: Int64[Tensor, " batch"]
     ) -> None:
-        """Adds one step; `truth` is -1 where it is not known (it is used for reporting alone)."""
+        """Adds one step; `truth` is -1 where it is not known, or was trained on: a picture whose label is in
+        the batches tells nothing about pseudo-labels. It is used for reporting alone."""
         place = step * self.points // self.steps
         weights = result.weights
         figures = (
@@ -59,10 +61,11 @@ class Diary(nn.Module):
         self.counts[place] += 1
         known = truth >= 0
         correct = (result.pseudo == truth) & known
-        order = result.confidence.argsort(descending=True, stable=True)
-        # A constant threshold at the same utilisation accepts the most confident images.
-        constant = torch.arange(len(rows), device=rows.device) < weights.sum().round()
-        self.right[place, 0] += (weights * known).sum()
+        accepted = (weights * known).sum()
+        # A constant threshold that accepts as many takes the most confident ones.
+        order = torch.where(known, result.confidence, -1.0).argsort(descending=True, stable=True)
+        constant = torch.arange(len(rows), device=rows.device) < accepted.round()
+        self.right[place, 0] += accepted
         self.right[place, 1] += (weights * correct).sum()
         self.right[place, 2] += (correct[order] * constant).sum()
         ones = torch.ones_like(rows)

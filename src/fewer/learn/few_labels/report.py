@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from html import escape
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from fewer.learn.data import LabelledImages
-from fewer.learn.evaluate import Figures, calibration_curve
+from fewer.learn.evaluate import Figures, balanced_error, calibration_curve
 from fewer.learn.few_labels.plots import confusion_table, line_plot, reliability_plot
 from fewer.learn.few_labels.train import SemiSupervisedResult
 
@@ -27,22 +28,35 @@ figure img{width:84px;image-rendering:pixelated}.verdict{padding:.6rem 1rem;bord
 """
 
 
-def verdict(figures: Figures, baseline: Figures | None, measure: str = "balanced_accuracy") -> str:
-    """One sentence that says whether the unlabelled pictures helped."""
-    ours = getattr(figures, measure)
-    name = measure.replace("_", " ")
+def verdict(figures: Figures | None, baseline: Figures | None) -> str:
+    """Whether the unlabelled pictures helped, and whether that could be chance."""
+    if figures is None:
+        return "Nothing was measured: there is no test or validation picture with a label."
+    ours = figures.balanced_accuracy
     if baseline is None:
-        return f"The classifier reaches a {name} of {ours:.1%}. No run on the labels alone stands beside it."
-    theirs = getattr(baseline, measure)
+        return (
+            f"The classifier reaches a balanced accuracy of {ours:.1%}. No run on the labels alone stands "
+            "beside it."
+        )
+    theirs = baseline.balanced_accuracy
     change = 100 * (ours - theirs)
     if change > 0:
-        return (
-            f"The unlabelled pictures helped: {name} {ours:.1%}, {change:.1f} points above the labels alone."
+        text = (
+            f"The unlabelled pictures helped: balanced accuracy {ours:.1%}, {change:.1f} points above the "
+            "labels alone."
         )
-    return (
-        f"The unlabelled pictures did NOT help: {name} {ours:.1%}, {theirs:.1%} from the labels alone. "
-        "Use the labels-only model, label more pictures, or try another method."
-    )
+    else:
+        text = (
+            f"The unlabelled pictures did NOT help: balanced accuracy {ours:.1%}, {theirs:.1%} from the "
+            "labels alone. Use the labels-only model, label more pictures, or try another method."
+        )
+    chance = 196 * math.hypot(balanced_error(figures), balanced_error(baseline))
+    if abs(change) < chance:
+        text += (
+            f" On {figures.count} held-out pictures up to {chance:.1f} points can be chance: measure on "
+            "more, or with several --seed."
+        )
+    return text
 
 
 def report_page(
@@ -54,8 +68,8 @@ def report_page(
     """The page as text. `baseline`: the figures of a labels-only run with the same seed and labels."""
     training = result.model.training
     parts = [f"<h1>{escape(str(training.get('method', 'run')))}: {len(result.labelled)} labels</h1>"]
+    parts.append(f'<p class="verdict">{escape(verdict(result.figures, baseline))}</p>')
     if result.figures is not None:
-        parts.append(f'<p class="verdict">{escape(verdict(result.figures, baseline))}</p>')
         parts.append(_figures_table(result.figures, baseline))
     parts.append(f'<h2>The run</h2><div class="plots">{_curves(result.curves)}</div>')
     if result.figures is not None and test is not None:

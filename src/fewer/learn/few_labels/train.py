@@ -72,8 +72,9 @@ def semi_supervised(
     """Trains on the pictures at rows `labelled` with their labels and on all of `train` without.
 
     `labelled=None` takes every picture whose label is not -1. Labels of other rows are used for nothing
-    but the report's purity. Raises `DataError` when a class has no labelled picture or nothing is left
-    unlabelled. The run is repeated bit for bit by the same plan on the same CPU, also after a resume.
+    but the report's purity (None where there are none). Raises `DataError` when a class has no labelled
+    picture or nothing is left unlabelled. The run is repeated bit for bit by the same plan on the same CPU,
+    also after a resume.
 
         from fewer.learn import load_images, pick_labels, semi_supervised
         splits = load_images("data/mnist10k/mnist10k.npz")
@@ -145,6 +146,7 @@ class _Run:
             self.state = self.method.state(plan, train.channels, train.classes, len(train)).to(self.device)
         self.diary = Diary(plan.steps, len(train)).to(self.device)
         self.labels = train.labels.to(self.device)
+        self.hidden = self.labels.index_fill(0, rows.to(self.device), UNLABELLED)
         self.rows = rows
         self.mean, self.deviation = train.mean_and_deviation()
         self.views = Views(
@@ -183,7 +185,7 @@ class _Run:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             result = self.method.step(self.network, batch, self.state, self.plan)
         if self.method.unlabelled:
-            self.diary.note(step, result, batch.rows, self.labels[batch.rows])
+            self.diary.note(step, result, batch.rows, self.hidden[batch.rows])
         return {"loss": result.loss, "used": result.weights.sum() / max(1, len(result.weights))}
 
     def _recount(self, step: int) -> None:

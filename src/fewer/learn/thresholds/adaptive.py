@@ -27,7 +27,10 @@ class FlexMatchState(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor, pseudo: Tensor, confident: Tensor) -> None:
-        self.selected[rows] = torch.where(confident, pseudo, self.selected[rows])
+        # A picture drawn twice keeps the class that any of its views was sure of.
+        sure = torch.where(confident, pseudo, -1)
+        seen = torch.full_like(self.selected, -1).scatter_reduce(0, rows, sure, "amax")
+        self.selected.copy_(torch.where(seen >= 0, seen, self.selected))
         counts = torch.bincount(self.selected + 1, minlength=len(self.learnt) + 1).float()
         # Images without a class count as a class of their own (the paper's threshold warm-up).
         self.learnt.copy_(counts[1:] / counts.max())
