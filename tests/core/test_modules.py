@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fewer.core.errors import ConfigError
-from fewer.core.modules import find_modules, parameter_count, replace_modules, set_module
+from fewer.core.modules import find_modules, other_names, parameter_count, replace_modules, set_module
 
 
 def network() -> nn.Module:
@@ -43,3 +43,9 @@ def test_set_module_replaces_or_says_that_nothing_is_there() -> None:
 
 def test_shared_parameters_are_counted_once() -> None:
     assert parameter_count(network()) == 2 * 20 + 8
+
+
+def test_modules_that_stand_in_several_places_are_told_with_all_their_names() -> None:
+    shared = nn.Sequential(nn.Linear(2, 2))
+    net = nn.ModuleDict({"a": shared, "b": nn.Linear(2, 2), "c": shared})
+    assert other_names(net) == {"a": ("c",), "a.0": ("c.0",)}

@@ -9,7 +9,7 @@ from torch import nn
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.quantize import Recipe, quantize
-from fewer.quantize.checkpoint import apply_checkpoint, checkpoint_of, load_quantized, save_quantized
+from fewer.quantize.checkpoint import WEIGHTS, apply_checkpoint, checkpoint_of, load_quantized, save_quantized
 
 Tiny = tuple[nn.Module, torch.Tensor]
 
@@ -85,3 +85,23 @@ def test_dialects_ask_for_one_format_and_one_rank(
     assert checkpoint.byte_count() == sum(
         tensor.numel() * tensor.element_size() for tensor in quantized[0].state_dict().values()
     )
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_stands_in_two_places_is_quantized_and_stored_once(
+    tiny: Tiny, tmp_path: Path, whole: bool
+) -> None:
+    model, inputs = tiny
+    if whole:
+        model.blocks.append(model.blocks[0])
+    else:
+        model.blocks[1].up = model.blocks[0].up
+    skeleton = copy.deepcopy(model).to("meta")
+    quantize(model, "h8", 4, lambda: model(inputs), recipe=Recipe(grid=2, refine_rounds=1))
+    alias = model.blocks[-1].up
+    assert alias is model.blocks[0].up and type(alias).__name__ == "QuantizedLinear"
+    save_quantized(checkpoint_of(model), tmp_path)
+    assert not any(
+        name.startswith((f"blocks.{2 if whole else 1}.up.",)) for name in read_tensors(tmp_path / WEIGHTS)
+    )
+    assert torch.equal(apply_checkpoint(skeleton, load_quantized(tmp_path))(inputs), model(inputs))

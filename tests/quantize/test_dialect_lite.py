@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -5,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fewer.core.errors import FileError
+from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors
 from fewer.quantize import dialect_lite as dialect
 from fewer.quantize.checkpoint import apply_checkpoint
+from fewer.quantize.formats import Scales
 
 
 @pytest.mark.parametrize("form", ["int4", "nvfp4"])
@@ -89,3 +91,24 @@ def test_a_configuration_of_other_types_says_what_it_needs(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileError, match="svdq_w4a4 of its quantization_config needs"):
         dialect.read_folder(tmp_path)
+
+
+def test_number_formats_are_the_models_own(flux_checkpoint, tmp_path: Path) -> None:
+    """What goes back to ordinary weights has the format of its neighbours, or the model could not run."""
+    checkpoint = copy.deepcopy(flux_checkpoint("int4")[0])
+    checkpoint.plain = {name: tensor.half() for name, tensor in checkpoint.plain.items()}
+    for layer in checkpoint.layers.values():
+        layer.scales = Scales(layer.scales.group.half())
+    dialect.write_folder(checkpoint, tmp_path)
+    tensors = read_tensors(tmp_path / dialect.WEIGHTS)
+    assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {torch.float16}
+    settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert settings["compute_dtype"] == "float16"
+
+
+def test_a_model_of_which_nothing_fits_is_refused(flux_checkpoint, tmp_path: Path) -> None:
+    checkpoint = copy.deepcopy(flux_checkpoint("int4")[0])
+    unsigned = {name: layer for name, layer in checkpoint.layers.items() if layer.unsigned}
+    checkpoint.layers = unsigned
+    with pytest.raises(ConfigError, match="no layer of this model fits"):
+        dialect.write_folder(checkpoint, tmp_path)

@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.quantize import dialect_nunchaku as dialect
 from fewer.quantize.checkpoint import apply_checkpoint
+from fewer.quantize.formats import FORMATS, encode_weight
+from fewer.quantize.layer import QuantizedLayer
 
 FORMS = ["int4", "nvfp4"]
 
@@ -110,3 +113,22 @@ def test_formats_the_engine_lacks_are_refused(flux_checkpoint, tmp_path: Path) -
     with pytest.raises(ConfigError, match="h8 rank 16"):
         dialect.write_file(flux_checkpoint("h8")[0], tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chunks", [2, 6, 9])
+def test_modulation_of_other_models_keeps_the_order_of_its_rows(
+    flux_checkpoint, same_layers, tmp_path: Path, chunks: int
+) -> None:
+    """SD3's last block has two chunks and its doubled attention nine; only FLUX's six are interleaved."""
+    checkpoint = copy.deepcopy(flux_checkpoint("int4")[0])
+    name = "transformer_blocks.0.norm1_context.linear"
+    codes, scales = encode_weight(torch.randn(chunks * 64, 64), FORMATS["w4a16"])
+    checkpoint.layers[name] = QuantizedLayer(
+        format="w4a16", shape=(chunks * 64, 64), codes=codes, scales=scales,
+        bias=torch.rand(chunks * 64).bfloat16(),
+    )  # fmt: skip
+    path = tmp_path / dialect.file_name(checkpoint, "other")
+    dialect.write_file(checkpoint, path)
+    assert same_layers(dialect.read_file(path), checkpoint)
+    stored = read_tensors(path)[f"{name}.wscales"].mT
+    assert torch.equal(stored, scales.group.bfloat16()) == (chunks != 6)

@@ -192,3 +192,12 @@ def test_attention_is_a_product_of_its_own_where_weights_are_not_kept_or_a_branc
     kept = fuse(parts, WeightScratch(), torch.float32, keep=True, fold=True)
     assert kept is not None
     assert kept.for_attention(heads=1) is None and kept.for_attention(heads=4) is None
+
+
+def test_the_key_never_returns_when_one_adapter_follows_another() -> None:
+    linear, keys = layer(5), []
+    for _ in range(20):  # memory that one leaves is the next one's
+        linear.adapters["a"] = Adapter(torch.zeros(2, 128), torch.zeros(5, 2), 1.0)
+        keys.append(fusion_key(linear))
+        del linear.adapters["a"]
+    assert len(set(keys)) == 20

@@ -96,3 +96,31 @@ def test_the_kernels_path_equals_the_reference(rank: int, dim: int) -> None:
     linear, rows = QuantizedLinear(layer), torch.randn(9, dim)
     reference, fused = reference_product(linear, rows), fused_h8_product(linear, rows)
     assert (fused - reference).norm() <= 1e-5 * reference.norm()
+
+
+@pytest.mark.parametrize("name", ["int4", "nvfp4", "h8", "w4a16"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_casting_a_model_moves_adapters_and_leaves_number_formats(name: str, dtype: torch.dtype) -> None:
+    """Scales of eight bits, or beyond the range of fp16, are no scales in sixteen bits."""
+    smooth = torch.rand(123) + 0.5
+    linear = QuantizedLinear(make(name, smooth=smooth, bias=torch.randn(37), **branch_of(3)))
+    linear.adapters["style"] = Adapter(torch.randn(2, 123), torch.randn(37, 2), 0.5)
+    inputs = torch.randn(5, 123).to(dtype)
+    before, expected = dict(linear.named_buffers()), linear(inputs)
+    linear.to(dtype)
+    assert all(torch.equal(tensor.float(), before[key].float()) for key, tensor in linear.named_buffers())
+    assert all(tensor.dtype == before[key].dtype for key, tensor in linear.named_buffers())
+    assert torch.equal(linear(inputs), expected)
+    linear.to("meta", dtype)
+    assert linear.adapters["style"].down.is_meta and linear.codes.is_meta
+    assert linear.group_scale.dtype == before["group_scale"].dtype
+
+
+def branch_of(rank: int) -> dict[str, torch.Tensor]:
+    return {"down": torch.randn(rank, 123), "up": torch.randn(37, rank)}
+
+
+def test_one_picture_without_a_batch_goes_through_a_pointwise_convolution() -> None:
+    linear = QuantizedLinear(make("h8", convolution=True))
+    picture = torch.randn(123, 5, 123)
+    assert torch.equal(linear(picture), linear(picture[None])[0])

@@ -11,6 +11,7 @@ from fewer.quantize.lowrank import (
     WarmSvd,
     check_rank,
     cholesky_basis,
+    in_range,
     randomized_svd,
     refine,
     truncated_svd,
@@ -126,3 +127,14 @@ def test_refinement_stops_at_the_first_round_that_is_worse() -> None:
 def test_a_rank_that_does_not_fit_names_the_layer(rank: int) -> None:
     with pytest.raises(ConfigError, match=r"'mlp\.2'.*0 \.\. 5"):
         check_rank(rank, (5, 9), "mlp.2")
+
+
+def test_a_branch_beyond_the_range_of_fp16_keeps_its_product() -> None:
+    down, up = torch.randn(3, 9, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+    up, down = up * torch.tensor([1e6, 1.0, 1e-2]), down * torch.tensor([[1e-3], [1.0], [1e7]])
+    exact = up @ down
+    one, two = in_range(down.float(), up.float(), torch.float16)
+    assert torch.isfinite(one).all() and torch.isfinite(two).all()
+    assert (two.double() @ one.double() - exact).norm() < 2e-3 * exact.norm()
+    untouched = in_range(down.float()[1:2], up.float()[:, 1:2], torch.float16)
+    assert torch.equal(untouched[0], down[1:2].half()) and torch.equal(untouched[1], up[:, 1:2].half())

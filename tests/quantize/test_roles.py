@@ -177,3 +177,12 @@ def test_torchs_own_attention_is_told_to_stay() -> None:
     assert set(kept) == {"layers.0.self_attn", "layers.1.self_attn"}
     assert all("MultiheadAttention" in reason for reason in kept.values())
     assert set(plan.names("svdquant")) == {f"layers.{k}.linear{n}" for k in range(2) for n in (1, 2)}
+
+
+def test_rules_that_are_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no regular expression"):
+        plan_layers(Unknown(), (Rule("(["),))
+    rule = Rule("tail")
+    object.__setattr__(rule, "method", "int4")
+    with pytest.raises(ConfigError, match="'int4' is not known"):
+        plan_layers(Unknown(), (rule,))

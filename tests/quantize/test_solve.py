@@ -119,3 +119,16 @@ def test_weight_only_layers_have_no_scales_on_inputs_and_no_branch(dtype: torch.
     layer = weight_only("norm.linear", weight, torch.randn(12).to(dtype), FORMATS["w4a16"], Recipe())
     assert layer.smooth is None and layer.rank == 0 and layer.bias.dtype == dtype
     assert (layer.weight() - weight.float()).norm() < 0.15 * weight.float().norm()
+
+
+@pytest.mark.parametrize("form", ["int4", "nvfp4", "h8"])
+def test_nearly_dead_channels_do_not_leave_the_range_of_fp16(form: str) -> None:
+    weight, rows = torch.randn(48, 64) / 8, torch.randn(96, 64)
+    weight[:, 5], rows[:, 5] = 1e-7, 300 * rows[:, 5]
+    rows[:, 7] = 1e-7
+    weight[:, 9], rows[:, 9] = 30 * weight[:, 9], 2e4 * rows[:, 9].sign()
+    part = Part(("a",), [weight.half()], [None], samples(rows.half()))
+    layers, _ = solve_group([part], FORMATS[form], 4, QUICK)
+    kept = layers["a"].tensors()
+    assert all(torch.isfinite(tensor.float()).all() for tensor in kept.values())
+    assert (kept["smooth"] > 0).all() and layer_error(layers["a"], weight, None, rows) < 0.01

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,16 @@ def test_a_temporary_store_leaves_nothing_behind() -> None:
         store.add("a", *group())
         assert folder.exists()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[:-9], lambda raw: raw[:-1] + b"?"])
+def test_a_damaged_group_is_not_there_and_can_be_made_again(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    with LayerStore(tmp_path, "settings") as store:
+        store.add("a", *group())
+        (file,) = tmp_path.glob("*.safetensors")
+        file.write_bytes(damage(file.read_bytes()))
+        assert "a" not in store
+        store.add("a", *group())
+        assert "a" in store

@@ -55,6 +55,16 @@ def set_module(root: nn.Module, name: str, new: nn.Module) -> None:
     setattr(parent, child_name, new)
 
 
+def other_names(root: nn.Module) -> dict[str, tuple[str, ...]]:
+    """First name -> further names of submodules that stand in several places, those inside them included."""
+    first: dict[int, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        if (home := first.setdefault(id(module), name)) != name:
+            found[home] = (*found.get(home, ()), name)
+    return found
+
+
 def parameter_count(module: nn.Module) -> int:
     """Number of parameters, each shared one counted once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -35,6 +35,8 @@ class AdaptedLayer(nn.Module):
         self.ups = nn.ParameterDict()
         self.strengths: dict[str, float] = {}
         self.scales: dict[str, float] = {}
+        self.tokens: dict[str, object] = {}
+        """Tell an adapter from one that is put here later; an address in memory would come again."""
 
     @property
     def weight(self) -> Tensor:
@@ -48,12 +50,13 @@ class AdaptedLayer(nn.Module):
         device = self.weight.device
         self.downs[name] = nn.Parameter(low_rank.down.to(device))
         self.ups[name] = nn.Parameter(low_rank.up.to(device))
-        self.strengths[name], self.scales[name] = low_rank.strength, scale
+        self.strengths[name], self.scales[name], self.tokens[name] = low_rank.strength, scale, object()
 
     def take_off(self, name: str) -> None:
         """Removes the adapter called `name` if it is here."""
         if name in self.scales:
-            del self.downs[name], self.ups[name], self.strengths[name], self.scales[name]
+            del self.downs[name], self.ups[name]
+            del self.strengths[name], self.scales[name], self.tokens[name]
 
     def low_rank(self, name: str) -> LowRank:
         """The adapter called `name` as it is now."""

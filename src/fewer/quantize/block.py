@@ -27,7 +27,7 @@ class CandidateLinear(nn.Module):
         self.channels_first = isinstance(original, nn.Conv2d)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        moved = inputs.movedim(1, -1) if self.channels_first else inputs
+        moved = inputs.movedim(-3, -1) if self.channels_first else inputs
         rows = moved.reshape(-1, moved.shape[-1]).float()
         rows = rows if self.scales is None else rows / self.scales.float()
         outputs = round_activations(rows, self.form) @ self.rounded.mT
@@ -35,7 +35,7 @@ class CandidateLinear(nn.Module):
         if self.bias is not None:
             outputs = outputs + self.bias.float()
         outputs = outputs.to(inputs.dtype).reshape(*moved.shape[:-1], -1)
-        return outputs.movedim(-1, 1) if self.channels_first else outputs
+        return outputs.movedim(-1, -3) if self.channels_first else outputs
 
 
 def block_loss(

@@ -147,7 +147,7 @@ def _hooks(
     def sampler(reservoir: Reservoir, channels_first: bool) -> Callable[..., None]:
         def hook(_: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             inputs = positional[0] if positional else next(iter(named.values()))
-            moved = inputs.movedim(1, -1) if channels_first else inputs
+            moved = inputs.movedim(-3, -1) if channels_first else inputs
             reservoir.add(moved.detach().reshape(-1, moved.shape[-1]))
 
         return hook

@@ -6,6 +6,7 @@ Our folder: `config.json` (the model's own, plus `quantization_config` with quan
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json, write_bytes
+from fewer.core.modules import other_names
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.lora import AdaptedLayer
 from fewer.quantize.layer import TENSOR_NAMES, QuantizedLayer, layer_from_tensors
@@ -71,7 +73,7 @@ def checkpoint_of(module: nn.Module, config: dict[str, object] | None = None) ->
     layers = {
         name: child.layer for name, child in module.named_modules() if isinstance(child, QuantizedLinear)
     }
-    owned = tuple(f"{name}." for name in layers)
+    owned = _inside(layers, other_names(module))
     twins = _twins(module)
     plain = {
         name: tensor
@@ -100,7 +102,8 @@ def apply_checkpoint(module: nn.Module, checkpoint: QuantizedCheckpoint, *, whol
         raise FileError(
             f"the checkpoint quantizes {missing_layers[:5]}, which {type(module).__name__} does not have"
         )
-    replaced = tuple({f"{name}." for name, _ in splits} | {f"{name}." for name in checkpoint.layers})
+    places = other_names(module)
+    replaced = _inside((*dict(splits), *checkpoint.layers), places)
     own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(replaced)}
     given = dict(checkpoint.plain)
     given |= {
@@ -109,9 +112,14 @@ def apply_checkpoint(module: nn.Module, checkpoint: QuantizedCheckpoint, *, whol
     _compare(own, given, whole)
     split_layers(module, splits)
     for name, layer in checkpoint.layers.items():
-        install(module, name, layer)
+        install(module, name, layer, places)
     module.load_state_dict(given, strict=False, assign=True)
     return module.eval()
+
+
+def _inside(layers: Iterable[str], places: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What the names of these layers' tensors begin with, wherever else the layers stand."""
+    return tuple(f"{place}." for name in layers for place in (name, *places.get(name, ())))
 
 
 def _twins(module: nn.Module) -> dict[str, str]:

@@ -11,13 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewer.core.errors import FileError
+from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json, write_json
 from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.transformer.shards import weight_files
 from fewer.quantize.checkpoint import QuantizedCheckpoint
 from fewer.quantize.engine_checks import packed_shape
-from fewer.quantize.engine_layer import pack_layer, pack_modulation, unpack_layer, unpack_modulation
+from fewer.quantize.engine_layer import (
+    pack_layer,
+    pack_modulation,
+    sixteen_bit,
+    unpack_layer,
+    unpack_modulation,
+)
 from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.roles import SPLIT_NAMES
 
@@ -28,6 +34,8 @@ METHOD = "nunchaku_lite"
 def write_folder(checkpoint: QuantizedCheckpoint, folder: Path) -> list[str]:
     """Writes the folder; returns the names of layers that went back to 16 bits."""
     form, rank = checkpoint.uniform("a Nunchaku Lite folder", "int4", "nvfp4")
+    compute = next(sixteen_bit(layer) for layer in checkpoint.layers.values() if layer.format == form)
+    rest = next((t.dtype for t in checkpoint.plain.values() if t.is_floating_point()), compute)
     tensors, dense = dict(checkpoint.plain), []
     targets: dict[str, list[str]] = {"svdq": [], "awq": []}
     for name, layer in checkpoint.layers.items():
@@ -45,10 +53,18 @@ def write_folder(checkpoint: QuantizedCheckpoint, folder: Path) -> list[str]:
             }
             targets["svdq"].append(name)
         tensors |= {f"{name}.{part}": tensor for part, tensor in own.items()}
-    tensors |= _dense(checkpoint, dense)
-    settings: dict[str, object] = {"quant_method": METHOD, "compute_dtype": "bfloat16"}
+    if not targets["svdq"] and not targets["awq"]:
+        raise ConfigError(
+            "no layer of this model fits Nunchaku Lite, which takes sides in multiples of 128, ranks of 16 "
+            "and signed activations; convert to nunchaku, or quantize again with --no-unsigned"
+        )
+    tensors |= _dense(checkpoint, dense, rest)
+    settings: dict[str, object] = {"quant_method": METHOD, "compute_dtype": str(compute).split(".")[1]}
     group = 64 if form == "int4" else 16
-    settings["svdq_w4a4"] = {"precision": form, "group_size": group, "rank": rank, "targets": targets["svdq"]}
+    if targets["svdq"]:
+        settings["svdq_w4a4"] = {
+            "precision": form, "group_size": group, "rank": rank, "targets": targets["svdq"],
+        }  # fmt: skip
     if targets["awq"]:
         settings["awq_w4a16"] = {"precision": "int4", "group_size": 64, "targets": targets["awq"]}
     config = {"_class_name": checkpoint.model_class} | checkpoint.config | {"quantization_config": settings}
@@ -114,13 +130,13 @@ def _fits(layer: QuantizedLayer, name: str) -> bool:
     return not (out % 128 or dim % 128 or layer.rank % 16)
 
 
-def _dense(checkpoint: QuantizedCheckpoint, names: list[str]) -> dict[str, Tensor]:
-    """16-bit weights of the layers that do not fit, with split layers joined again."""
+def _dense(checkpoint: QuantizedCheckpoint, names: list[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights of layers that do not fit, in the format of the rest of the model, split layers joined."""
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, dict[str, Tensor]] = {}
     for name in names:
         layer = checkpoint.layers[name]
-        weight = layer.weight().to(torch.bfloat16)
+        weight = layer.weight().to(dtype)
         parent, _, last = name.rpartition(".")
         if last in SPLIT_NAMES and parent.endswith("proj_out"):
             pieces.setdefault(parent, {})[last] = weight
@@ -128,7 +144,7 @@ def _dense(checkpoint: QuantizedCheckpoint, names: list[str]) -> dict[str, Tenso
         else:
             tensors[f"{name}.weight"] = weight[:, :, None, None] if layer.convolution else weight
         if (bias := layer.dense_bias()) is not None:
-            tensors[f"{name}.bias"] = bias.to(torch.bfloat16)
+            tensors[f"{name}.bias"] = bias.to(dtype)
     for parent, halves in pieces.items():
         tensors[f"{parent}.weight"] = torch.cat([halves[name] for name in SPLIT_NAMES], dim=1)
     return tensors

@@ -103,8 +103,7 @@ def _tensors(checkpoint: QuantizedCheckpoint) -> tuple[dict[str, Tensor], dict[s
     tensors = dict(checkpoint.plain)
     for name, layer in layers.items():
         if layer.format == "w4a16":
-            splits = _MODULATION.get(name.partition(".")[2].partition(".")[2], 1)
-            own = pack_modulation(layer, splits, name)
+            own = pack_modulation(layer, _chunks(name, *layer.shape), name)
         else:
             own = pack_layer(layer, name)
         tensors |= {f"{name}.{part}": tensor for part, tensor in own.items()}
@@ -156,6 +155,14 @@ def _fuse(
     return fused, facts
 
 
+def _chunks(name: str, out: int, dim: int) -> int:
+    """How many chunks of a modulation layer's rows are interleaved: those of FLUX, which are as wide as its
+    input.
+    """
+    chunks = _MODULATION.get(name.partition(".")[2].partition(".")[2], 1)
+    return chunks if out == chunks * dim else 1
+
+
 def _joinable(members: list[QuantizedLayer]) -> bool:
     first = members[0]
     same = lambda a, b: (a is None) == (b is None) and (a is None or torch.equal(a, b))  # noqa: E731
@@ -182,8 +189,8 @@ def _checkpoint(
         }
         taken |= {f"{stored}.{part}" for part in own}
         if own_facts["facts"].get("format") == "w4a16":
-            splits = _MODULATION.get(stored.partition(".")[2].partition(".")[2], 1)
-            layer = unpack_modulation(own, splits, stored)
+            quarter, dim = packed_shape(own, stored)
+            layer = unpack_modulation(own, _chunks(stored, 4 * quarter, dim), stored)
             if layer.shape[0] != sum(own_facts["rows"]):
                 raise FileError(f"layer {stored!r} has {layer.shape[0]} rows, not {own_facts['rows']}")
         else:

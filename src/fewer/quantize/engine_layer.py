@@ -37,7 +37,7 @@ def pack_layer(layer: QuantizedLayer, name: str, *, pad: bool = True) -> dict[st
             f"layer {name!r} is {out} x {dim} with rank {layer.rank}; "
             f"this file format takes multiples of 128 and ranks of 16"
         )
-    dtype = _dtype(layer)
+    dtype = sixteen_bit(layer)
     codes = pad_matrix(layer.codes, rows, columns)
     scales = pad_matrix(layer.scales.group, rows, columns // layer.form.group, 1.0)
     smooth = torch.ones(dim) if layer.smooth is None else layer.smooth
@@ -118,7 +118,7 @@ def pack_modulation(layer: QuantizedLayer, splits: int, name: str) -> dict[str, 
     out, dim = layer.shape
     if out % 4 or dim % 64 or layer.codes.shape[1] != dim:
         raise ConfigError(f"layer {name!r} is {out} x {dim}; w4a16 files take multiples of 4 x 64")
-    dtype = _dtype(layer)
+    dtype = sixteen_bit(layer)
     scales = packing.interleave(layer.scales.group.to(dtype), splits).mT.contiguous()
     tensors = {
         "qweight": packing.pack_weight_only(packing.interleave((layer.codes + 7).to(torch.int8), splits)),
@@ -199,7 +199,7 @@ def split_rows(layer: QuantizedLayer, sizes: list[int]) -> list[QuantizedLayer]:
     return pieces
 
 
-def _dtype(layer: QuantizedLayer) -> torch.dtype:
+def sixteen_bit(layer: QuantizedLayer) -> torch.dtype:
     """The 16-bit format a layer is written in: its scales' own where they have one."""
     for tensor in (layer.scales.group, layer.up, layer.bias, layer.smooth):
         if tensor is not None and tensor.dtype in _SIXTEEN:

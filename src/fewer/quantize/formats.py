@@ -95,7 +95,7 @@ def weight_scales(
     groups = residual.float().unflatten(1, (-1, form.group))
     peak = torch.linalg.vector_norm(groups, ord=torch.inf, dim=2)  # the largest magnitude, without a copy
     if form.weight == "int4":
-        scale = (peak / 7).to(scale_dtype)
+        scale = (peak / 7).clamp_max(torch.finfo(scale_dtype).max).to(scale_dtype)
         return Scales(torch.where(scale > 0, scale, torch.ones_like(scale)))
     if form.weight == "nvfp4":
         # two levels: one fp32 scale for the tensor, e4m3 per group of 16 that then never overflows
@@ -233,7 +233,7 @@ def _round_rows(
     else:
         top, bottom = (15, 0) if unsigned else (7, -7)
         peak = groups.amax(dim=2, keepdim=True) if unsigned else groups.abs().amax(dim=2, keepdim=True)
-        exact = peak.clamp_min(0) / top
+        exact = (peak / top).clamp(0, torch.finfo(scale_dtype).max)
         stored = exact.to(scale_dtype).float()
         divisor = exact if scale_rounding == "engine" else stored
         rounded = torch.round(_divide(groups, divisor)).clamp(bottom, top) * stored

@@ -290,7 +290,7 @@ def _whole_rank(rank: int) -> int:
 
 def fusion_key(layer: QuantizedLinear) -> Hashable:
     """Changes whenever what was fused (or captured in a graph) no longer is the layer."""
-    adapters = tuple((name, id(a.down), a.strength) for name, a in layer.adapters.items())
+    adapters = tuple((name, a.token, a.strength) for name, a in layer.adapters.items())
     return (id(layer), layer.codes.data_ptr(), adapters)
 
 

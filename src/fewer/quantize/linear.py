@@ -4,8 +4,8 @@ Its forward is the exact reference: it rounds the input as the format says, mult
 and adds the 16-bit branch, in fp32, on any device. A fused kernel may replace `reference_product` alone.
 """
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,10 +94,8 @@ class QuantizedLinear(nn.Module):
         return torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)
 
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear has, for those who call it by name
-        """[..., in] -> [..., out] (or [batch, in, height, width] for a 1x1 convolution), in the input's
-        dtype.
-        """
-        moved = input.movedim(1, -1) if self.channels_first else input
+        """[..., in] -> [..., out] ([..., in, height, width] for a 1x1 convolution), in the input's dtype."""
+        moved = input.movedim(-3, -1) if self.channels_first else input
         if moved.shape[-1] != self.in_features:
             raise ConfigError(
                 f"layer {self.name!r} takes {self.in_features} channels, "
@@ -108,7 +106,23 @@ class QuantizedLinear(nn.Module):
         product = fused_h8_product if self.form.name == "h8" and rows.is_cuda else reference_product
         outputs = product(self, rows).to(input.dtype)
         outputs = outputs.reshape(*moved.shape[:-1], self.out_features)
-        return outputs.movedim(-1, 1) if self.channels_first else outputs
+        return outputs.movedim(-1, -3) if self.channels_first else outputs
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
+        """What `.to()`, `.half()` and their like do: the layer moves to a device with its model, its adapters
+        too, but number formats are its own. Scales of eight bits would be no scales in sixteen.
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            done = fn(tensor)
+            return done if done.dtype == tensor.dtype else tensor.to(done.device)
+
+        super()._apply(moved, recurse)
+        self.adapters = {
+            name: replace(adapter, down=moved(adapter.down), up=moved(adapter.up))
+            for name, adapter in self.adapters.items()
+        }
+        return self
 
     def fusion_key(self) -> Hashable:
         """Changes whenever a product made by `fuse` no longer stands for this layer."""
@@ -148,6 +162,8 @@ class Adapter:
     strength: float
     unit: float = 1.0
     """The strength that the file's own alpha stands for."""
+    token: object = field(default_factory=object, compare=False)
+    """Tells it from one that is attached later; an address in memory would come again."""
 
 
 def reference_product(linear: QuantizedLinear, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows out"]:

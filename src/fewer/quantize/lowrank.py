@@ -141,6 +141,21 @@ def refine(
     return best
 
 
+def in_range(
+    down: Float[Tensor, "rank dim"], up: Float[Tensor, "out rank"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "rank dim"], Float[Tensor, "out rank"]]:
+    """The factors in `dtype`: where one of a pair is beyond its range, powers of two move to the other."""
+    most = torch.finfo(dtype).max
+
+    def excess(peak: Tensor) -> Tensor:
+        return torch.exp2(torch.ceil(torch.log2(peak / most)).clamp_min(0))
+
+    if up.shape[1]:
+        moved = excess(up.abs().amax(dim=0)) / excess(down.abs().amax(dim=1))
+        down, up = down * moved[:, None], up / moved
+    return down.clamp(-most, most).to(dtype), up.clamp(-most, most).to(dtype)
+
+
 def _orthonormal(matrix: Float[Tensor, "tall narrow"]) -> Float[Tensor, "tall narrow"]:
     """An orthonormal basis of the columns, by the method that suits the device."""
     return torch.linalg.qr(matrix).Q if matrix.device.type == "cpu" else cholesky_basis(matrix)

@@ -143,6 +143,8 @@ def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
 
         if "fewer_params" in config:
             return SanaTransformer(validate(SanaParams, config["fewer_params"]))
+        if "_class_name" in config:  # quantized as diffusers' own module
+            return build_denoiser(config)
         raise ConfigError("the Sana checkpoint has no parameters in its configuration")
     if config.get("_class_name") == CLASS_NAME:
         from fewer.generate.conditional.formats import build_from_config

@@ -8,7 +8,7 @@ also the dry run.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -167,9 +167,10 @@ _SIBLINGS = (
 def plan_layers(module: nn.Module, rules: tuple[Rule, ...] | None = None) -> Plan:
     """What would be quantized in `module`; nothing is changed. Own `rules` replace the model's.
 
-    Raises `ConfigError` if no layer at all would be quantized.
+    Raises `ConfigError` for a rule that is none, or if no layer at all would be quantized.
     """
     model = type(module).__name__
+    _check_rules(rules or ())
     known = rules if rules is not None else KNOWN.get(model)
     splits = _splits(module) if known is _FLUX else ()
     sizes = dict(_linear_layers(module, dict(splits)))
@@ -185,6 +186,16 @@ def plan_layers(module: nn.Module, rules: tuple[Rule, ...] | None = None) -> Pla
         )
     chosen += _attentions(module)
     return Plan(model, tuple(choice for choice, _ in chosen), _groups(chosen), splits)
+
+
+def _check_rules(rules: tuple[Rule, ...]) -> None:
+    for rule in rules:
+        try:
+            re.compile(rule.pattern)
+        except re.error as error:
+            raise ConfigError(f"the pattern {rule.pattern!r} is no regular expression: {error}") from error
+        if rule.method not in get_args(Method):
+            raise ConfigError(f"method {rule.method!r} is not known; allowed: {', '.join(get_args(Method))}")
 
 
 def eligible(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from fewer.core.errors import DataError
 from fewer.quantize import gptq, smooth
 from fewer.quantize.formats import GELU_SHIFT, Format, Scales, decode_weight
 from fewer.quantize.layer import QuantizedLayer
-from fewer.quantize.lowrank import Branch, WarmSvd, check_rank, refine, truncated_svd
+from fewer.quantize.lowrank import Branch, WarmSvd, check_rank, in_range, refine, truncated_svd
 from fewer.quantize.measure import LayerReport, report_of
 from fewer.quantize.parts import Part, finite
 from fewer.quantize.recipe import Recipe
@@ -113,7 +113,9 @@ def _smoothing(
     scales, trials = smooth.search(activation_peak, weight_peak, error, recipe.grid)
     least = min(trial.error for trial in trials)
     winner = [trial for trial in trials if trial.error <= least][-1]
-    return scales.to(recipe.storage_dtype(parts[0].weights[0].dtype)), winner
+    storage = recipe.storage_dtype(parts[0].weights[0].dtype)
+    range_ = torch.finfo(storage)  # fp16's is narrow: a nearly dead channel would get infinity or zero
+    return scales.clamp(range_.tiny, range_.max).to(storage), winner
 
 
 def _proposals(
@@ -168,7 +170,7 @@ def _encode(smoothed: SmoothedPart, branch: Branch, recipe: Recipe) -> dict[str,
     part, scales = smoothed.part, smoothed.scales
     storage = recipe.storage_dtype(part.weights[0].dtype)
     factor = torch.ones((), device=branch.up.device) if scales is None else scales.float()
-    down, up = (branch.down / factor).to(storage), branch.up.to(storage)
+    down, up = in_range(branch.down / factor, branch.up, storage)
     stored = Branch(up.float(), down.float() * factor)
     if recipe.gptq and part.samples is not None and smoothed.form.activation != "none":
         residual = torch.cat([panel for _, panel in smoothed.residuals(stored)])

@@ -48,7 +48,14 @@ class LayerStore:
             self._temporary.cleanup()
 
     def __contains__(self, key: str) -> bool:
-        return self._path(key).exists()
+        """Whether the group is there and whole; a damaged one is to be made again."""
+        if not self._path(key).exists():
+            return False
+        try:
+            self.read(key)
+        except (FileError, KeyError, TypeError, ValueError):
+            return False
+        return True
 
     def add(self, key: str, layers: dict[str, QuantizedLayer], reports: list[LayerReport]) -> None:
         """Writes a group, whole or not at all."""

@@ -10,23 +10,23 @@ Paper: SVDQuant, arXiv 2411.05007.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fewer.core.errors import ConfigError, DataError
-from fewer.core.modules import set_module
+from fewer.core.errors import ConfigError
+from fewer.core.modules import other_names, set_module
 from fewer.core.progress import Progress, SilentProgress
 from fewer.quantize.block import block_loss
 from fewer.quantize.calibrate import BLOCK_SHARE, Observations, observe, plan_passes
 from fewer.quantize.formats import FORMATS, Format, pick_format
 from fewer.quantize.layer import QuantizedLayer
 from fewer.quantize.linear import QuantizedLinear
-from fewer.quantize.lowrank import check_rank
 from fewer.quantize.measure import LayerReport, report_of
-from fewer.quantize.parts import Part, finite
+from fewer.quantize.parts import Part
+from fewer.quantize.plan_checks import check_plan
 from fewer.quantize.recipe import Recipe
 from fewer.quantize.roles import SPLIT_NAMES, Choice, Group, Plan, eligible, plan_layers, weight_of
 from fewer.quantize.solve import solve_group, weight_only
@@ -57,9 +57,9 @@ def quantize(
     other settings is.
     `module.quantization_reports` holds one `LayerReport` per layer afterwards.
 
-    Raises `ConfigError` (unknown format, rank that does not fit, GPTQ without calibration) or `DataError`
-    (NaN or Inf in weights or calibration, too few rows for GPTQ), naming the layer; the module is then
-    unchanged.
+    Raises `ConfigError` (unknown format, rank or plan that does not fit, weights in no floating-point format,
+    GPTQ without calibration) or `DataError` (NaN or Inf in weights or calibration, too few rows for GPTQ),
+    naming the layer; the module is then unchanged.
     """
     form, recipe, progress = pick_format(format), recipe or Recipe(), progress or SilentProgress()
     plan = plan or plan_layers(module)
@@ -70,7 +70,7 @@ def quantize(
             "GPTQ rounds for the calibration's inputs: give a calibration, and a format that rounds "
             "activations (int4, nvfp4 or h8); or leave GPTQ off"
         )
-    _check(module, plan, rank)
+    check_plan(module, plan, rank)
     undo = split_layers(module, plan.splits)
     finished = False
     with LayerStore(store, _fingerprint(module, plan, form, rank, recipe, calibrated_on)) as layers:
@@ -84,22 +84,6 @@ def quantize(
         reports = _replace_all(module, plan, layers)
     module.quantization_reports = reports  # pyright: ignore
     return module
-
-
-def _check(module: nn.Module, plan: Plan, rank: int) -> None:
-    """Everything that can be refused before any work is done."""
-    if rank < 0:
-        raise ConfigError(f"rank {rank} is negative; 0 leaves the low-rank branch out, 32 is usual")
-    whole = {f"{name}.{piece}": name for name, _ in plan.splits for piece in SPLIT_NAMES}
-    for choice in plan.choices:
-        if choice.method == "svdquant":
-            check_rank(rank, choice.shape, choice.name)
-        if choice.method != "keep":
-            weight = module.get_submodule(whole.get(choice.name, choice.name)).weight
-            if not finite(weight):
-                raise DataError(
-                    f"the weight of layer {choice.name!r} has NaN or Inf; repair the checkpoint first"
-                )
 
 
 def _solve_all(
@@ -180,24 +164,28 @@ def _add_weight_only(module: nn.Module, name: str, layers: LayerStore, recipe: R
 def _replace_all(module: nn.Module, plan: Plan, layers: LayerStore) -> list[LayerReport]:
     """The only step that changes the model: nothing but loading and setting, one group at a time."""
     reports: list[LayerReport] = []
+    places = other_names(module)
     firsts = {group.key: group.parts[0][0] for group in plan.groups} | {n: n for n in plan.names("w4a16")}
     for key, first in firsts.items():
         device = next(module.get_submodule(first).parameters()).device
         made, found = layers.read(key, device)
         reports += found
         for name, layer in made.items():
-            install(module, name, layer)
+            install(module, name, layer, places)
     order = {choice.name: index for index, choice in enumerate(plan.choices)}
     return sorted(reports, key=lambda report: order[report.name])
 
 
-def install(module: nn.Module, name: str, layer: QuantizedLayer) -> QuantizedLinear:
-    """Puts a quantized layer where `name` is."""
+def install(
+    module: nn.Module, name: str, layer: QuantizedLayer, places: Mapping[str, tuple[str, ...]] | None = None
+) -> QuantizedLinear:
+    """Puts a quantized layer where `name` is, and where else the same layer stands (`other_names`)."""
     linear = QuantizedLinear(layer, name=name)
-    set_module(module, name, linear)
-    parent = module.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        parent.activation_relu_or_gelu = 0  # torch's fused path would multiply by `.weight` and skip us
+    for place in (name, *(places or {}).get(name, ())):
+        set_module(module, place, linear)
+        parent = module.get_submodule(place.rpartition(".")[0])
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # torch's fused path would multiply by `.weight` and skip us
     return linear
 
 

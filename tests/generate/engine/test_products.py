@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from fewer.generate.engine.products import is_dense, join_weights, layer_key, make_product
+from fewer.generate.lora import AdaptedLayer
+from fewer.generate.lora_file import LowRank
 from fewer.kernels.norms import modulated_norm
 from fewer.kernels.scratch import WeightScratch
 
@@ -59,3 +61,12 @@ def test_the_key_of_a_layer_changes_with_its_weight() -> None:
     assert layer_key(layer) == before
     layer.weight.data = layer.weight.data.clone()
     assert layer_key(layer) != before
+
+
+def test_the_key_of_a_layer_never_returns_when_one_adapter_follows_another() -> None:
+    layer, keys = AdaptedLayer(nn.Linear(2, 2)), set()
+    for _ in range(20):  # memory that one leaves is the next one's
+        layer.put("style", LowRank(torch.zeros(1, 2), torch.zeros(2, 1), 1.0), 1.0)
+        keys.add(layer_key(layer))
+        layer.take_off("style")
+    assert len(keys) == 20

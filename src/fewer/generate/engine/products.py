@@ -102,8 +102,8 @@ def run_in_order(products: Sequence[Product]) -> None:
 def layer_key(layer: nn.Module) -> Hashable:
     """Differs when a product or graph made from the layer is out of date: other weights, another adapter."""
     if isinstance(layer, AdaptedLayer):
-        scales = tuple(sorted(layer.scales.items()))
-        return (layer_key(layer.layer), scales, tuple(down.data_ptr() for down in layer.downs.values()))
+        adapters = tuple((name, scale, layer.tokens[name]) for name, scale in layer.scales.items())
+        return (layer_key(layer.layer), adapters, tuple(down.data_ptr() for down in layer.downs.values()))
     if hasattr(layer, "fusion_key"):
         return layer.fusion_key()  # pyright: ignore
     return (id(layer), is_dense(layer), _weight(layer).data_ptr(), _weight(layer).dtype)
