@@ -22,6 +22,7 @@ class Request:
     """Where to."""
     steps: Annotated[int, Field(ge=1)] = 20
     sampler: Literal["euler", "dpm"] = "dpm"
+    batch_size: int = 1
 
 
 def test_common_options_stand_anywhere_but_behind_two_dashes() -> None:
@@ -50,6 +51,7 @@ class Several:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     prompt: Annotated[tuple[str, ...], Field(max_length=3)] = ()
+    how: Request = Request(output=Path("out"))
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
 
 
@@ -62,8 +64,12 @@ def test_a_file_knows_the_names_of_flags_and_one_word_is_enough_where_several_ma
     expected = Several(prompt=("red",), source=Path("x.png"))
     assert parse_request("draw", Several, [], config)[0] == expected
     assert parse_request("draw", Several, ["--from", "x.png", "--prompt", "red"], None)[0] == expected
+    config.write_text("[how]\noutput = 'x'\nbatch-size = 3\n")
+    assert parse_request("draw", Several, [], config)[0] == Several(
+        how=Request(output=Path("x"), batch_size=3)
+    )
     config.write_text("form = 1\n")
-    with pytest.raises(ConfigError, match="sets form; allowed: from, prompt"):
+    with pytest.raises(ConfigError, match="sets form; allowed: from, how, prompt"):
         parse_request("draw", Several, [], config)
 
 
@@ -71,7 +77,7 @@ def test_a_file_knows_the_names_of_flags_and_one_word_is_enough_where_several_ma
     ("text", "said"),
     [
         ("steps = 'many'", "steps was 'many'"),
-        ("stepz = 3", "sets stepz; allowed: output, sampler, steps"),
+        ("stepz = 3", "sets stepz; allowed: batch_size, output, sampler, steps"),
         ("steps = [", "not valid TOML"),
         (f"steps = {'[' * 5000}", "not valid TOML"),
         (f"steps = {'9' * 5000}", "not valid TOML"),

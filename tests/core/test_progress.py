@@ -44,7 +44,7 @@ def test_the_bar_shows_what_was_done_and_stops_when_the_caller_breaks() -> None:
     for item in track(range(10), BarProgress(stream), "drawing"):
         if item == 4:
             break
-    assert "4/10" in stream.getvalue()
+    assert "4/10" in stream.getvalue() and "/s" in stream.getvalue()
 
 
 def test_work_goes_on_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:

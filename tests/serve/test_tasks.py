@@ -10,6 +10,7 @@ from fewer.learn.model_folder import TrainedClassifier
 from fewer.learn.networks import NetworkPlan, build_network
 from fewer.serve.engine import OutcomeEvent, StepEvent
 from fewer.serve.tasks import run_task, without_paths
+from fewer.stitch.command import StitchRequest
 
 
 @pytest.fixture
@@ -35,6 +36,15 @@ def test_pictures_are_classified_and_no_path_gets_out(tmp_path: Path, classifier
     assert outcome.facts["predictions"][0]["picture"] == "one.png"
     assert outcome.files == ("probabilities.csv",) and outcome.facts["output"] == "probabilities.csv"
     assert str(tmp_path) not in repr(outcome)
+
+
+def test_a_video_is_stitched_where_the_server_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[StitchRequest] = []
+    monkeypatch.setattr("fewer.stitch.command.stitch_command", lambda request, _: seen.append(request) or {})
+    list(task(tmp_path, "stitch", {"file": str(tmp_path / "a.mp4"), "stride": 3}))
+    assert (seen[0].device, seen[0].stride) == ("cpu", 3)
 
 
 def test_a_picture_goes_through_the_autoencoder_and_back(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ class InfoRequest:
     seed: Annotated[int, Field(ge=0)] = 0
     """Accepted as by every verb, as are the next two; nothing is drawn or computed here."""
     device: DeviceName = "auto"
+    """Accepted as by every verb."""
     dtype: DtypeName = "auto"
+    """Accepted as by every verb."""
 
 
 def info_command(request: InfoRequest, progress: Progress) -> dict[str, object]:

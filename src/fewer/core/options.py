@@ -8,7 +8,7 @@ import dataclasses
 import io
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -89,8 +89,7 @@ def _defaults_from(cls: type[Request], config: Path) -> Request:
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {_flag(field.name, hints[field.name]): field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     flags = {field.name: flag for flag, field in fields.items()}
-    named = {key.replace("-", "_"): value for key, value in read_toml(config).items()}
-    given = {flags.get(key, key): value for key, value in named.items()}
+    given = {flags.get(key, key): value for key, value in _underscored(read_toml(config)).items()}
     unknown = sorted(set(given) - set(fields))
     if unknown:
         raise ConfigError(f"{config.name!r} sets {', '.join(unknown)}; allowed: {', '.join(sorted(fields))}")
@@ -108,6 +107,14 @@ def _defaults_from(cls: type[Request], config: Path) -> Request:
         elif required:
             values[field.name] = tyro.MISSING
     return cls(**values)
+
+
+def _underscored(table: Mapping[str, object]) -> dict[str, object]:
+    """The settings, and those of its sections, by the names of fields; a flag has dashes in their place."""
+    return {
+        key.replace("-", "_"): _underscored(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+    }
 
 
 def _flag(name: str, hint: object) -> str:

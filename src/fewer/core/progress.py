@@ -66,6 +66,7 @@ class BarProgress:
         self._console = Console(file=stream)
         self._bar = None
         self._task = None
+        self._counter = _Counter()
 
     def start(self, what: str, total: int) -> None:
         from rich import progress as bars
@@ -75,18 +76,23 @@ class BarProgress:
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[rate]}"),
             bars.TimeElapsedColumn(),
             bars.TimeRemainingColumn(),
             bars.TextColumn("{task.fields[figures]}"),
             console=self._console,
         )
-        self._task = self._bar.add_task(what, total=total or None, figures="")
+        self._task = self._bar.add_task(what, total=total or None, figures="", rate="")
+        self._counter.begin(what, total)
         self._bar.start()
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         if self._bar is not None and self._task is not None:
-            shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            self._bar.update(self._task, advance=steps, **({"figures": shown} if shown else {}))
+            self._counter.done += steps
+            said = {"rate": f"{self._counter.rate():.2f}/s"}
+            if figures:
+                said["figures"] = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self._bar.update(self._task, advance=steps, **said)
 
     def stop(self) -> None:
         if self._bar is not None:

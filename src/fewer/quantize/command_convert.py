@@ -29,6 +29,7 @@ class ConvertRequest:
     seed: Annotated[int, Field(ge=0)] = 0
     """Accepted as by every verb, as are the next two; nothing is drawn or computed on a GPU here."""
     device: DeviceName = "auto"
+    """Accepted as by every verb."""
     dtype: Literal["auto"] = "auto"
     """Numbers keep the format that the other form asks for."""
 

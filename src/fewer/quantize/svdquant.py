@@ -28,7 +28,7 @@ from fewer.quantize.measure import LayerReport, report_of
 from fewer.quantize.parts import Part
 from fewer.quantize.plan_checks import check_plan
 from fewer.quantize.recipe import Recipe
-from fewer.quantize.roles import SPLIT_NAMES, Choice, Group, Plan, eligible, plan_layers, weight_of
+from fewer.quantize.roles import SPLIT_NAMES, Choice, Plan, eligible, plan_layers, weight_of
 from fewer.quantize.solve import solve_group, weight_only
 from fewer.quantize.store import LayerStore
 
@@ -114,7 +114,7 @@ def _solve_all(
             if calibrate is not None and left:
                 budget = recipe.sample_mebibytes * 2**20
                 seen = observe(module, chunk, calibrate, recipe, rows, budget // BLOCK_SHARE)
-                _warn_unseen(chunk, seen)
+                _warn_unseen(seen)
             progress.start("quantize", len(groups) + len(modulation))  # after `calibrate`'s own progress
             progress.advance(finished)
             finished += len(left)
@@ -145,7 +145,7 @@ def _part(
     return Part(names, weights, [member.bias for member in members], seen.samples.get(names[0]), unsigned)
 
 
-def _warn_unseen(groups: list[Group], seen: Observations) -> None:
+def _warn_unseen(seen: Observations) -> None:
     unseen = [name for name, samples in seen.samples.items() if samples is None]
     if len(unseen) == len(seen.samples):
         logger.warning("the calibration never ran the model: smoothing scales stay at 1")

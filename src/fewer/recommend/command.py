@@ -41,12 +41,17 @@ class TrainRequest(LearningOptions):
     output: Path
     """Folder for the model and its report."""
     method: MethodName = "automlp"
+    """The model."""
     split: Literal["leave-last-out", "temporal", "everything"] = "leave-last-out"
     """`everything` learns from all and measures nothing (for deployment; set --epochs)."""
     search_epochs: Annotated[int, Field(ge=1)] = 30
+    """At most, of the search for the short-term length."""
     loss: LossName = "cross-entropy"
+    """What is minimised; above 200,000 items cross-entropy is sampled."""
     epochs: Annotated[int, Field(ge=1)] = 200
+    """At most."""
     patience: Annotated[int, Field(ge=1)] = 10
+    """Epochs without a better validation figure after which training stops."""
     cpu_seconds: Annotated[float, Field(gt=0)] | None = None
     """Stop after so much processor time."""
     resume: bool = False
@@ -226,11 +231,17 @@ class UpdateRequest(RunOptions):
     only_new_items: bool = False
     """Train nothing but the vectors of new items."""
     epochs: Annotated[int, Field(ge=1)] = 5
+    """Over the new interactions."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
+    """Of the optimizer."""
     batch_size: Annotated[int, Field(ge=1)] = 1024
+    """Training pairs a step."""
     user_column: str | None = None
+    """Found by its usual names if absent."""
     item_column: str | None = None
+    """Found by its usual names if absent."""
     time_column: str | None = None
+    """Found by its usual names if absent."""
 
     def columns(self) -> Columns:
         return column_names(self.user_column, self.item_column, self.time_column)

@@ -35,7 +35,9 @@ class EvaluateRequest(LogOptions):
     model: Path
     """Folder of a trained model."""
     split: Literal["leave-last-out", "temporal"] = "leave-last-out"
+    """Which interactions are the questions."""
     k: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = (5, 10, 20)
+    """Lengths of the lists that are measured."""
     exclude_seen: bool = False
     """Take items of the history out of the competition."""
     sampled: Annotated[int, Field(ge=1)] | None = None
@@ -225,7 +227,9 @@ class ExportRequest(RunOptions):
     index_kind: Literal["scan", "graph"] = "scan"
     """`scan`: faiss, two bits a channel, built in seconds; `graph`: hnswlib, quicker on clustered items."""
     neighbours: Annotated[int, Field(ge=2, le=256)] = 24
+    """Of an item in the graph: more is better and slower."""
     build_width: Annotated[int, Field(ge=8, le=4096)] = 200
+    """Candidates looked at for each item while the graph is built."""
 
 
 def export_command(request: ExportRequest, progress: Progress) -> dict[str, object]:

@@ -22,7 +22,9 @@ class RunOptions:
     """What every verb that computes has."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    """Makes a run repeatable."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: FullPrecision = "auto"
     """Everything here computes in fp32."""
 
@@ -36,8 +38,11 @@ class LogOptions(RunOptions):
     data: Path | None = None
     """The same as an option, as the other verbs have it."""
     user_column: str | None = None
+    """Found by its usual names if absent."""
     item_column: str | None = None
+    """As --user-column."""
     time_column: str | None = None
+    """As --user-column; without one the order of rows counts."""
 
     def file(self) -> Path:
         """The log. Raises `ConfigError` unless exactly one was given."""
@@ -70,8 +75,11 @@ class LearningOptions(LogOptions):
     length: Annotated[int, Field(ge=1, le=10_000)] = 50
     """How much of a history is read."""
     dim: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Width of the network."""
     layers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Depth of the network."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of values that training leaves out."""
     candidates: tuple[int, ...] = CANDIDATES
     """Short-term lengths to search (AutoMLP); one length means no search."""
     penalty: Annotated[float, Field(ge=0)] = 0.1
@@ -84,7 +92,9 @@ class LearningOptions(LogOptions):
     verify_search: bool = False
     """Also train every fixed length and show where the found one stands."""
     batch_size: Annotated[int, Field(ge=1)] = 1024
+    """Training pairs a step."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Of the optimizer."""
 
     def read(self) -> Interactions:
         columns = column_names(self.user_column, self.item_column, self.time_column)

@@ -32,6 +32,7 @@ class ServeRequest:
     host: Annotated[str, Field(max_length=255)] = "127.0.0.1"
     """Address to listen on; any but this machine's own needs keys, or --insecure."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 takes a free one."""
     api_key_file: Path | None = None
     """A file with one API key a line; each key sees only its own jobs."""
     insecure: bool = False
@@ -69,7 +70,9 @@ class ServeRequest:
     seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
     """Of the first request that names none, counted up from there; chance decides if absent."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: DtypeName = "auto"
+    """Number format; `auto` is bf16 on a GPU, fp32 on a CPU."""
 
 
 def serve_command(request: ServeRequest, progress: Progress) -> dict[str, object]:

@@ -97,7 +97,7 @@ def _stitch(options: dict, folder: Path, device: str, progress: Progress) -> dic
     from fewer.core.config import validate
     from fewer.stitch.command import StitchRequest, stitch_command
 
-    wanted = {"source": options.pop("file"), "output": str(folder), **options}
+    wanted = {"source": options.pop("file"), "output": str(folder), "device": device, **options}
     return stitch_command(validate(StitchRequest, wanted), progress)
 
 

@@ -81,9 +81,11 @@ class MatchOptions:
     require: tuple[MatcherName, ...] = ()
     """Matchers whose absence is an error (exit 4) instead of a warning."""
     sift_features: Annotated[int, Field(ge=50, le=20000)] = 900
+    """At most, of a strip."""
     sift_scale: Annotated[float, Field(ge=0.25, le=1)] = 0.5
     """Scale of the strip in which SIFT looks; it doubles the picture itself, so 0.5 means full size."""
     orb_features: Annotated[int, Field(ge=50, le=20000)] = 700
+    """At most, of a strip."""
     orb_trust: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of ORB's confidence that counts in the pool; it places corners more loosely than SIFT (0.15
     suits that).
@@ -128,6 +130,7 @@ class HomographyOptions:
     threshold: Annotated[float, Field(gt=0, le=100)] = 4.0
     """T of MSAC, strip pixels."""
     max_samples: Annotated[int, Field(ge=16, le=100_000)] = 2000
+    """Of the robust fit: quadruples of matches that are tried at most."""
     robust_scale: Annotated[float, Field(gt=0, le=100)] = 2.0
     """c of the Geman-McClure loss, reached from 4 c in three stages."""
     regularisation: Annotated[float, Field(ge=0, le=1e3)] = 1e-3
@@ -135,8 +138,11 @@ class HomographyOptions:
     resolution_weight: bool = True
     """Multiply a match's confidence by how finely the camera saw that place of the wall."""
     min_matches: Annotated[int, Field(ge=4, le=1000)] = 8
+    """Below it a pair of frames is not fitted."""
     min_inliers: Annotated[int, Field(ge=4, le=1000)] = 12
+    """Below it a fit does not count."""
     min_inlier_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Of the matches: below it a fit does not count."""
     min_sectors: Annotated[int, Field(ge=1, le=16)] = 4
     """Inliers must lie in this many of 16 angular sectors."""
 
@@ -155,6 +161,7 @@ class TrackOptions:
     loops: bool = True
     """Look for places seen before, to bound drift on return paths."""
     loop_inliers: Annotated[int, Field(ge=8, le=1000)] = 30
+    """Inliers that a place seen before must have."""
     iterations: Annotated[int, Field(ge=1, le=100)] = 12
     """Rounds of the sequence adjustment."""
 
@@ -165,7 +172,9 @@ class BlendOptions:
 
     __pydantic_config__ = _STRICT
     blend: Literal["multiband", "feather", "last"] = "multiband"
+    """How strips are joined."""
     bands: Annotated[int, Field(ge=1, le=5)] = 3
+    """Of `multiband`."""
     flatten: bool = True
     """Divide out the fall of light with depth and the camera's automatic gain."""
     near: Annotated[float, Field(gt=0, le=10)] = 1.0

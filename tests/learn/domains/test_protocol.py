@@ -36,8 +36,8 @@ RUN = [
 def test_training_domain_selection_never_sees_the_target() -> None:
     assert best_record(RUN, [2], "training-domain")["step"] == 2
     assert run_score(RUN, 2, "training-domain") == pytest.approx(0.7)
-    assert reported_accuracy(RUN[1], 2, "training-domain") == 0.41
-    assert reported_accuracy({**RUN[1], "env2_new_acc": 0.3}, 2, "training-domain") == 0.3
+    assert reported_accuracy(RUN[1], 2) == 0.41
+    assert reported_accuracy({**RUN[1], "env2_new_acc": 0.3}, 2) == 0.3
 
 
 def test_a_masked_run_is_chosen_among_its_masked_checkpoints() -> None:

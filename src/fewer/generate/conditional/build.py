@@ -1,9 +1,7 @@
 """From settings to a network, static or condition-aware."""
 
-from typing import Protocol
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewer.core.device import isolated_randomness
 from fewer.generate.conditional.cat import CaT
@@ -18,12 +16,6 @@ from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.conditional.u_vit import UViT
 
 CLASS_SPREAD = 0.5
-
-
-class ClassConditional(Protocol):
-    """What training and sampling need of a network."""
-
-    def __call__(self, latents: Tensor, timestep: Tensor, labels: Tensor) -> Tensor: ...
 
 
 def build_static(params: ClassConditionalParams) -> DiT | UViT | CaT:

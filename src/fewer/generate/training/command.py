@@ -45,12 +45,15 @@ class TrainSanaRequest:
     size: Annotated[int, Field(ge=32, le=8192)] | None = None
     """Side of the pictures in pixels; the model's own by default. Other shapes keep its area."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimizer steps; the preset's own if absent, without one 2000."""
     minutes: Annotated[float, Field(gt=0, le=100_000)] | None = None
     """End after so much time, or after --steps if that is sooner; a preset shares it among its stages."""
     batch: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Pictures a step, over all processes."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of the optimizer; the preset's own if absent, without one 5e-4."""
     optimizer: Literal["adamw", "came"] = "adamw"
+    """CAME keeps half of the state of AdamW."""
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     """Shift of the noise levels; the model's own by default."""
     caption_mode: WeightMode = "power"
@@ -62,9 +65,13 @@ class TrainSanaRequest:
     download: bool = False
     """With --preset: fetch those packages with npm."""
     resume: bool = False
+    """Go on from the newest checkpoint in --output."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Makes a run repeatable."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: DtypeName = "auto"
+    """Number format; `auto` is bf16 on a GPU, fp32 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,25 +87,34 @@ class TrainLoraRequest:
     model: str = "default"
     """The model to adapt: default, or a folder in diffusers' layout."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Size of the adapter."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "0", "conv_inverted", "conv_point")
     """Last names of the layers that are adapted; `0` is an attention's output, `to_out.0`. Queries, keys and
     values alone learn where things go, but hardly a new thing."""
     size: Annotated[int, Field(ge=32, le=8192)] | None = None
     """Side of the pictures in pixels; the model's own by default."""
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    """Optimizer steps."""
     batch: Annotated[int, Field(ge=1, le=65536)] = 8
     """Pictures a step, over all processes."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Of the optimizer."""
     optimizer: Literal["adamw", "came"] = "adamw"
+    """CAME keeps half of the state of AdamW."""
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     """Shift of the noise levels; the model's own by default."""
     caption_mode: WeightMode = "power"
+    """How scores of several captions become probabilities."""
     recompute: bool = False
     """Gradient checkpointing: less memory, a third more work."""
     resume: bool = False
+    """Go on from the newest checkpoint in --output."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Makes a run repeatable."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: DtypeName = "auto"
+    """Number format; `auto` is bf16 on a GPU, fp32 on a CPU."""
 
 
 def train_sana_command(request: TrainSanaRequest, progress: Progress) -> dict[str, object]:

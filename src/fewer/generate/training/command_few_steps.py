@@ -38,11 +38,15 @@ class TrainFewStepsRequest:
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     """Of the teacher, built into the edition; the model's own by default."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Size of the adapter."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 2500
+    """Optimizer steps."""
     seconds: Annotated[float, Field(gt=0, le=10_000_000)] | None = None
     """End after so much training time, or after --steps if that is sooner."""
     batch: Annotated[int, Field(ge=1, le=65536)] = 128
+    """Pictures a step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Of the optimizer."""
     teacher_steps: Annotated[int, Field(ge=2, le=1000)] = 12
     """Steps by which the teacher reaches a target from pure noise."""
     parts: Annotated[int, Field(ge=1, le=10_000)] = 16
@@ -52,9 +56,13 @@ class TrainFewStepsRequest:
     compiled: bool = True
     """On a GPU: each block compiled (half a minute at the start, then about twice the speed)."""
     resume: bool = False
+    """Go on from the newest checkpoint in --output."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides prompts, noise and order."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: DtypeName = "auto"
+    """Number format; `auto` is bf16 on a GPU, fp32 on a CPU."""
 
 
 def train_few_steps_command(request: TrainFewStepsRequest, progress: Progress) -> dict[str, object]:

@@ -36,6 +36,7 @@ class TrainLargeRequest:
     scenes: Annotated[int, Field(ge=8, le=10_000_000)] | None = None
     """Scenes to learn from."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Of the optimizer."""
     packages: Path | None = None
     """The node_modules folder that holds the emoji packages."""
     download: bool = False
@@ -43,9 +44,13 @@ class TrainLargeRequest:
     compiled: bool = True
     """On a GPU: each block compiled."""
     resume: bool = False
+    """Go on from the newest checkpoint in --output."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Makes a run repeatable."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: DtypeName = "auto"
+    """Number format; `auto` is bf16 on a GPU, fp32 on a CPU."""
 
 
 def train_large_command(request: TrainLargeRequest, progress: Progress) -> dict[str, object]:

@@ -35,17 +35,25 @@ class TrainStyleRequest:
     size: Annotated[int, Field(ge=32, le=8192)] | None = None
     """Side of the pictures in pixels; the model's own by default."""
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 240
+    """Optimizer steps."""
     batch: Annotated[int, Field(ge=1, le=65536)] = 10
     """Pictures a step, over all processes."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    """Of the optimizer."""
     optimizer: Literal["adamw", "came"] = "adamw"
+    """CAME keeps half of the state of AdamW."""
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     """Shift of the noise levels; the model's own by default."""
     caption_mode: WeightMode = "power"
+    """How scores of several captions become probabilities."""
     resume: bool = False
+    """Go on from the newest checkpoint in --output."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Makes a run repeatable."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: DtypeName = "auto"
+    """Number format; `auto` is bf16 on a GPU, fp32 on a CPU."""
 
 
 def train_style_command(request: TrainStyleRequest, progress: Progress) -> dict[str, object]:

@@ -52,12 +52,6 @@ def vector(base, columns, dim, other):
 
 
 @triton.jit
-def round_half_even(x):
-    """Exact for |x| < 2**22: adding 1.5 · 2**23 leaves no bits for a fraction."""
-    return (x + 12582912.0) - 12582912.0
-
-
-@triton.jit
 def as_code(x):
     """x as an int8 in -127 .. 127: the low byte of the sum above, which costs no conversion of its own."""
     x = tl.minimum(tl.maximum(x, -127.0), 127.0)

@@ -48,7 +48,9 @@ class AuditRequest:
     shadow_splits: Annotated[int, Field(ge=0, le=64)] = 0
     """Also the likelihood-ratio attack on the method: distils so many halves of the data (8 or more)."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of the networks that test membership."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: FullPrecision = "auto"
     """Networks compute in fp32."""
 

@@ -41,7 +41,9 @@ class ImportRequest:
     seed: Annotated[int, Field(ge=0)] = 0
     """Accepted as by every verb, as are the next two; nothing is drawn or learnt here."""
     device: DeviceName = "auto"
+    """Accepted as by every verb."""
     dtype: FullPrecision = "auto"
+    """Numbers are kept as they are."""
 
 
 def import_command(request: ImportRequest, progress: Progress) -> dict[str, object]:

@@ -32,6 +32,7 @@ class IndicatorRequest:
     data: tuple[Path, ...]
     """One data set: the forecast for it. Four or more: the study, each is distilled."""
     images_per_class: Annotated[int, Field(ge=1, le=5000)] = 10
+    """Of a random subset, and of a distilled set."""
     method: Literal["dc", "dsa", "idc", "dm", "idm", "ncfm", "mtt", "datm"] = "dm"
     """Of the study."""
     iterations: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -43,12 +44,17 @@ class IndicatorRequest:
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = 16
     """The forecast's pictures and networks are small on purpose: it must cost little."""
     width: Annotated[int, Field(ge=4, le=1024)] = 32
+    """Channels of the ConvNet."""
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 300
+    """Of training on a subset."""
     draws: Annotated[int, Field(ge=2, le=100)] = 5
     """Random subsets."""
     networks: Annotated[int, Field(ge=1, le=100)] = 2
+    """Networks trained on each subset."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides subsets and networks."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: FullPrecision = "auto"
     """Networks compute in fp32."""
 

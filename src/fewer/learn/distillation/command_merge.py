@@ -28,10 +28,13 @@ class MergeRequest:
     output: Path
     """FILE.distilled.safetensors"""
     title: str = ""
+    """Of the joined set, for its datasheet."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Accepted as by every verb, as are the next two; nothing is drawn or learnt here."""
     device: DeviceName = "auto"
+    """Accepted as by every verb."""
     dtype: FullPrecision = "auto"
+    """Numbers are kept as they are."""
 
 
 def merge_command(request: MergeRequest, progress: Progress) -> dict[str, object]:
@@ -65,7 +68,9 @@ class ExportRequest:
     seed: Annotated[int, Field(ge=0)] = 0
     """Accepted as by every verb, as are the next two; nothing is drawn or learnt here."""
     device: DeviceName = "auto"
+    """Accepted as by every verb."""
     dtype: FullPrecision = "auto"
+    """Numbers are kept as they are."""
 
 
 def export_command(request: ExportRequest, progress: Progress) -> dict[str, object]:

@@ -31,14 +31,23 @@ class VariationRequest:
     kind: Literal["small", "great"] = "great"
     """small: the same classes at several sites. great: unlike data sets, each with its own classes."""
     images_per_class: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Of each distilled set."""
     method: MethodName = "dm"
+    """How sets are distilled."""
     iterations: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Of distilling; the method's own if absent."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = 28
+    """Resize both sides of every picture to this first."""
     width: Annotated[int, Field(ge=4, le=1024)] = 128
+    """Channels of the ConvNet."""
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 300
+    """Of training on a distilled set."""
     networks: Annotated[int, Field(ge=1, le=100)] = 3
+    """Networks trained for a figure."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Makes a run repeatable."""
     device: DeviceName = "auto"
+    """Where to compute."""
     dtype: FullPrecision = "auto"
     """Networks compute in fp32."""
 

@@ -12,7 +12,6 @@ from pydantic import ConfigDict, Field
 from fewer.learn.distillation.architectures import NetworkPlan
 from fewer.learn.distillation.augment import OperationName
 
-MatchingName = Literal["dc", "dsa", "idc", "dm", "idm", "ncfm", "mtt", "datm", "sre2l"]
 SelectionName = Literal["random", "herding", "k-centre", "rded"]
 MethodName = Literal[
     "dc", "dsa", "idc", "dm", "idm", "ncfm", "mtt", "datm", "sre2l", "random", "herding", "k-centre", "rded"

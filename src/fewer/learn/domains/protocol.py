@@ -120,7 +120,7 @@ def run_score(
     return record[f"env{target}_out_acc"] if rule == "oracle" else source_validation(record, [target])
 
 
-def reported_accuracy(record: Record, target: int, rule: Selection) -> float:
+def reported_accuracy(record: Record, target: int) -> float:
     """The figure of the table: new objects where there are such, else the target's "in" accuracy (DomainBed);
     under the oracle the part that did not choose."""
     return record.get(f"env{target}_new_acc", record[f"env{target}_in_acc"])

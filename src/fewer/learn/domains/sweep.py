@@ -261,5 +261,5 @@ def picked(
             value = run_score(runs_of_draw[()], number, selection, inner)
             if value > score or key not in found:
                 record = best_record(runs_of_draw[()], [number], selection, inner)
-                score, found[key] = value, (draw, reported_accuracy(record, number, selection))
+                score, found[key] = value, (draw, reported_accuracy(record, number))
     return found

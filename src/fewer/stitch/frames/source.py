@@ -23,7 +23,6 @@ from fewer.core.errors import DataError, FileError
 from fewer.core.files import read_image
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 MAX_PIXELS = 16_800_000
 _BLOCK = 2**16
 

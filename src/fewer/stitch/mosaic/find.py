@@ -110,19 +110,6 @@ def balanced(
     return Balanced(table[chosen, :4], weight.astype(np.float32))
 
 
-def pool_of(
-    new: StripView,
-    old: StripView,
-    shape: StripShape,
-    options: StitchOptions,
-    learned: Mapping[str, PairMatcher],
-    proposed: Mapping[str, object] | None = None,
-) -> Pool:
-    """All matchers' matches of two strips, filtered."""
-    groups = matches_of(new, old, shape, options, learned, proposed)
-    return fill_pool(groups, (shape.height, shape.width), options.match)
-
-
 def matches_of(
     new: StripView,
     old: StripView,

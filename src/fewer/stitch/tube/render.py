@@ -7,7 +7,6 @@ The renderer is deterministic in (variant, seed) and renders any frame alone.
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,7 +15,6 @@ from jaxtyping import Float, UInt8
 from fewer.core.errors import ConfigError
 from fewer.stitch.tube.wall import Texture, TubeShape, intersect, paint_texture
 
-Variant = Literal["A", "B", "C", "D", "E", "F"]
 HALF_ANGLE = math.radians(70)
 FRAMES_PER_SECOND = 10.0
 

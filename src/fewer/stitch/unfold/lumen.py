@@ -58,7 +58,7 @@ def find_lumen(
     if contrast < 0.5:
         return None
     shading = _from_shading(depth_map, inner, 0.15 * radius)
-    radial = _from_rings(light, mask, shading, radius)
+    radial = _from_rings(light, shading, radius)
     spread = float(np.hypot(*(shading - radial)))
     # inverse-variance mean: on rendered tubes shading errs by 5 % of the radius (it looks too far ahead where
     # the
@@ -136,7 +136,7 @@ def _from_shading(depth: np.ndarray, inner: np.ndarray, reach: float) -> np.ndar
     return point
 
 
-def _from_rings(light: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> np.ndarray:
+def _from_rings(light: np.ndarray, start: np.ndarray, radius: float) -> np.ndarray:
     """The centre round which brightness is most alike at each distance: coarse to fine search."""
     angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     rings = np.linspace(0.2, 0.4, 6)[:, None] * radius
