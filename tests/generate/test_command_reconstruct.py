@@ -68,6 +68,9 @@ def test_exact_tiles_change_nothing(folder: Path, options: tuple[str, ...], same
         (("--channels", "500"), "model", 2, "with 500 channels"),
         ((), "nowhere", 4, "nowhere"),
         (("--tile", "-1"), "model", 2, "tile"),
+        (("--tile", "0", "--tiling", "blended"), "model", 2, "--tile 0 never tiles"),
+        (("--crop", "8"), "model", 2, "are for the report about a folder"),
+        (("--crops", "3"), "model", 2, "are for the report about a folder"),
         (("--output", "out.jpg"), "model", 2, "'out.jpg' must be a .png file"),
     ],
 )
@@ -88,6 +91,8 @@ def test_what_cannot_fit_is_refused_before_any_work(
     assert "even in tiles of 128" in capsys.readouterr().err
     monkeypatch.setattr("fewer.core.device.available_memory", lambda _: 1000)
     assert reconstruct(folder, "--tile", "8")[0] == 5
+    assert "try a smaller picture" in capsys.readouterr().err
+    assert reconstruct(folder, "--tiling", "blended")[0] == 5
     assert "try a smaller picture" in capsys.readouterr().err
 
 
@@ -123,7 +128,9 @@ def test_folders_of_models_and_of_autoencoders(tmp_path: Path, monkeypatch: pyte
     assert caught.value.exit_code == 4
 
 
-def test_a_folder_gives_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_gives_a_report(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "pictures").mkdir()
     (folder / "in.png").rename(folder / "pictures" / "in.png")
     words = [
@@ -142,6 +149,9 @@ def test_a_folder_gives_a_report(folder: Path, capsys: pytest.CaptureFixture[str
     assert figures["frechet"] > 0 and figures["frechet_features"] and len(figures["spectrum"]) >= 3
     written = json.loads((folder / "report.json").read_text())
     assert written == figures
-    for wrong in (["--output", str(folder / "x.png")], [*options, "--crop", "15"], [*options, "--tile", "8"]):
+    for wrong in (["--output", str(folder / "x.png")], [*options, "--crop", "15"], [*options, "--tile", "0"]):
         assert main([*words, *wrong]) == 2
     assert "15 is no multiple of 4" in capsys.readouterr().err
+    monkeypatch.setattr("fewer.core.device.available_memory", lambda _: 10_000)
+    assert main([*words, *options]) == 5
+    assert "try fewer --crops" in capsys.readouterr().err

@@ -56,6 +56,11 @@ def test_latents_of_an_autoencoder(data: Path, tmp_path: Path, capsys: pytest.Ca
     assert main([*words, "--device", "cpu", "--output", str(tmp_path / "one.png")]) == 0
     picture = Image.open(tmp_path / "one.png")
     assert (picture.size, picture.mode) == ((8, 8), "L")
+    other = DCAutoencoder(tiny_config("batch_norm_attention"))
+    other.save(tmp_path / "other")
+    options[1] = str(tmp_path / "other")
+    assert train(data, tmp_path / "m", *options, "--resume") == 2
+    assert "started with autoencoder" in capsys.readouterr().err
     assert train(data, tmp_path / "n", *options, "--no-grey") == 2
     assert "check --grey" in capsys.readouterr().err
 
@@ -68,6 +73,8 @@ def test_resumes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert again["held_out_flow_error"] == pytest.approx(first["held_out_flow_error"])
     assert train(data, tmp_path / "m", "--resume", "--batch", "5") == 2
     assert "started with batch 4, not 5" in capsys.readouterr().err
+    assert train(data, tmp_path / "m", "--resume", "--conditioning", "aks") == 2
+    assert "started with conditioning can, not aks" in capsys.readouterr().err
     images = np.random.default_rng(1).integers(0, 256, (20, 8, 8), dtype=np.uint8)
     names = np.array(["zero", "one"])
     np.savez(tmp_path / "o.npz", train_images=images, train_labels=np.arange(20) % 2, class_names=names)

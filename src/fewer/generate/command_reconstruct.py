@@ -23,6 +23,7 @@ COMFORTABLE = 2**30
 COPIES = 6
 """The picture as numbers, padded, decoded, compared: how often it is in memory outside the networks."""
 BLENDED_TILE = 512
+CROPS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class ReconstructRequest:
     """`exact` equals the untiled result; `blended` mixes overlapping tiles, as other tools do."""
     channels: Annotated[int, Field(ge=1)] | None = None
     """Structured latents: decode from this many leading channels."""
-    crops: Annotated[int, Field(ge=2, le=100_000)] = 256
+    crops: Annotated[int, Field(ge=2, le=100_000)] = CROPS
     """For a folder: how many random crops the report is about."""
     crop: Annotated[int, Field(ge=0, le=8192)] = 0
     """For a folder: side of the crops in pixels; 0 takes 4 latents each way, at least 128."""
@@ -69,8 +70,7 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
     from fewer.generate.autoencoder.dc_ae import DCAutoencoder
     from fewer.generate.image_metrics import BEST_PSNR, psnr, ssim
 
-    if not request.image.is_dir() and request.output.suffix.lower() != ".png":
-        raise ConfigError(f"output {request.output.name!r} must be a .png file")
+    _check_options(request)
     output_files([request.output])
     device = pick_device(request.device)
     autoencoder = DCAutoencoder.load(
@@ -107,24 +107,43 @@ def reconstruct_command(request: ReconstructRequest, progress: Progress) -> dict
     }
 
 
+def _check_options(request: ReconstructRequest) -> None:
+    """Raises `ConfigError` for options that mean nothing for what was given."""
+    if request.image.is_dir():
+        tiled = request.tile is not None or request.tiling != "exact"
+        if request.output.suffix != ".json" or request.channels or tiled:
+            raise ConfigError(
+                f"a folder gives a report: --output must be a .json file, not {request.output.name!r}, and "
+                "--tile, --tiling and --channels are for single pictures"
+            )
+        return
+    if request.output.suffix.lower() != ".png":
+        raise ConfigError(f"output {request.output.name!r} must be a .png file")
+    if request.crop or request.crops != CROPS:
+        raise ConfigError(
+            f"--crop and --crops are for the report about a folder; {request.image.name!r} is none"
+        )
+    if request.tiling == "blended" and request.tile == 0:
+        raise ConfigError("--tile 0 never tiles and --tiling blended does; leave one out, or try --tile 512")
+
+
 def _report(autoencoder: "DCAutoencoder", request: ReconstructRequest) -> dict[str, object]:
     import torch
 
+    from fewer.core.device import require_memory
     from fewer.core.files import write_json
     from fewer.generate.autoencoder.crops import PictureFolder
     from fewer.generate.autoencoder.report import reconstruction_report
 
-    if request.output.suffix != ".json" or request.channels or request.tile or request.tiling != "exact":
-        raise ConfigError(
-            f"a folder gives a report: --output must be a .json file, not {request.output.name!r}, and "
-            "--tile, --tiling and --channels are for single pictures"
-        )
     began = time.monotonic()
     ratio = autoencoder.config.spatial_compression_ratio
     side = request.crop or max(4 * ratio, 128)
     if side % ratio:
         raise ConfigError(f"crop {side} is no multiple of {ratio}; try {ratio * max(1, side // ratio)}")
-    pictures = PictureFolder(request.image, autoencoder.config.in_channels)
+    channels = autoencoder.config.in_channels
+    pictures = PictureFolder(request.image, channels)
+    numbers = channels * request.crops * side**2
+    require_memory(COPIES * 4 * numbers, torch.device("cpu"), "try fewer --crops or a smaller --crop")
     generator = torch.Generator().manual_seed(request.seed)
     crops = pictures.crops(request.crops, side, generator, held_out=bool(pictures.held_out))
     dtype = next(autoencoder.parameters()).dtype
@@ -147,17 +166,20 @@ def _plan(
     from fewer.generate.autoencoder.capacity import peak_bytes, pick_tile
 
     parameter = next(autoencoder.parameters())
-    if request.tiling == "blended":
-        return request.tile or BLENDED_TILE, request.tile or BLENDED_TILE
-    tile = "auto" if request.tile is None else request.tile or None
     ratio = autoencoder.config.spatial_compression_ratio
     height, width = (-(-side // ratio) * ratio for side in original.shape[2:])
     pixels = (1, original.shape[1], height, width)
     networks = (autoencoder.encoder, autoencoder.decoder)
-    tiles = [pick_tile(network, pixels, parameter, tile, COMFORTABLE) for network in networks]
+    if request.tiling == "blended":
+        side = request.tile or BLENDED_TILE
+        pixels = (1, original.shape[1], min(side, height), min(side, width))
+        tiles, within = [side, side], [None, None]  # each tile is a whole picture to the networks
+    else:
+        tile = "auto" if request.tile is None else request.tile or None
+        tiles = within = [pick_tile(network, pixels, parameter, tile, COMFORTABLE) for network in networks]
     needed = [
         peak_bytes(network, pixels, parameter.element_size(), side)
-        for network, side in zip(networks, tiles, strict=True)
+        for network, side in zip(networks, within, strict=True)
     ]
     copies, advice = COPIES * original.nbytes, "try a smaller picture, a --tile such as 256, or --dtype bf16"
     together = copies if parameter.device == original.device else 0
@@ -182,9 +204,9 @@ def _there_and_back(
     if request.tiling == "blended":
         image = pad_to_multiple(image, autoencoder.config.spatial_compression_ratio)
         side = tiles[0] or BLENDED_TILE
-        latents = encode_blended(autoencoder, image, side, max(side * 7 // 8, 1))
-        latents = latents[:, : request.channels]
-        result = decode_blended(autoencoder, latents, side, max(side * 7 // 8, 1))[..., : size[0], : size[1]]
+        stride = max(side * 7 // 8, 1)
+        latents = encode_blended(autoencoder, image, side, stride, progress)[:, : request.channels]
+        result = decode_blended(autoencoder, latents, side, stride, progress)[..., : size[0], : size[1]]
     else:
         latents = autoencoder.encode(image, tile=tiles[0], pad=True, progress=progress)
         latents = latents[:, : request.channels]

@@ -21,6 +21,10 @@ Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Preset = Literal["cat-nano", "cat-tiny", "cat-small", "cat-base", "dit-s-2", "dit-b-2", "u-vit-s-2"]
 
 
+_DECISIVE = ("preset", "conditioning", "targets", "rank", "patch", "width", "depth")
+"""Options that say which network is trained; a resumed run shares them with the one that was started."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainClassConditionalRequest:
     """What `fewer train class-conditional` is asked."""
@@ -120,6 +124,7 @@ def _train(
     from fewer.core.device import pick_device
     from fewer.core.ranks import rank
     from fewer.generate.autoencoder import DCAutoencoder
+    from fewer.generate.conditional.adapter import base_digest
     from fewer.generate.conditional.formats import save_folder
     from fewer.generate.conditional.latents import encode_pictures
     from fewer.generate.conditional.pictures import read_labelled
@@ -131,7 +136,9 @@ def _train(
 
     device = pick_device(request.device)
     train, held_out = read_labelled(request.data, request.size, request.grey)
-    identity = {"pictures": train.fingerprint()}  # before an autoencoder, whose rounding differs by device
+    identity = {name: str(getattr(request, name)) for name in _DECISIVE}
+    identity["pictures"] = train.fingerprint()  # before an autoencoder, whose rounding differs by device
+    identity["autoencoder"] = "none"
     autoencoder = None
     if request.autoencoder is not None:
         autoencoder = DCAutoencoder.load(request.autoencoder, device=device).float()
@@ -139,6 +146,7 @@ def _train(
             raise ConfigError(
                 f"the autoencoder takes {autoencoder.config.in_channels} channels; check --grey"
             )
+        identity["autoencoder"] = base_digest(autoencoder)
         train, held_out = (encode_pictures(autoencoder, part) for part in (train, held_out))
     model = _start(request, train)
     options = TrainingOptions(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fewer.core.errors import ConfigError
+from fewer.core.progress import SilentProgress
 from fewer.generate.autoencoder.blended import decode_blended, encode_blended
 from tests.generate.autoencoder.test_tiling import MODELS, build
 
@@ -38,6 +39,28 @@ def test_a_constant_stays_constant_across_seams() -> None:
             part = torch.full((1, 1, min(4, 10 - row), min(4, 13 - column)), 5.0)
             _add(total, weights, part, (row, column), (10, 13), 1)
     assert torch.allclose(total / weights, torch.full_like(total, 5.0))
+
+
+def test_every_tile_is_told() -> None:
+    model = build(MODELS["f32-sana"])
+    progress = Noted()
+    decode_blended(model, torch.randn(1, 8, 2, 3), tile=64, stride=32, progress=progress)
+    encode_blended(model, torch.rand(1, 3, 32, 96), tile=64, stride=32, progress=progress)
+    assert progress.told == [("decode", 2, 2), ("encode", 2, 2)]
+
+
+class Noted(SilentProgress):
+    """What was begun, of how many steps, and how many were done."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, int]] = []
+
+    def start(self, what: str, total: int) -> None:
+        self.told.append((what, total, 0))
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        what, total, done = self.told[-1]
+        self.told[-1] = (what, total, done + steps)
 
 
 @pytest.mark.parametrize(("tile", "stride"), [(512, 0), (512, 513), (16, 8)])

@@ -126,6 +126,32 @@ def test_shards_variants_and_missing_files(tmp_path: Path) -> None:
         DCAutoencoder.load(tmp_path)
 
 
+def test_shards_of_a_variant_are_found_and_saving_leaves_nothing_older_to_read(tmp_path: Path) -> None:
+    model = DCAutoencoder(tiny_config("no_latent_shortcuts"))
+    model.save(tmp_path)
+    whole = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = read_tensors(whole)
+    whole.unlink()
+    for variant in ("", ".fp16"):  # names of diffusers, both kinds
+        shard = f"diffusion_pytorch_model{variant}-00001-of-00001.safetensors"
+        write_tensors(tmp_path / shard, {n: t + (1 if variant else 0) for n, t in tensors.items()})
+        index = tmp_path / f"diffusion_pytorch_model.safetensors.index{variant}.json"
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, shard)}))
+    name = "encoder.conv_in.bias"
+    for dtype, plus in ((None, 0), (torch.float16, 1)):
+        loaded = DCAutoencoder.load(tmp_path, dtype=dtype).state_dict()[name].float()
+        assert torch.allclose(loaded, tensors[name] + plus, atol=1e-2)
+    (tmp_path / "diffusion_pytorch_model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(FileError, match="shards that are not there") as caught:
+        DCAutoencoder.load(tmp_path)
+    assert caught.value.exit_code == 4
+
+    model.save(tmp_path)
+    for dtype in (None, torch.float16):
+        loaded = DCAutoencoder.load(tmp_path, dtype=dtype).state_dict()[name].float()
+        assert torch.allclose(loaded, tensors[name], atol=1e-2)
+
+
 def test_channel_statistics_survive_saving(tmp_path: Path) -> None:
     config = tiny_config(
         "no_latent_shortcuts", latents_mean=(0.5, -1.0, 0.0, 2.0), latents_std=(1.0, 2.0, 3.0, 4.0)

@@ -16,6 +16,8 @@ LAYERS = {
     "patches": (lambda: nn.Conv2d(3, 8, 2, stride=2), (4, 3, 6, 4)),
     "depthwise": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6), (4, 6, 5, 3)),
     "groups": (lambda: nn.Conv2d(6, 4, (3, 1), stride=(2, 1), padding=(0, 2), groups=2), (4, 6, 7, 3)),
+    "around": (lambda: nn.Conv2d(2, 4, 3, padding=(2, 1), groups=2, padding_mode="circular"), (4, 2, 5, 6)),
+    "apart": (lambda: nn.Conv2d(3, 4, 2, stride=2, dilation=2), (4, 3, 6, 6)),
     "dilated": (lambda: nn.Conv2d(2, 3, 3, padding=2, dilation=2, bias=False), (4, 2, 5, 5)),
 }
 

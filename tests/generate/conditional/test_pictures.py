@@ -38,6 +38,28 @@ def test_without_a_test_split_every_tenth_is_held_out(tmp_path: Path) -> None:
     assert (len(train.labels), len(held.labels)) == (18, 2) and train.images.shape[1] == 3
 
 
+def test_a_folder_without_pictures_is_no_class_and_every_class_is_trained(tmp_path: Path) -> None:
+    def write(folder: str, count: int) -> None:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.new("RGB", (5, 7), (number, 0, 0)).save(tmp_path / folder / f"{number}.png")
+
+    write("d/many", 9)
+    write("d/one", 1)  # the tenth of all
+    write("d/other", 12)
+    (tmp_path / "d" / "notes").mkdir()
+    (tmp_path / "d" / "notes" / "a.txt").write_text("no picture")
+    train, held = read_labelled(tmp_path / "d", 5)
+    assert train.class_names == ("many", "one", "other")
+    assert train.labels.unique().tolist() == [0, 1, 2] and held.labels.tolist() == [2]
+
+    for name in ("a", "b"):
+        write(f"split/train/{name}", 2)
+    write("split/test/c", 1)
+    with pytest.raises(DataError, match="to train on of c"):
+        read_labelled(tmp_path / "split", 5)
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="not there"):
         read_labelled(tmp_path / "nowhere", 8)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewer.core.errors import ConfigError
+from fewer.core.progress import Progress, SilentProgress, track
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 
 
@@ -20,20 +21,24 @@ def decode_blended(
     latents: Float[Tensor, "batch latent_channels lat_h lat_w"],
     tile: int = 512,
     stride: int = 448,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Decodes tiles of `tile` pixels every `stride` (rounded down to whole latents) and blends them."""
+    """Decodes tiles of `tile` pixels every `stride` (rounded down to whole latents) and blends them.
+
+    `progress` hears of every tile.
+    """
     ratio = autoencoder.config.spatial_compression_ratio
     side, step = _in_latents(tile, stride, ratio)
     size = (latents.shape[2] * ratio, latents.shape[3] * ratio)
     total = weights = None
-    for row in _starts(latents.shape[2], side, step):
-        for column in _starts(latents.shape[3], side, step):
-            part = autoencoder.decode(latents[..., row : row + side, column : column + side], tile=None)
-            if total is None or weights is None:
-                total = part.new_zeros(*part.shape[:2], *size, dtype=torch.float32)
-                weights = part.new_zeros(size, dtype=torch.float32)
-            place = (row * ratio, column * ratio)
-            _add(total, weights, part, place, size, (side - step) * ratio)
+    places = _places((latents.shape[2], latents.shape[3]), side, step)
+    for row, column in track(places, progress or SilentProgress(), "decode"):
+        part = autoencoder.decode(latents[..., row : row + side, column : column + side], tile=None)
+        if total is None or weights is None:
+            total = part.new_zeros(*part.shape[:2], *size, dtype=torch.float32)
+            weights = part.new_zeros(size, dtype=torch.float32)
+        place = (row * ratio, column * ratio)
+        _add(total, weights, part, place, size, (side - step) * ratio)
     assert total is not None and weights is not None
     return (total / weights).to(latents.dtype)
 
@@ -44,21 +49,24 @@ def encode_blended(
     image: Float[Tensor, "batch channels height width"],
     tile: int = 512,
     stride: int = 448,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "batch latent_channels lat_h lat_w"]:
-    """Encodes tiles of `tile` pixels every `stride` (rounded down to whole latents) and blends them."""
+    """Encodes tiles of `tile` pixels every `stride` (rounded down to whole latents) and blends them.
+
+    `progress` hears of every tile.
+    """
     ratio = autoencoder.config.spatial_compression_ratio
     side, step = _in_latents(tile, stride, ratio)
     size = (image.shape[2] // ratio, image.shape[3] // ratio)
     total = weights = None
-    for row in _starts(size[0], side, step):
-        for column in _starts(size[1], side, step):
-            top, left = row * ratio, column * ratio
-            crop = image[..., top : top + side * ratio, left : left + side * ratio]
-            part = autoencoder.encode(crop, tile=None)
-            if total is None or weights is None:
-                total = part.new_zeros(*part.shape[:2], *size, dtype=torch.float32)
-                weights = part.new_zeros(size, dtype=torch.float32)
-            _add(total, weights, part, (row, column), size, side - step)
+    for row, column in track(_places(size, side, step), progress or SilentProgress(), "encode"):
+        top, left = row * ratio, column * ratio
+        crop = image[..., top : top + side * ratio, left : left + side * ratio]
+        part = autoencoder.encode(crop, tile=None)
+        if total is None or weights is None:
+            total = part.new_zeros(*part.shape[:2], *size, dtype=torch.float32)
+            weights = part.new_zeros(size, dtype=torch.float32)
+        _add(total, weights, part, (row, column), size, side - step)
     assert total is not None and weights is not None
     return (total / weights).to(image.dtype)
 
@@ -70,6 +78,11 @@ def _in_latents(tile: int, stride: int, ratio: int) -> tuple[int, int]:
             "stride must lie in 1 .. tile"
         )
     return tile // ratio, max(stride // ratio, 1)
+
+
+def _places(size: tuple[int, int], side: int, step: int) -> list[tuple[int, int]]:
+    """Upper left corners of all tiles."""
+    return [(row, column) for row in _starts(size[0], side, step) for column in _starts(size[1], side, step)]
 
 
 def _starts(length: int, side: int, step: int) -> list[int]:

@@ -18,17 +18,17 @@ from torch import Tensor
 from fewer.core.blank import without_values
 from fewer.core.config import validate
 from fewer.core.errors import ConfigError, FileError
-from fewer.core.files import inside, read_json, write_json
+from fewer.core.files import read_json, write_json
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.generate.autoencoder.config import DCAutoencoderConfig
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.autoencoder.native_names import is_native, split_native, to_native
 from fewer.generate.autoencoder.published import published_config, published_names
 from fewer.generate.compact import SCALE, expand, weight_shapes
+from fewer.generate.transformer.shards import VARIANTS, WEIGHTS, forget_others, stored_files
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "diffusion_pytorch_model"
 NATIVE_WEIGHTS = "model"
 CLASS_NAME = "AutoencoderDC"
 COUNTER = "num_batches_tracked"
@@ -75,6 +75,7 @@ def save_autoencoder(
         tensors = to_native(tensors, model.config)
     name = NATIVE_WEIGHTS if naming == "native" else WEIGHTS
     write_tensors(folder / f"{name}.safetensors", tensors, {"format": "pt"})
+    forget_others(folder, name)
     write_json(folder / "config.json", config_to_mapping(model.config))
 
 
@@ -192,18 +193,10 @@ def config_by_tensors(shapes: Shapes, where: str) -> DCAutoencoderConfig:
 
 
 def _weight_files(folder: Path, dtype: torch.dtype | None) -> list[Path]:
+    wanted = {torch.float16: [".fp16"], torch.bfloat16: [".bf16"]}.get(dtype, []) if dtype else []
     for stem in (WEIGHTS, NATIVE_WEIGHTS):
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.exists():
-            shards = read_json(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-                raise FileError(f"{index.name!r} has no weight_map from tensor names to file names")
-            return [inside(folder, shard) for shard in sorted(set(shards.values()))]
-        variants = {torch.float16: ("fp16",), torch.bfloat16: ("bf16",)}.get(dtype, ()) if dtype else ()
-        order = [*(f"{stem}.{v}" for v in variants), stem, f"{stem}.bf16", f"{stem}.fp16"]
-        for name in order:
-            if (folder / f"{name}.safetensors").exists():
-                return [inside(folder, f"{name}.safetensors")]
+        if found := stored_files(folder, stem, [*wanted, *VARIANTS]):
+            return found
     pickles = sorted(p.name for p in folder.iterdir() if re.search(r"\.(bin|pt|pth|ckpt|pkl)$", p.name))
     hint = f"; turn {pickles[0]!r} into safetensors with: fewer convert --trust-pickle" if pickles else ""
     raise FileError(

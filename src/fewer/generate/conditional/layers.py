@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, pad
 
 from fewer.core.errors import ConfigError
 
@@ -72,12 +72,15 @@ def per_sample(
         result = rows @ rearrange(weights, "b o c p q -> b (c p q) o")
         return rearrange(result, "b (h w) o -> b o h w", w=features.shape[3] // q)
     if isinstance(layer, nn.Conv2d):
-        batch, groups = features.shape[0], layer.groups
+        batch, groups, padding = features.shape[0], layer.groups, layer.padding
+        if layer.padding_mode != "zeros":
+            features = pad(features, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+            padding = 0
         joined = conv2d(
             rearrange(features, "b c h w -> 1 (b c) h w"),
             rearrange(weights, "b o i kh kw -> (b o) i kh kw"),
             stride=layer.stride,
-            padding=layer.padding,
+            padding=padding,
             dilation=layer.dilation,
             groups=batch * groups,
         )
@@ -89,8 +92,8 @@ def per_sample(
 def _is_patches(layer: nn.Conv2d, features: Tensor) -> bool:
     """Whether every pixel belongs to exactly one window."""
     whole = not any(side % step for side, step in zip(features.shape[2:], layer.stride, strict=True))
-    unpadded = layer.padding in ((0, 0), "valid")
-    return whole and layer.groups == 1 and layer.kernel_size == layer.stride and unpadded
+    plain = layer.padding in ((0, 0), "valid") and layer.dilation == (1, 1) and layer.groups == 1
+    return whole and plain and layer.kernel_size == layer.stride
 
 
 def _with_bias(result: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fewer.core.errors import DataError, FileError
@@ -46,28 +46,34 @@ def read_labelled(path: Path, size: int, grey: bool = False) -> tuple[LabelledPi
     if len(names) < 2 or len(labels) < 2:
         raise DataError(f"{path.name!r} has {len(names)} classes and {len(labels)} pictures; 2 are needed")
     if not held_out.any():
-        held_out = torch.arange(len(labels)) % 10 == 9
+        held_out = _every_tenth(labels)
     if held_out.all() or not held_out.any():
         raise DataError(f"{path.name!r} has no pictures to train on, or none to hold out; 10 are enough")
+    seen = set(labels[~held_out].tolist())
+    if unseen := [name for number, name in enumerate(names) if number not in seen]:
+        raise DataError(
+            f"{path.name!r} has no pictures to train on of {', '.join(unseen)[:200]}; "
+            "add some, or leave that class out"
+        )
     return (
         LabelledPictures(images[~held_out], labels[~held_out], names),
         LabelledPictures(images[held_out], labels[held_out], names),
     )
 
 
+def _every_tenth(labels: Int64[Tensor, " count"]) -> Bool[Tensor, " count"]:
+    """Which pictures to hold out; never all of a class, however few it has."""
+    held_out = torch.arange(len(labels)) % 10 == 9
+    return held_out & torch.isin(labels, labels[~held_out])
+
+
 def _folder(root: Path, size: int, grey: bool) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     splits = [root / name for name in (*_TRAIN, *_TEST) if (root / name).is_dir()] or [root]
-    names = sorted({entry.name for split in splits for entry in _folders(split)})
+    names = sorted({entry.name for split in splits for entry in _folders(split) if _pictures(entry)})
     images, labels, held_out = [], [], []
     for split in splits:
         for number, name in enumerate(names):
-            folder = split / name
-            files = (
-                sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES)
-                if folder.is_dir()
-                else []
-            )
-            for file in files:
+            for file in _pictures(split / name):
                 picture = read_image(file).convert("L" if grey else "RGB")
                 picture = picture if picture.size == (size, size) else picture.resize((size, size))
                 images.append(_channels_first(np.asarray(picture)))
@@ -80,6 +86,11 @@ def _folder(root: Path, size: int, grey: bool) -> tuple[Tensor, Tensor, Tensor, 
 
 def _folders(folder: Path) -> Iterator[Path]:
     return (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Sorted; none of a folder that is not there."""
+    return sorted(f for f in folder.glob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

@@ -1,6 +1,6 @@
 """Weight files of a model folder: one file, a named variant, or shards with an index."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from fewer.core.files import inside, read_json, write_json
 from fewer.core.tensors import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model"
-_VARIANTS = ("", ".bf16", ".fp16")
+VARIANTS = ("", ".bf16", ".fp16")
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -27,13 +27,8 @@ def weight_files(path: str | Path, stem: str = WEIGHTS) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileError(f"{path.name!r} is neither a folder nor a file; check the path", missing=True)
-    for variant in _VARIANTS:
-        index = path / f"{stem}.safetensors.index{variant}.json"
-        if index.exists():
-            return _shards(index)
-        single = path / f"{stem}{variant}.safetensors"
-        if single.exists():
-            return [inside(path, single.name)]
+    if found := stored_files(path, stem):
+        return found
     others = sorted(path.glob("*.safetensors"))
     if len(others) == 1:
         return [inside(path, others[0].name)]
@@ -41,6 +36,29 @@ def weight_files(path: str | Path, stem: str = WEIGHTS) -> list[Path]:
         _refuse_pickle_name(file)
     found = f"{len(others)} other safetensors files" if others else "no safetensors file"
     raise FileError(f"folder {path.name!r} has no {stem}.safetensors and {found}", missing=True)
+
+
+def stored_files(folder: Path, stem: str, variants: Sequence[str] = VARIANTS) -> list[Path]:
+    """The files of the first of these variants that is there, whole or in shards; none without any."""
+    for variant in variants:
+        index, single = _index(folder, stem, variant), folder / f"{stem}{variant}.safetensors"
+        if index.exists():
+            return _shards(index)
+        if single.exists():
+            return [inside(folder, single.name)]
+    return []
+
+
+def forget_others(folder: Path, stem: str) -> None:
+    """Removes what would be read in place of STEM.safetensors: an old index, files of other variants."""
+    for variant in VARIANTS:
+        _index(folder, stem, variant).unlink(missing_ok=True)
+        if variant:
+            (folder / f"{stem}{variant}.safetensors").unlink(missing_ok=True)
+
+
+def _index(folder: Path, stem: str, variant: str = "") -> Path:
+    return folder / f"{stem}.safetensors.index{variant}.json"
 
 
 def _refuse_pickle_name(path: Path) -> None:
@@ -74,7 +92,7 @@ def write_shards(
             filled = 0
         groups[-1][name] = tensor
         filled += tensor.nbytes
-    index = folder / f"{stem}.safetensors.index.json"
+    index = _index(folder, stem)
     if len(groups) == 1:
         file = folder / f"{stem}.safetensors"
         write_tensors(file, groups[0], {"format": "pt"})
