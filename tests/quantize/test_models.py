@@ -63,3 +63,21 @@ def test_folders_that_cannot_be_opened_say_why(
 def test_a_configuration_of_other_types_describes_no_model(config: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="describes no"):
         empty_model(config, "")
+
+
+def test_a_language_model_opens_as_the_class_it_was_saved_as_or_not_at_all(tmp_path: Path) -> None:
+    """An encoder has no head: opened as a decoder it would get one of random numbers."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=8, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(tmp_path)
+    opened = open_model(str(tmp_path), torch.float32, CPU)
+    assert type(opened.module) is BertModel
+    assert type(empty_model(json.loads(json.dumps(opened.config)), "BertModel")) is BertModel
+    told = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(FileError, match=r"lack . tensors of a BertForMaskedLM: cls\.predictions"):
+        open_model(str(tmp_path), torch.float32, CPU)

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from fewer.core.device import DeviceName, DtypeName
 from fewer.core.errors import FileError
 from fewer.core.progress import Progress
+from fewer.core.stored_form import stored_form
 
 _PACKAGES = ("fewer", "torch", "triton", "numpy", "transformers", "diffusers", "safetensors", "pillow")
 _EXTRAS = {
@@ -69,7 +70,8 @@ def info_command(request: InfoRequest, progress: Progress) -> dict[str, object]:
         if torch.cuda.is_available() and importlib.util.find_spec("triton")
         else "reference",
         "extras": {name: all(map(importlib.util.find_spec, needs)) for name, needs in _EXTRAS.items()},
-        "models": _models(request.models),
+        "models": list(models := _models(request.models)),
+        "stored_as": {name: stored_form(folder) for name, folder in models.items()},
     }
 
 
@@ -80,12 +82,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _models(folder: Path | None) -> list[str]:
+def _models(folder: Path | None) -> dict[str, Path]:
+    """Name -> folder."""
     built_in = Path(__file__).parents[1] / "generate" / "default_model"
-    found = ["default"] if (built_in / "model_index.json").exists() else []
+    found = {"default": built_in} if (built_in / "model_index.json").exists() else {}
     if folder is not None:
         if not folder.is_dir():
             raise FileError(f"--models {folder.name[:80]!r} is no folder; check the path", missing=True)
         names = ("model_index.json", "config.json")
-        found += sorted(p.name for p in folder.iterdir() if any((p / name).exists() for name in names))
+        theirs = {p.name: p for p in folder.iterdir() if any((p / name).exists() for name in names)}
+        found |= {name: theirs[name] for name in sorted(theirs)}
     return found

@@ -85,7 +85,7 @@ def open_parts(
         raise ConfigError(
             f"{path.name!r} holds a transformer alone; give its --autoencoder and --text-encoder folders too"
         )
-    index = _read_index(path) if path.is_dir() else {}
+    index = read_index(path) if path.is_dir() else {}
     settings = read_settings(path) if path.is_dir() else ModelSettings()
     # The decoder and the language model overflow fp16: they read it as bf16 (or fp32 on a CPU).
     wide = {torch.float16: torch.bfloat16 if device.type == "cuda" else torch.float32}.get(dtype, dtype)
@@ -122,7 +122,7 @@ def open_styled(model: str | Path, style: str, dtype: torch.dtype, device: torch
     return wear_style(transformer, style).to(device, dtype)
 
 
-def _read_index(folder: Path) -> dict[str, object]:
+def read_index(folder: Path) -> dict[str, object]:
     index = read_json(folder / "model_index.json")
     kind = index.get("_class_name")
     if kind not in _PIPELINES:

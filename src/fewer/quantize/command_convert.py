@@ -19,7 +19,8 @@ class ConvertRequest:
     __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore
 
     source: tyro.conf.Positional[Path]
-    """A checkpoint: a quantized folder or file of any known form, a 16-bit Sana or DC-AE, or a pickle."""
+    """A checkpoint: a quantized folder or file of any known form, a 16-bit Sana, DC-AE or pipeline
+    ("default": the built-in one), or a pickle."""
     output: Path
     """New folder for the result."""
     to: Dialect = "fewer"

@@ -10,9 +10,11 @@ from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import refuse_pickle
 from fewer.core.pickle_door import open_pickle
 from fewer.core.tensors import tensor_header
+from fewer.generate.model_folder import DEFAULT_MODEL
 from fewer.quantize import dialect_cache_dit, dialect_deepcompressor, dialect_lite, dialect_nunchaku
 from fewer.quantize.checkpoint import QuantizedCheckpoint, save_quantized
 from fewer.quantize.load import read_checkpoint
+from fewer.quantize.pipeline_dense import write_dense
 
 Dialect = Literal[
     "fewer", "nunchaku", "nunchaku-legacy", "nunchaku-lite", "cache-dit", "deepcompressor",
@@ -25,8 +27,10 @@ def convert(source: Path, output: Path, to: Dialect, *, trust_pickle: bool = Fal
     """Reads `source` in whatever form it is and writes `output` as `to`; returns what was done.
 
     16-bit Sana and DC-AE checkpoints go between diffusers and native names; pickles go through the one door
-    first. Raises `ConfigError` or `FileError`; `output` then does not exist.
+    first. A pipeline's folder ("default" is the built-in one) becomes one of ordinary weights.
+    Raises `ConfigError` or `FileError`; `output` then does not exist.
     """
+    source = DEFAULT_MODEL if str(source) == "default" else source
     if not source.exists():
         raise FileError(f"{source.name!r} is not there; check the path", missing=True)
     with tempfile.TemporaryDirectory(prefix="fewer-convert-") as folder:
@@ -35,6 +39,8 @@ def convert(source: Path, output: Path, to: Dialect, *, trust_pickle: bool = Fal
             if opened == source:
                 raise ConfigError(f"{source.name!r} is no pickle; choose another --to")
             return _whole(output, lambda target: _copy(opened, target), {"from": "pickle"})
+        if to in ("diffusers", "native") and (opened / "model_index.json").is_file():
+            return _whole(output, lambda target: write_dense(opened, target, to), {"from": "pipeline"})
         if to in ("diffusers", "native"):
             whole = _as_folder(opened, source, Path(folder))
             return _whole(output, lambda target: _sixteen_bit(whole, target, to), {"from": "16-bit"})
@@ -135,6 +141,10 @@ def _sixteen_bit(source: Path, target: Path, to: Dialect) -> dict[str, object]:
 
 def _sixteen_bit_hint(opened: Path) -> str:
     """What to ask for instead where the weights are those of a 16-bit Sana or DC-AE; else nothing."""
+    if (opened / "model_index.json").is_file():
+        return (
+            "--to diffusers writes a whole pipeline in ordinary weights, `fewer quantize` makes 4 bits of it"
+        )
     files = [opened] if opened.is_file() else sorted(opened.glob("*.safetensors"))
     try:
         names = set(tensor_header(files[0])[0]) if files else set()

@@ -84,7 +84,7 @@ def open_model(model: str, dtype: torch.dtype, device: torch.device) -> OpenMode
         return OpenModel(open_denoiser(folder, config, dtype, device), config, folder)
     if "architectures" not in config and "model_type" not in config:
         raise ConfigError(f"config.json of {folder.name!r} names neither a _class_name nor architectures")
-    return OpenModel(_open_language_model(folder, dtype).to(device).eval(), config, folder)
+    return OpenModel(_open_language_model(folder, config, dtype).to(device).eval(), config, folder)
 
 
 def _open_class_model(
@@ -122,17 +122,35 @@ def _open_pipeline(model: str, folder: Path, dtype: torch.dtype, device: torch.d
     return OpenModel(module, config, folder, DiffusersPipeline(folder, part, module, dtype))
 
 
-def _open_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
+def _open_language_model(folder: Path, config: dict[str, object], dtype: torch.dtype) -> nn.Module:
     weights_header(folder)
+    kind = _language_class(config)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        module, found = kind.from_pretrained(  # pyright: ignore
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise FileError(f"{folder.name!r} cannot be opened as a language model: {reason}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would have drawn them at random
+        raise FileError(
+            f"the weights of {folder.name!r} lack {len(missing)} tensors of a {type(module).__name__}: "
+            f"{', '.join(missing[:3])}"
+        )
+    return module
+
+
+def _language_class(config: dict[str, object]) -> type:
+    """The class that the configuration names, an encoder's too; a decoder with a head where it names none."""
+    import transformers
+
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    return transformers.AutoModelForCausalLM
 
 
 def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
@@ -152,15 +170,16 @@ def empty_model(config: dict[str, object], model_class: str) -> nn.Module:
         return build_from_config(config)
     if "_class_name" in config:
         return build_denoiser(config)
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ConfigError("the configuration names no model class")
     try:
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
-        )
+        read = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
+        chosen = _language_class(config)
+        make = getattr(chosen, "from_config", None) or chosen._from_config  # pyright: ignore
+        return make(read)
     except Exception as error:  # its validators have exceptions of their own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ConfigError(f"the configuration describes no model of type {kind!r}: {reason}") from error
