@@ -44,8 +44,14 @@ def test_hub_names_are_understood() -> None:
     assert published_config("mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers") == published_config("f32c32-sana")
     assert published_config("mit-han-lab/dc-ae-f64c128-mix-1.0").scaling_factor == 0.4538
     assert published_config("dc-ai/dc-ae-lite-f32c32-diffusers") == published_config("lite-f32c32")
-    for name in ("1.5-f32c128", "dc-ae-1.5-f32c128-1.0", "dc-ai/dc-ae-1.5-f32c128-in-1.0-diffusers/"):
+    for name in (
+        "1.5-f32c128",
+        "dc-ae-1.5-f32c128-1.0",
+        "dc-ai/dc-ae-1.5-f32c128-in-1.0-diffusers/",
+        "dc-ai/dc-ae-f32c128-1.5",
+    ):
         assert published_config(name) == published_config("1.5-f32c128")
+    assert published_config("dc-ai/dc-ae-f64c128-1.5").scaling_factor == 0.5935
     assert published_config("dc-ai/dc-ae-lite-f32c32-sana-1.1-diffusers").decoder_block_types == "ResBlock"
     for unknown in ("f16c8", "dc-ae-f32c32-1.0", "dc-ae-f64c128-sana-1.0", "f32c32-in-extra", ""):
         with pytest.raises(ConfigError, match="known: f32c32-in"):

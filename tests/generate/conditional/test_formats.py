@@ -39,6 +39,16 @@ def test_authors_names_load(tmp_path: Path, batch: tuple) -> None:
     ):
         load_public(SHAPES["u-vit"], tmp_path / "odd.safetensors")
     published["label_emb.weight"] = table
+    last = {name: published.pop(f"final_layer.{name}") for name in ("weight", "bias")}
+    write_tensors(tmp_path / "imagenet.safetensors", published)
+    plain = load_public(SHAPES["u-vit"], tmp_path / "imagenet.safetensors")
+    before = plain(*batch)
+    plain.final_layer = torch.nn.Identity()
+    assert torch.equal(plain(*batch), before)
+    write_tensors(tmp_path / "half.safetensors", published | {"final_layer.weight": last["weight"]})
+    with pytest.raises(FileError, match=r"missing \['final_layer.bias'\]"):
+        load_public(SHAPES["u-vit"], tmp_path / "half.safetensors")
+    published |= {f"final_layer.{name}": tensor for name, tensor in last.items()}
     del published["pos_embed"]  # learned: it must not stay as it was drawn
     write_tensors(tmp_path / "lost.safetensors", published)
     with pytest.raises(FileError, match=r"missing \['pos_embed'\]"):

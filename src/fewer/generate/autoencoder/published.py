@@ -21,8 +21,12 @@ SCALING_FACTORS = {
     "lite-f32c32": 0.41407,
 }
 
+STRUCTURED_FACTORS = {"1.5-f64c128": 0.5935}
+"""What the authors' USiT models (DC-Gen) were trained with; none is told for 1.5-f32c128."""
+
 _HUB_NAME = re.compile(
-    r"(dc-ae-)?(?P<family>lite-|1\.5-)?(?P<size>f\d+c\d+)(?P<data>-(in|mix|sana))?(-\d+\.\d+)?(-diffusers)?"
+    r"(dc-ae-)?(?P<family>lite-|1\.5-)?(?P<size>f\d+c\d+)(?P<data>-(in|mix|sana))?"
+    r"(?P<edition>-\d+\.\d+)?(-diffusers)?"
 )
 
 
@@ -43,7 +47,7 @@ def published_config(name: str) -> DCAutoencoderConfig:
     if short not in published_names():
         raise ConfigError(f"no published autoencoder is {name!r}; known: {', '.join(published_names())}")
     if short.startswith("1.5"):
-        return _structured(7 if "f64" in short else 6)
+        return _structured(7 if "f64" in short else 6, STRUCTURED_FACTORS.get(short, 1.0))
     if short in ("f32c32-sana", "lite-f32c32"):
         return _sana(lite=short.startswith("lite"))
     shape = {
@@ -66,6 +70,8 @@ def _short_name(name: str) -> str:
     if parts is None:
         return last
     family, size, data = parts["family"] or "", parts["size"], parts["data"] or ""
+    if parts["edition"] == "-1.5" and not data:  # the authors' own order: dc-ae-f64c128-1.5
+        family = "1.5-"
     # There is one lite model and one 1.5 of each size, whatever data their names go on to tell.
     return family + size if family else size + data
 
@@ -104,7 +110,7 @@ def _sana(lite: bool) -> DCAutoencoderConfig:
     )
 
 
-def _structured(stages: int) -> DCAutoencoderConfig:
+def _structured(stages: int, scaling_factor: float) -> DCAutoencoderConfig:
     """1.5: residual blocks only, no shortcut at the latents, prefixes of 16, 32, ..., 128 channels."""
     widths = (128, 256, 512, 512, 1024, 1024, 1024)[:stages]
     layers = (0, 5, 10, 4, 4, 4, 4)[:stages]
@@ -120,4 +126,5 @@ def _structured(stages: int) -> DCAutoencoderConfig:
         encoder_out_shortcut=False,
         decoder_in_shortcut=False,
         latent_prefixes=tuple(range(16, 129, 16)),
+        scaling_factor=scaling_factor,
     )

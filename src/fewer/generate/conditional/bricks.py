@@ -53,12 +53,10 @@ class FeedForward(nn.Module):
 
 
 def make_identity(convolution: nn.Conv2d) -> None:
-    """A depthwise convolution that changes nothing: a network that had none stays what it was."""
-    with torch.no_grad():
-        convolution.weight.zero_()
-        convolution.weight[:, :, 1, 1] = 1
-        if convolution.bias is not None:
-            convolution.bias.zero_()
+    """A convolution that changes nothing: a network that had none stays what it was."""
+    nn.init.dirac_(convolution.weight, convolution.groups)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
 
 
 def as_grid(tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim side side"]:

@@ -28,7 +28,8 @@ from fewer.generate.conditional.targets import ConditionPlan
 from fewer.generate.conditional.u_vit import UViT
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_ADDED = re.compile(r".*\.dwconv\.(weight|bias)")
+_AT_WILL = re.compile(r"(.*\.dwconv|final_layer)\.(weight|bias)")
+"""Convolutions that not every published network has: depthwise ones, and the last of U-ViT."""
 
 
 def save_folder(model: nn.Module, folder: Path, class_names: tuple[str, ...]) -> None:
@@ -107,18 +108,20 @@ def load_public(params: ClassConditionalParams, file: Path) -> DiT | UViT | CaT:
     """A network with published weights: facebookresearch/DiT, diffusers' DiTTransformer2DModel, baofff/U-ViT,
     or efficientvit's copy of it.
 
-    A depthwise convolution that the file does not have starts as the identity, so the network computes what
-    its authors' did. Raises `FileError` naming tensors that are missing, unknown or of another shape.
+    A depthwise convolution that the file does not have starts as the identity, and so does U-ViT's last one
+    (its ImageNet networks have none): the network computes what its authors' did. Raises `FileError` naming
+    tensors that are missing, unknown or of another shape.
     """
     model = build_static(params)
     tensors = public_names(read_tensors(file))
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and _AT_WILL.fullmatch(f"{name}.weight"):
             make_identity(module)
     own = model.state_dict()
     # DiT's positions are computed; U-ViT's are learned, and a file without them is not whole.
     computed = {name for name, _ in model.named_buffers()}
-    missing = [n for n in own if n not in tensors and n not in computed and not _ADDED.fullmatch(n)]
+    at_will = {name for name in own if _AT_WILL.fullmatch(name) and not _siblings(name) & tensors.keys()}
+    missing = [name for name in own if name not in tensors and name not in computed | at_will]
     odd = [n for n, t in tensors.items() if n not in own or own[n].shape != t.shape]
     if missing or odd:
         raise FileError(
@@ -127,6 +130,12 @@ def load_public(params: ClassConditionalParams, file: Path) -> DiT | UViT | CaT:
         )
     model.load_state_dict(tensors, strict=False)
     return model.eval()
+
+
+def _siblings(name: str) -> set[str]:
+    """Weight and bias of the layer that this tensor belongs to."""
+    stem = name.rpartition(".")[0]
+    return {f"{stem}.weight", f"{stem}.bias"}
 
 
 _DIFFUSERS = {
