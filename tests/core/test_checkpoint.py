@@ -1,8 +1,6 @@
-import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from fewer.core.checkpoint import (
 )
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.tensors import write_tensors
+from tests.fresh import fresh_processes
 
 
 def test_the_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
@@ -44,31 +43,24 @@ def test_a_damaged_newest_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptu
         assert found is not None and found.step == 1 and "passing over" in caplog.text
 
 
-SAVER = """
-import sys, torch
-from pathlib import Path
-from fewer.core.checkpoint import save_checkpoint
-for step in range(1, 10**6):
-    save_checkpoint(Path(sys.argv[1]), step, {"w": torch.full((40_000,), float(step))}, {"step": step})
-    if step == 1:
-        print("started", flush=True)
-"""
+def save_on(folder: Path, started: Connection) -> None:
+    for step in range(1, 10**6):
+        save_checkpoint(folder, step, {"w": torch.full((40_000,), float(step))}, {"step": step})
+        if step == 1:
+            started.send("started")
 
 
 def test_killed_while_saving_the_newest_always_loads(tmp_path: Path) -> None:
-    source = Path(__file__).parents[2] / "src"
     for kill in range(6):  # benchmarks/kill_while_saving.py does the fifty of the bar
         folder = tmp_path / str(kill)
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(folder)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(source)},
-        )
-        assert process.stdout is not None and process.stdout.readline()
+        heard, started = fresh_processes().Pipe(duplex=False)
+        process = fresh_processes().Process(target=save_on, args=(folder, started))
+        process.start()
+        assert heard.recv() == "started"
         time.sleep(0.01 + 0.013 * kill)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         found = latest_checkpoint(folder)
         assert found is not None
         assert found.facts["step"] == found.step

@@ -1,8 +1,7 @@
+import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 
 from fewer.core.checkpoint import latest_checkpoint
 from fewer.core.errors import ConfigError, DataError, FileError
+from fewer.core.ranks import rank, world_size
 from fewer.core.train import FitPlan, fit, learning_rate_factor
+from tests.fresh import run_as_torchrun
 
 
 def network() -> nn.Module:
@@ -182,44 +183,31 @@ def test_schedules() -> None:
     assert learning_rate_factor(slow, 100) == pytest.approx(math.cos(7 * math.pi / 16))
 
 
-TWO_RANKS = """
-import sys, torch
-import torch.distributed as dist
-from fewer.core.train import FitPlan, fit, rank, world_size
-dist.init_process_group("gloo")
-torch.manual_seed(0)
-net = torch.nn.Linear(4, 1)
-unused = torch.nn.Linear(2, 2)
-def batch_at(step, generator):
-    return torch.randn(16, 4, generator=generator)[rank()::world_size()]
-def step(batch, generator):
-    return (net(batch).squeeze(1) - batch.sum(1)).square().mean()
-opt = torch.optim.SGD(net.parameters(), lr=0.05)
-result = fit(FitPlan(steps=20), {"model": net, "unused": unused}, opt, step, batch_at)
-if rank() == 0:
-    print(*(f"{loss:.9g}" for loss in result.losses))
-dist.destroy_process_group()
-"""
+def train_on_ranks(losses: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    torch.manual_seed(0)
+    net = nn.Linear(4, 1)
+    unused = nn.Linear(2, 2)
+
+    def batch_at(step: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(16, 4, generator=generator)[rank() :: world_size()]
+
+    def step(batch: Tensor, generator: torch.Generator) -> Tensor:
+        return (net(batch).squeeze(1) - batch.sum(1)).square().mean()
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    result = fit(FitPlan(steps=20), {"model": net, "unused": unused}, optimizer, step, batch_at)
+    if rank() == 0:
+        losses.write_text(json.dumps(result.losses))
+    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_train_like_one_at_the_same_total_batch(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(TWO_RANKS)
-    source = Path(__file__).parents[2] / "src"
     losses = []
     for ranks in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(source),
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-        }
-        out = subprocess.run(
-            [*command, str(script)], capture_output=True, text=True, env=environment, timeout=200
-        )
-        assert out.returncode == 0, out.stderr[-2000:]
-        losses.append([float(word) for word in out.stdout.split()])
+        run_as_torchrun(ranks, train_on_ranks, tmp_path / f"{ranks}.json")
+        losses.append(json.loads((tmp_path / f"{ranks}.json").read_text()))
+    assert len(losses[0]) == 20
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -1,9 +1,6 @@
 """`fewer train autoencoder`: a model that loads, resumed runs that agree, two processes that equal one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from PIL import Image
 from fewer.cli import main
 from fewer.core.tensors import read_tensors
 from fewer.generate.autoencoder import DCAutoencoder
+from tests.fresh import run_as_torchrun
 from tests.generate.autoencoder.conftest import tiny_config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -88,15 +86,13 @@ def test_refining_alone_moves_no_latent(
     assert not torch.equal(before.decode(latents), after.decode(latents))
 
 
+def _train(words: list[str]) -> None:
+    assert main(words) == 0
+
+
 def test_two_processes_end_where_one_does(data: Path, start: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ("--refine-steps", "0", "--ema", "0")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*words, "-m", "fewer", *command(data, start, tmp_path / "two", *options)],
-        env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_as_torchrun(2, _train, command(data, start, tmp_path / "two", *options))
     assert main(command(data, start, tmp_path / "one", *options)) == 0
     one, two = (read_tensors(tmp_path / name / WEIGHTS) for name in ("one", "two"))
     # The first steps of AdamW are signs of gradients, which rounding may flip where they are near zero.

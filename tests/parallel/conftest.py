@@ -1,4 +1,6 @@
-"""A small random Sana with non-zero biases, as the acceptance of the method asks for."""
+"""A small random Sana with non-zero biases, as the acceptance of the method asks for; ranks that stay."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 
 from fewer.generate.transformer.params import SanaParams
 from fewer.generate.transformer.sana import SanaTransformer
+from fewer.parallel.launch import RankPool
 
 
 def randomise(module: torch.nn.Module, seed: int = 0, size: float = 0.3) -> torch.nn.Module:
@@ -29,3 +32,16 @@ def toy() -> SanaTransformer:
     model = SanaTransformer(params).eval()
     randomise(model)
     return model
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[RankPool]:
+    """Two processes for many tests, since each takes seconds to start; anew where a test ends them."""
+    with RankPool(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def trio() -> Iterator[RankPool]:
+    with RankPool(3) as pool:
+        yield pool

@@ -13,14 +13,6 @@ from fewer.parallel.rank_process import packed
 from tests.parallel import ranks
 
 
-def test_a_rank_that_dies_ends_the_others_and_is_named() -> None:
-    began = time.monotonic()
-    with pytest.raises(GroupFailed, match=r"rank 1 .*died \(signal 9\)") as caught:
-        run_on_devices(ranks.die, 2, 1, device_type="cpu")
-    assert caught.value.rank == 1
-    assert time.monotonic() - began < 60
-
-
 def test_a_rank_that_hangs_is_not_waited_for_forever() -> None:
     began = time.monotonic()
     with pytest.raises(GroupFailed, match="lost its group"):
@@ -66,9 +58,9 @@ def test_a_single_rank_of_torchrun_needs_nobody(monkeypatch: pytest.MonkeyPatch)
     assert run_on_devices(ranks.collectives, 1, device_type="cpu")[0] == [0.0, 1.0, 2.0]  # type: ignore[index]
 
 
-def test_an_error_of_ours_comes_through_as_itself() -> None:
+def test_an_error_of_ours_comes_through_as_itself(pair: RankPool) -> None:
     with pytest.raises(ConfigError, match="not with me"):
-        run_on_devices(ranks.refuse, 2, device_type="cpu")
+        pair.call(ranks.refuse)
 
 
 def test_more_gpus_than_there_are_is_refused() -> None:
@@ -76,13 +68,15 @@ def test_more_gpus_than_there_are_is_refused() -> None:
         run_on_devices(ranks.refuse, 64, device_type="cuda")
 
 
-def test_a_group_lives_on_from_call_to_call_and_is_built_anew_after_a_death() -> None:
-    with RankPool(2) as pool:
-        assert [pool.call(ranks.count_calls) for _ in range(2)] == [1, 2]
-        with pytest.raises(GroupFailed, match="rank 1") as caught:
-            pool.call(ranks.die, 1)
-        assert caught.value.rank == 1
-        assert pool.call(ranks.count_calls) == 1
+def test_a_group_lives_on_and_a_rank_that_dies_ends_the_others_and_is_named(pair: RankPool) -> None:
+    before = pair.call(ranks.count_calls)
+    assert pair.call(ranks.count_calls) == before + 1  # type: ignore[operator]
+    began = time.monotonic()
+    with pytest.raises(GroupFailed, match=r"rank 1 .*died \(signal 9\)") as caught:
+        pair.call(ranks.die, 1)
+    assert caught.value.rank == 1
+    assert time.monotonic() - began < 60
+    assert pair.call(ranks.count_calls) == 1  # another group
 
 
 def test_a_single_rank_that_dies_is_no_endless_wait() -> None:
@@ -90,22 +84,22 @@ def test_a_single_rank_that_dies_is_no_endless_wait() -> None:
         run_on_devices(ranks.die, 1, 0, device_type="cpu")
 
 
-def test_parts_of_a_group_may_be_split_further_by_their_members_alone() -> None:
-    found = run_on_devices(ranks.parts_of_parts, 3, device_type="cpu")
+def test_parts_of_a_group_may_be_split_further_by_their_members_alone(trio: RankPool) -> None:
+    found = trio.call(ranks.parts_of_parts)
     assert found == [1.0, 2.0, 4.0, 1.0, 2.0, 2.0, 4.0]  # of ranks 0, 1 and 2, one behind the other
 
 
-def test_steps_are_heard_as_they_are_made_and_can_be_stopped() -> None:
-    with RankPool(2) as pool:
-        assert list(pool.stream(ranks.steps, 3)) == [(0, 2.0), (1, 2.0), (2, 2.0)]
-        heard = []
-        events = pool.stream(ranks.steps, 1000)
-        for step, _ in events:  # type: ignore[misc]
-            heard.append(step)
-            if len(heard) == 3:
-                events.close()  # type: ignore[attr-defined]
-        assert heard == [0, 1, 2]
-        assert pool.call(ranks.count_calls) == 1  # the same ranks go on
-        with pytest.raises(GroupFailed, match="rank 1"):
-            list(pool.stream(ranks.steps, 5, 1))
-        assert list(pool.stream(ranks.steps, 1)) == [(0, 2.0)]  # another group
+def test_steps_are_heard_as_they_are_made_and_can_be_stopped(pair: RankPool) -> None:
+    before = pair.call(ranks.count_calls)
+    assert list(pair.stream(ranks.steps, 3)) == [(0, 2.0), (1, 2.0), (2, 2.0)]
+    heard = []
+    events = pair.stream(ranks.steps, 1000)
+    for step, _ in events:  # type: ignore[misc]
+        heard.append(step)
+        if len(heard) == 3:
+            events.close()  # type: ignore[attr-defined]
+    assert heard == [0, 1, 2]
+    assert pair.call(ranks.count_calls) == before + 1  # type: ignore[operator]  # the same ranks go on
+    with pytest.raises(GroupFailed, match="rank 1"):
+        list(pair.stream(ranks.steps, 5, 1))
+    assert list(pair.stream(ranks.steps, 1)) == [(0, 2.0)]  # another group

@@ -3,25 +3,27 @@
 import pytest
 import torch
 
-from fewer.parallel.launch import run_on_devices
+from fewer.parallel.launch import RankPool, run_on_devices
 from tests.parallel import ranks
 
 
-def test_collectives_between_two_processes() -> None:
-    answer = run_on_devices(ranks.collectives, 2, device_type="cpu")
+def test_collectives_between_two_processes(pair: RankPool) -> None:
+    answer = pair.call(ranks.collectives)
     assert answer == [[10.0, 12.0, 14.0], None, 10.0, [0.0, 1.0, 1.0], [0, 1], 3]
 
 
-@pytest.mark.parametrize(("devices", "mode", "guidance"), [(3, "sync", "batched"), (2, "sync", "split")])
-def test_real_processes_equal_one_device_on_every_rank(devices: int, mode: str, guidance: str) -> None:
-    result, alike = run_on_devices(ranks.denoise, devices, mode, guidance, device_type="cpu")
+@pytest.mark.parametrize(("devices", "guidance"), [("trio", "batched"), ("pair", "split")])
+def test_real_processes_equal_one_device_on_every_rank(
+    devices: str, guidance: str, request: pytest.FixtureRequest
+) -> None:
+    result, alike = request.getfixturevalue(devices).call(ranks.denoise, "sync", guidance)
     expected = ranks.steps_of(ranks.small_sana())
     assert alike
     assert torch.allclose(torch.tensor(result), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_displaced_runs_with_asynchronous_exchange() -> None:
-    result, alike = run_on_devices(ranks.denoise, 2, "displaced", "batched", device_type="cpu")
+def test_displaced_runs_with_asynchronous_exchange(pair: RankPool) -> None:
+    result, alike = pair.call(ranks.denoise, "displaced", "batched")  # type: ignore[misc]
     expected = ranks.steps_of(ranks.small_sana())
     assert alike
     difference = (torch.tensor(result) - expected).norm() / expected.norm()

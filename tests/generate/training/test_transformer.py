@@ -1,9 +1,6 @@
 """Training: it learns, resumes to the bit, and does in two processes what it does in one."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,8 @@ from fewer.core.checkpoint import save_checkpoint
 from fewer.core.errors import ConfigError
 from fewer.core.progress import SilentProgress
 from fewer.generate.training.transformer import TransformerTraining, fit_plan, train_transformer
+from tests.fresh import run_as_torchrun
+from tests.generate.training import two_ranks
 
 PLAN = TransformerTraining(steps=8, batch=4, learning_rate=3e-3, warmup=2, ema_decay=0.9, dtype="fp32")
 SHAPES = [(4, 4)] * 5 + [(2, 8)] * 3
@@ -76,36 +75,9 @@ def test_a_frozen_model_and_fp16_are_refused(tiny, encoded) -> None:
         train_transformer(tiny(), encoded(SHAPES), replace(PLAN, dtype="fp16"))
 
 
-SCRIPT = """
-import json, os, sys, torch
-sys.path.insert(0, sys.argv[1])
-from tests.generate.training.two_ranks import run
-run(sys.argv[2])
-"""
-
-
-def test_two_processes_have_the_losses_of_one(tiny, tmp_path: Path) -> None:
-    from tests.generate.training.two_ranks import run
-
-    alone = run(str(tmp_path / "one.json"))
-    root = Path(__file__).parents[3]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([p for p in sys.path if p]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731"]
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [*command, str(script), str(root), str(tmp_path / "two.json")],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    alone = two_ranks.run(str(tmp_path / "one.json"))
+    run_as_torchrun(2, two_ranks.run, str(tmp_path / "two.json"))
     assert json.loads((tmp_path / "two.json").read_text()) == pytest.approx(alone, rel=1e-4)
 
 

@@ -1,6 +1,6 @@
 """Run as a script, without Triton's interpreter: compiles a Gluon kernel for Hopper down to machine code."""
 
-import sys
+import json
 
 from triton import compile as compile_kernel
 from triton.backends.compiler import GPUTarget
@@ -79,4 +79,5 @@ if __name__ == "__main__":
         "convolution": convolution,
         "attention": attention,
     }
-    print(min([kernels[sys.argv[1]](), *([attention(1)] if sys.argv[1] == "attention" else [])]))
+    kernels["attention of one chunk"] = lambda: attention(1)
+    print(json.dumps({name: kernel() for name, kernel in kernels.items()}))
