@@ -147,6 +147,19 @@ def test_a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one(
     assert "No space left" in capsys.readouterr().err
 
 
+def test_a_complaint_that_nobody_can_read_changes_neither_exit_code_nor_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["nonsense"]) == 2 and cli._print_result({"a": 1}, False) == 0
+    assert capsys.readouterr().out == ""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:  # what stays in the buffer is not tried again at the end
+        words = [sys.executable, "-m", "fewer", "nonsense"]
+        run = subprocess.run(words, stdout=subprocess.PIPE, stderr=full, env=buffered, check=False)
+    assert (run.returncode, run.stdout) == (2, b"")
+
+
 def test_any_terminal_can_show_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))

@@ -24,6 +24,7 @@ TEXT = {path: path.read_text() for path in [*PAGES, ROOT / "README.md"]}
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_its_page(verb: str) -> None:
     assert any(f"fewer {verb}" in text for path, text in TEXT.items() if path.parent.name == "docs")
+    assert re.search(rf"^fewer {verb}\b", TEXT[ROOT / "README.md"], re.MULTILINE), "one example a verb"
 
 
 @pytest.mark.parametrize("path", TEXT, ids=lambda path: path.name)

@@ -10,7 +10,8 @@ def main() -> int:
 
         return run()
     except KeyboardInterrupt:
-        sys.stderr.write("fewer: interrupted\n")
+        if sys.stderr is not None:
+            sys.stderr.write("fewer: interrupted\n")
         return 130
 
 

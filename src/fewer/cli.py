@@ -9,8 +9,9 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,8 @@ def _run(name: str, words: list[str]) -> int:
         common = take_common(words)
         verb = VERBS[name]
         module = importlib.import_module(verb.module)
-        request, page = parse_request(name, getattr(module, verb.request), common.rest, common.config)
+        cls, about = getattr(module, verb.request), f"{verb.help[0].upper()}{verb.help[1:]}."
+        request, page = parse_request(name, cls, common.rest, common.config, about)
         if request is None:
             return _write_out(page)
         result = getattr(module, verb.function)(request, make_progress("auto"))
@@ -256,8 +258,9 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _complain(name: str, message: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody reads; the exit code still tells
-        print(" ".join(f"fewer {name}".split()) + f": {message}", file=sys.stderr)
+    if sys.stderr is not None:  # else nobody reads; the exit code still tells
+        with _at_any_rate(sys.stderr):  # pyright: ignore[reportArgumentType]
+            print(" ".join(f"fewer {name}".split()) + f": {message}", file=sys.stderr)
     return code
 
 
@@ -280,8 +283,9 @@ def _print_result(result: Mapping[str, object], as_json: bool) -> int:
 
     if as_json:
         return _write_out(json_line(result, getattr(sys.stdout, "encoding", None) or "utf-8"))
-    with contextlib.suppress(OSError):
-        _print_table(result)
+    if sys.stderr is not None:
+        with _at_any_rate(sys.stderr):  # pyright: ignore[reportArgumentType]
+            _print_table(result)
     return 0
 
 
@@ -307,13 +311,22 @@ def _write_out(text: str) -> int:
     if out is None:  # the shell closed it (>&-)
         return 0
     encoding = out.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
-    except OSError as error:
-        # What could not be written must not be tried again when the interpreter ends.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 0
-        return _complain("", f"standard output cannot be written: {error.strerror}", 2)
+    with _at_any_rate(out) as errors:  # pyright: ignore[reportArgumentType]
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=out)
+    if errors and not isinstance(errors[0], BrokenPipeError):
+        return _complain("", f"standard output cannot be written: {errors[0].strerror}", 2)
     return 0
+
+
+@contextlib.contextmanager
+def _at_any_rate(stream: TextIOBase) -> Iterator[list[OSError]]:
+    """What cannot be written inside is told in the list."""
+    from fewer.core.progress import drop_unwritten
+
+    errors: list[OSError] = []
+    try:
+        yield errors
+        stream.flush()
+    except OSError as error:
+        errors.append(error)
+        drop_unwritten(stream)

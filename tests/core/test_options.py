@@ -109,7 +109,8 @@ def test_a_wrong_word_is_one_line(words: list[str], said: str) -> None:
 def test_help_is_a_page_and_no_request() -> None:
     request, page = parse_request("draw", Request, ["--help"], None)
     assert request is None and "usage: fewer draw" in page and "Where to." in page
-    assert "--json" in page and "--config" in page
+    assert "--json" in page and "--config" in page and "Draws." in page
+    assert "A pencil." in parse_request("draw", Request, ["--help"], None, "A pencil.")[1]
 
 
 def test_a_box_without_words_still_points_to_help() -> None:

@@ -55,9 +55,9 @@ def take_common(words: Sequence[str]) -> Common:
 
 
 def parse_request(
-    name: str, cls: type[Request], words: Sequence[str], config: Path | None
+    name: str, cls: type[Request], words: Sequence[str], config: Path | None, about: str | None = None
 ) -> tuple[Request | None, str]:
-    """(request, ""), or (None, help page) when `--help` is among the words.
+    """(request, ""), or (None, help page) when `--help` is among the words; `about` opens that page.
 
     Raises `ConfigError` for options that are not known or have wrong values, `FileError` for a config file
     that is missing or no TOML.
@@ -72,7 +72,9 @@ def parse_request(
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):
             # A dictionary (`settings`) comes from a file alone: no subcommand may be made of it.
             options = (tyro.conf.AvoidSubcommands,)
-            request = tyro.cli(cls, prog=f"fewer {name}", args=list(words), config=options, **defaults)
+            request = tyro.cli(
+                cls, prog=f"fewer {name}", description=about, args=list(words), config=options, **defaults
+            )
     except SystemExit as stop:
         if not stop.code:
             return None, shown.getvalue().rstrip() + COMMON_HELP

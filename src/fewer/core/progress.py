@@ -5,6 +5,7 @@ Everything goes to standard error; standard output belongs to results.
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -191,5 +192,13 @@ class JsonProgress:
 
 def _write_line(stream: TextIOBase, text: str) -> None:
     """Work goes on where its log cannot be written: the disk is full, or the reader has gone."""
-    with contextlib.suppress(OSError):
+    try:
         print(text, file=stream, flush=True)
+    except OSError:
+        drop_unwritten(stream)
+
+
+def drop_unwritten(stream: TextIOBase) -> None:
+    """What could not be written is not tried again when the interpreter ends: the exit code stays."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
