@@ -42,6 +42,14 @@ def test_a_picture_and_its_facts(generate, tmp_path):
         assert picture.size == (64, 64)
 
 
+def test_what_cannot_fit_is_refused_before_it_is_drawn(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewer.core.device.available_memory", lambda device: 2**30)
+    words = ("a cat", "--size", 4096, "--steps", 1, "--output", tmp_path / "a.png")
+    code, _, says = generate(*words)
+    assert code == 5 and "GiB free" in says and "smaller size" in says
+    assert generate("a cat", "--size", 64, "--steps", 1, "--output", tmp_path / "b.png")[0] == 0
+
+
 def test_a_branch_is_folded_on_a_gpu_alone(generate, tmp_path):
     code, _, says = generate("a cat", "--branch", "folded", "--output", tmp_path / "a.png")
     assert code == 2 and "for a GPU" in says

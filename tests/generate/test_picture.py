@@ -69,6 +69,14 @@ def test_what_is_given_wins_over_what_is_stored():
     assert repeat(GenerateRequest(), REQUEST) == REQUEST
 
 
+def test_pictures_from_before_prompts_were_read_are_drawn_word_for_word(tmp_path):
+    path = hostile(tmp_path, json.dumps({"format": 1, "dtype": "fp32", "request": {"prompt": ["a puppy"]}}))
+    stored, _ = read_request(path)
+    assert stored.as_written
+    assert not repeat(GenerateRequest(prompt=("a kitten",)), stored).as_written, "another prompt is read"
+    assert repeat(GenerateRequest(seed=3), stored).as_written
+
+
 def hostile(tmp_path: Path, text: str | bytes) -> Path:
     info = PngInfo()
     info.add_text(CHUNK, text)

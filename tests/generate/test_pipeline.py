@@ -1,6 +1,7 @@
 """The whole journey against diffusers' pipeline, and what a user may count on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -115,6 +116,29 @@ def test_a_prompt_is_read_once_however_often_it_is_drawn(pipeline_folder):
     pipe.encoder.model.register_forward_hook(lambda *_: read.append(1))
     pipe(["a cat", "a dog", "a cat"], count=2, steps=1)
     assert len(read) == 3, "two prompts and the empty negative one"
+
+
+def test_a_model_with_words_of_its_own_draws_what_it_read(pipeline_folder, tmp_path):
+    folder = tmp_path / "worded"
+    shutil.copytree(pipeline_folder, folder)
+    (folder / "fewer.json").write_text('{"words": "emoji", "chi": false}')
+    pipe = TextToImage.load(folder, device="cpu")
+    said, other = "a snowman", "A snowman in winter, 4k"
+    plain, read, kept = (
+        pipe(prompt, steps=2, as_written=word_for_word).pictures[0]
+        for prompt, word_for_word in ((said, False), (other, False), (other, True))
+    )
+    assert (plain.read, read.read, kept.read) == (None, said, None)
+    assert difference(plain.image, read.image) == 0 and difference(read.image, kept.image) > 0
+    assert plain.image == pipe(said, steps=2, as_written=True).images[0]
+    for picture in (read, kept):  # each is drawn again as it was
+        stored, _ = read_request(picture.save(tmp_path / "a.png"))
+        assert stored.prompt == (other,) and stored.as_written == picture.request.as_written
+        again = finished(pipe, stored)[0].picture
+        assert difference(again.image, picture.image) == 0
+    write_lora(tmp_path / "a.safetensors", fresh(pipe.transformer, 2, torch.Generator(), targets=("to_q",)))
+    taught = pipe(other, steps=2, lora=(str(tmp_path / "a.safetensors"),)).pictures[0]
+    assert taught.read is None, "an adapter has words of its own"
 
 
 def test_events_come_in_order_and_breaking_off_stops_the_work(pipe):

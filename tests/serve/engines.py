@@ -50,7 +50,8 @@ class Quick:
             if self.log:
                 with open(self.log, "a") as stream:
                     stream.write(f"{prompt}\n")
-            yield ImageEvent(image, self._png(), wanted.get("seed", 0) + image, 8, 8)
+            read = "a dog" if prompt == "a puppy" and not wanted.get("as_written") else None
+            yield ImageEvent(image, self._png(), wanted.get("seed", 0) + image, 8, 8, read)
 
     def _png(self) -> bytes:
         stream = io.BytesIO()

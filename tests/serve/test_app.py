@@ -22,6 +22,12 @@ def test_only_the_page_s_own_files_are_served(serve) -> None:
         assert client.get(f"/static/{name}").status_code == 404
 
 
+def test_a_route_that_is_not_served_is_named(serve) -> None:
+    answer = serve(start=False).post("/v1/images/edits", json={})
+    assert answer.status_code == 404
+    assert "POST /v1/images/edits is not served" in answer.json()["error"]["message"]
+
+
 def test_every_control_has_a_name() -> None:
     page = resources.files("fewer.serve").joinpath("web", "index.html").read_text()
     inputs = re.findall(r"<(?:input|textarea)[^>]*>", page)

@@ -21,6 +21,21 @@ def test_a_picture_comes_back_as_the_client_library_expects(serve) -> None:
     assert body["output_format"] == "png" and body["size"] == "8x8" and body["created"] > 0
 
 
+@pytest.mark.parametrize("form", ["b64_json", "url"])
+def test_a_prompt_that_was_said_in_other_words_is_told(serve, form: str) -> None:
+    client, body = serve(), {"prompt": "a puppy", "response_format": form}
+    answer = client.post(URL, json=body)
+    assert answer.json()["data"][0]["revised_prompt"] == "a dog"
+    assert (
+        client.get(f"/jobs/{answer.headers['x-fewer-job']}").json()["images"][0]["revised_prompt"] == "a dog"
+    )
+    for change in ({"as_written": True}, {"prompt": "a cat"}):
+        assert "revised_prompt" not in client.post(URL, json=body | change).json()["data"][0]
+    with client.stream("POST", URL, json=body | {"stream": True}) as streamed:
+        text = "".join(streamed.iter_text())
+    assert json.loads(text.split("data: ")[-1])["revised_prompt"] == "a dog"
+
+
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_other_formats_and_addresses(serve, kind: str) -> None:
     client = serve()

@@ -76,6 +76,7 @@ def generate_command(
     if save:
         output_files(targets)
 
+    from fewer.generate.memory import require_room
     from fewer.generate.pipeline import Denoised, TextToImage
 
     began = time.perf_counter()
@@ -97,6 +98,9 @@ def generate_command(
         if folds and not pipe.transformer.proj_out.weight.is_cuda:
             raise ConfigError("branch folded is for a GPU; on a CPU leave it out (there is nothing to gain)")
         pipe.accelerate(fold_branch=folds)
+        if request.devices == 1:  # several ask for their bands, on every rank at once
+            singles = wanted.singles()
+            require_room(pipe, pipe.complete(singles[0]), min(request.together, len(singles)))
         for event in pipe.iterate(wanted, together=request.together):
             if isinstance(event, Denoised):
                 if event.index != finished:  # of pictures drawn side by side the first one is shown
@@ -112,6 +116,8 @@ def generate_command(
                     continue
                 path = event.picture.save(targets[event.index], metadata=request.metadata)
                 drawn.append(_facts(event.picture, path, event.seconds))
+                if event.picture.read is not None:
+                    progress.say(f'read as "{event.picture.read}" (--as-written draws it word for word)')
                 progress.say(f"{path}  (seed {event.picture.seed}, {event.seconds:.1f} s)")
     finally:
         progress.stop()
@@ -168,6 +174,8 @@ def _facts(picture: Picture, path: Path, seconds: float) -> dict[str, object]:
         "height": height,
         "seconds": round(seconds, 3),
     }
+    if picture.read is not None:
+        facts["read_as"] = picture.read
     if picture.drawn is not None:
         facts["large_edition"] = list(picture.drawn)
     return facts

@@ -28,7 +28,8 @@ def step_bytes(pipe: "TextToImage", request: GenerateRequest, together: int = 1)
     params = pipe.transformer.params
     rows, columns = pipe.grid(request)
     tokens = (rows // params.patch_size) * (columns // params.patch_size)
-    guided = not params.guidance_embeds and (request.guidance or pipe.settings.guidance) > 1
+    few = params.guidance_embeds or request.edition == "few-steps"  # guidance is built in
+    guided = not few and (request.guidance or pipe.settings.guidance) > 1
     samples = together * (2 if guided else 1)
     return activation_bytes(params, tokens, samples, pipe.transformer.proj_out.weight.element_size())
 

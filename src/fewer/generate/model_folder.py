@@ -7,7 +7,7 @@ the model wants to be used.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -42,6 +42,8 @@ class ModelSettings:
     """Trained with the complex human instruction before the prompt."""
     default_size: tuple[Side, Side] | None = None
     """(height, width) if nothing is asked for."""
+    words: Literal["emoji"] | None = None
+    """Whose captions it was trained on: prompts in other words are said in those (`reading/`)."""
     shift: Annotated[float, Field(gt=0, le=100)] = 3.0
     guidance: Annotated[float, Field(ge=0, le=100)] = 4.5
 

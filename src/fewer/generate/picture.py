@@ -31,6 +31,8 @@ class Picture:
     """Number format of the network: the same request in another format is another picture."""
     drawn: tuple[int, int] | None = None
     """(height, width) in which the large edition drew it; None without that edition."""
+    read: str | None = None
+    """The sentence that was drawn, where it is not the prompt word for word."""
 
     @property
     def seed(self) -> int:
@@ -58,6 +60,8 @@ class Picture:
         content = {"format": _FORMAT, "dtype": self.dtype, "request": _differences(shared)}
         if self.drawn is not None:
             content["large_edition"] = {"height": self.drawn[0], "width": self.drawn[1]}
+        if self.read is not None:
+            content["read"] = self.read
         text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
         if len(text) <= MAX_CHUNK_BYTES:
             chunks.add_text(CHUNK, text)
@@ -119,7 +123,10 @@ def read_request(path: str | Path) -> tuple[GenerateRequest, str]:
     dtype = content.get("dtype")
     if dtype not in ("fp32", "bf16", "fp16"):
         raise FileError(f"the request inside {path.name!r} names an unknown number format")
-    return validate(GenerateRequest, content.get("request")), dtype
+    stored = content.get("request")
+    if isinstance(stored, dict):  # before prompts were read, every one was drawn as it was written
+        stored = {"as_written": True} | stored
+    return validate(GenerateRequest, stored), dtype
 
 
 def repeat(request: GenerateRequest, stored: GenerateRequest) -> GenerateRequest:
@@ -133,6 +140,8 @@ def repeat(request: GenerateRequest, stored: GenerateRequest) -> GenerateRequest
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if value != default:
             changed[field.name] = value
+    if "prompt" in changed:
+        changed["as_written"] = request.as_written
     if "size" in changed:
         changed |= {"width": None, "height": None}
     return replace(stored, **changed)
@@ -147,4 +156,5 @@ def _without_paths(request: GenerateRequest) -> GenerateRequest:
 
 def _differences(request: GenerateRequest) -> dict[str, object]:
     plain = asdict(GenerateRequest())
-    return {name: value for name, value in asdict(request).items() if value != plain[name]}
+    told: dict[str, object] = {"as_written": request.as_written}
+    return {name: value for name, value in asdict(request).items() if value != plain[name]} | told

@@ -1,6 +1,7 @@
 """From a sentence to a picture: the journey, in the order of the code.
 
-prompt -> tokens -> hidden states of a language model (`text/prompt.py`)
+prompt -> a caption in the model's own words, where it has such (`reading/`)
+-> tokens -> hidden states of a language model (`text/prompt.py`)
 -> keys and values of the transformer's text, once per prompt (`transformer/sana.py`)
 -> noise from the seed -> a velocity in each step, guided away from the negative prompt (`sampling/`)
 -> latents without noise -> pixels (`autoencoder/`) -> the size that was asked for -> a `Picture`.
@@ -28,7 +29,8 @@ from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.lora import attach, detach, in_dtype, parse_lora, read_lora, set_scale
 from fewer.generate.model_folder import ModelSettings, Parts, open_parts, open_styled
 from fewer.generate.picture import Picture
-from fewer.generate.request import GenerateRequest, as_prompts, with_edition
+from fewer.generate.reading import reader_of
+from fewer.generate.request import GenerateRequest, as_prompts, batches, with_edition
 from fewer.generate.sampling import (
     Guidance,
     Step,
@@ -105,6 +107,8 @@ class TextToImage:
         self._accelerated = False
         # A prompt drawn several times, and the empty negative prompt, are read once.
         self._encode_once = lru_cache(maxsize=16)(_encode)
+        reader = reader_of(parts.settings.words, parts.encoder)
+        self._read_once = lru_cache(maxsize=256)(reader.read) if reader is not None else None
 
     @classmethod
     def load(
@@ -206,12 +210,13 @@ class TextToImage:
             assert step is not None
             images = self._decode(step.latents, members[0][1])
             for row, ((index, single), image) in enumerate(zip(members, images, strict=True)):
-                latents = step.latents[row : row + 1]
+                latents, sentence = step.latents[row : row + 1], self.sentence(single)
                 picture = Picture(
                     image=image,
                     request=single,
                     dtype=_DTYPES[self.transformer.proj_out.weight.dtype],
                     drawn=self.drawn_size(single) if self.is_large(single) else None,
+                    read=None if sentence == single.prompt[0] else sentence,
                 )
                 yield Finished(index, len(singles), picture, latents.cpu(), time.perf_counter() - began)
 
@@ -232,6 +237,15 @@ class TextToImage:
             _guidance_of(request).check()
         self.drawn_size(request)
         return request
+
+    def sentence(self, request: GenerateRequest) -> str:
+        """What is drawn: the prompt, or how the model's reader says it in the words of its captions.
+
+        Adapters and styles have words of their own: with them a prompt is drawn as it is written.
+        """
+        if self._read_once is None or request.as_written or request.lora or request.style:
+            return request.prompt[0]
+        return self._read_once(request.prompt[0])
 
     def drawn_size(self, request: GenerateRequest) -> tuple[int, int]:
         """(height, width) in which the transformer draws: the nearest trained size, or what was asked.
@@ -299,7 +313,7 @@ class TextToImage:
         return guided_velocity(alone, self._evaluator([*negatives, *prompts]), guidance)
 
     def _prompts(self, group: list[GenerateRequest]) -> list[TextEmbedding]:
-        return [self._encode_once(self.encoder, one.prompt[0], one.instruction) for one in group]
+        return [self._encode_once(self.encoder, self.sentence(one), one.instruction) for one in group]
 
     def _evaluator(self, texts: list[TextEmbedding], guidance: float | None = None) -> VelocityFn:
         weight = self.transformer.proj_out.weight
@@ -365,22 +379,6 @@ class TextToImage:
     def _default_size(self) -> tuple[int, int]:
         assert self.settings.default_size is not None
         return self.settings.default_size
-
-
-def batches(singles: Sequence[GenerateRequest], together: int) -> list[list[tuple[int, GenerateRequest]]]:
-    """Neighbours that may share a batch, at most `together` of them, each with its place in `singles`."""
-    groups: list[list[tuple[int, GenerateRequest]]] = []
-    for index, single in enumerate(singles):
-        alike = groups and len(groups[-1]) < together and shared(groups[-1][0][1]) == shared(single)
-        if not alike:
-            groups.append([])
-        groups[-1].append((index, single))
-    return groups
-
-
-def shared(request: GenerateRequest) -> GenerateRequest:
-    """A request without what pictures of one batch may differ in: requests are alike if this is equal."""
-    return replace(request, prompt=(), negative="", seed=0)
 
 
 def _guidance_of(request: GenerateRequest) -> Guidance:

@@ -1,6 +1,6 @@
 """What someone asks for: one frozen request for the command line, the server and the picture's metadata."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -55,6 +55,9 @@ class GenerateRequest:
     """Moves the noise levels towards noise; absent means the model's own (3.0)."""
     instruction: bool = True
     """Read the complex human instruction before the prompt, where the model was trained with it."""
+    as_written: bool = False
+    """Draw the prompt word for word. Else a model with words of its own, as the built-in one, is given the
+    nearest sentence in them; captions as it was trained on stay as they are."""
     edition: Literal["auto", "few-steps", "full"] = "auto"
     """`few-steps` draws in 1 to 4 steps, guidance built in, where the model has such an edition; `auto` takes
     it there unless guidance, a negative prompt, sampler, order or shift are given."""
@@ -104,8 +107,26 @@ def as_text(what: str, text: str) -> str:
         ) from error
 
 
+def batches(singles: Sequence[GenerateRequest], together: int) -> list[list[tuple[int, GenerateRequest]]]:
+    """Neighbours that may share a batch, at most `together` of them, each with its place in `singles`."""
+    groups: list[list[tuple[int, GenerateRequest]]] = []
+    for index, single in enumerate(singles):
+        alike = groups and len(groups[-1]) < together and shared(groups[-1][0][1]) == shared(single)
+        if not alike:
+            groups.append([])
+        groups[-1].append((index, single))
+    return groups
+
+
+def shared(request: GenerateRequest) -> GenerateRequest:
+    """A request without what pictures of one batch may differ in: requests are alike if this is equal."""
+    return replace(request, prompt=(), negative="", seed=0)
+
+
 def as_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
-    """One prompt or several as a tuple."""
+    """One prompt or several as a tuple. Raises `ConfigError` for anything else."""
+    if not isinstance(prompt, Iterable):
+        raise ConfigError(f"the prompt was {prompt!r}; give a text, or a list of texts")
     return (prompt,) if isinstance(prompt, str) else tuple(prompt)
 
 

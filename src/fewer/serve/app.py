@@ -113,6 +113,7 @@ async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return JSONResponse(
-        api_error(str(error.detail), "invalid_request_error"), error.status_code, headers=error.headers
-    )
+    said = str(error.detail)
+    if error.status_code in (404, 405):  # a client of OpenAI's asks for edits, say
+        said = f"{said}: {request.method} {request.url.path[:80]} is not served; /openapi.json lists what is"
+    return JSONResponse(api_error(said, "invalid_request_error"), error.status_code, headers=error.headers)

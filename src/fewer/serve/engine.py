@@ -29,6 +29,8 @@ class ImageEvent:
     seed: int
     width: int
     height: int
+    read: str | None = None
+    """The sentence that was drawn, where it is not the prompt word for word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,8 @@ class LocalEngine:
                     preview = _preview(pipe, event.step.clean)
                 yield which, StepEvent(image, step, total, preview)
                 continue
-            width, height = event.picture.image.size
-            yield which, ImageEvent(image, event.picture.png(), event.picture.seed, width, height)
+            picture = event.picture
+            yield which, ImageEvent(image, picture.png(), picture.seed, *picture.image.size, picture.read)
             left[which] -= 1
             if left[which] == 0:
                 yield which, None

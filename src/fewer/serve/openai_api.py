@@ -56,7 +56,7 @@ Seed = Annotated[_InRange, BeforeValidator(_digits, json_schema_input_type=_InRa
 
 
 class ImageRequest(BaseModel):
-    """The published fields, and five of ours at the top level; anything else is refused by name."""
+    """The published fields, and six of ours at the top level; anything else is refused by name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -78,6 +78,7 @@ class ImageRequest(BaseModel):
     steps: Annotated[int, Field(ge=1, le=200)] | None = None
     guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     negative_prompt: Annotated[str, Field(max_length=10_000)] | None = None
+    as_written: bool | None = None
     lora: Annotated[list[Annotated[str, Field(max_length=220)]], Field(max_length=8)] | None = None
 
     @field_validator("size")
@@ -106,6 +107,8 @@ class ImageRequest(BaseModel):
             "steps": self.steps,
             "guidance": self.guidance,
         }
+        if self.as_written:
+            wanted["as_written"] = True
         if self.size not in (None, "auto"):
             wanted["width"], wanted["height"] = (int(side) for side in self.size.split("x"))
         if self.lora:
@@ -125,7 +128,7 @@ class ImageRequest(BaseModel):
         if self.prompt not in model.classes and number >= len(model.classes):
             names = ", ".join(model.classes)[:300]
             raise ApiError(400, f"prompt {self.prompt[:60]!r} is no class of this model: {names}", "prompt")
-        for name in ("negative_prompt", "lora"):
+        for name in ("negative_prompt", "lora", "as_written"):
             if getattr(self, name):
                 raise ApiError(400, f"{name} has no effect on a model that draws classes; leave it out", name)
         if self.size not in (None, "auto"):
@@ -188,14 +191,15 @@ async def generations(
 def _answer(request: Request, context: Context, job: Job, wanted: ImageRequest, images: list[dict]) -> dict:
     data: list[dict[str, object]] = []
     for facts in images:
+        told = {key: facts[key] for key in ("seed", "revised_prompt") if key in facts}
         if wanted.response_format == "url":
             path = f"/files/{job.id}/{facts['file']}"
             # Whole and signed, as OpenAI's: it opens by itself, for an hour.
             url = str(request.base_url).rstrip("/") + path + context.gate.signature(job.owner, path)
-            data.append({"url": url, "seed": facts["seed"]})
+            data.append({"url": url} | told)
         else:
             raw = context.results.read(job.id, facts["file"])
-            data.append({"b64_json": base64.b64encode(raw).decode(), "seed": facts["seed"]})
+            data.append({"b64_json": base64.b64encode(raw).decode()} | told)
     size = f"{images[0]['width']}x{images[0]['height']}" if images else "auto"
     return {
         "created": int(time.time()),
@@ -232,6 +236,9 @@ async def _stream(
                     for image in value:
                         facts = _image_facts(wanted, context.results.read(job.id, image["file"]))
                         facts["size"] = f"{image['width']}x{image['height']}"
+                        facts |= (
+                            {"revised_prompt": image["revised_prompt"]} if "revised_prompt" in image else {}
+                        )
                         usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
                         yield _event("image_generation.completed", facts | {"usage": usage})
                 elif kind in (*ENDS, "stopping"):

@@ -30,13 +30,14 @@ class Results:
         data = encode(event.png, kind, job.request.get("output_compression"))
         name = f"{event.image}.{kind}"
         write_bytes(self.folder / job.id / name, data)
-        return {
+        facts = {
             "file": name,
             "seed": event.seed,
             "width": event.width,
             "height": event.height,
             "bytes": len(data),
         }
+        return facts if event.read is None else facts | {"revised_prompt": event.read}
 
     def read(self, job: str, name: str) -> bytes:
         """A picture's bytes. Raises `FileError` for names that are not ours."""

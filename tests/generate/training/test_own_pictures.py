@@ -28,7 +28,7 @@ from fewer.generate.transformer.sana import SanaTransformer
 @pytest.fixture
 def base(tiny, small_autoencoder, letters, tmp_path: Path, monkeypatch) -> Path:
     """A model folder whose text encoder is the one that reads letters."""
-    settings = ModelSettings(text_length=24, chi=False, default_size=(16, 16))
+    settings = ModelSettings(text_length=24, chi=False, default_size=(16, 16), words="emoji")
     write_model(tmp_path / "base", tiny(), small_autoencoder, settings)
     monkeypatch.setattr(model_folder, "_open_encoder", lambda *_: letters)
     return tmp_path / "base"
@@ -52,7 +52,8 @@ def test_a_model_is_trained_further(base: Path, pictures: Path, tmp_path: Path) 
     assert report["buckets"] == {"4x4": 2, "2x8": 1}
     before, after = SanaTransformer.load(base), SanaTransformer.load(tmp_path / "out" / "model")
     assert not torch.equal(before.proj_out.bias.float(), after.proj_out.bias.float())
-    assert read_settings(tmp_path / "out" / "model") == read_settings(base)
+    # Its captions are others now: no prompt is said in the words of the model before.
+    assert read_settings(tmp_path / "out" / "model") == replace(read_settings(base), words=None)
     assert read_json(tmp_path / "out" / "model" / "vae" / "config.json")["latent_channels"] == 4
 
 

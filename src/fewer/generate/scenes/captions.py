@@ -49,8 +49,9 @@ _ROW = (
     "{count} {names}",
     "{count} {style} {names}",
 )
-_TEMPLATES = {"single": _SINGLE, "pair": _PAIR, "stack": _STACK, "row": _ROW}
-_WHERE = {
+TEMPLATES = {"single": _SINGLE, "pair": _PAIR, "stack": _STACK, "row": _ROW}
+"""How scenes of each arrangement are told."""
+WHERE = {
     "center": "",
     "left": " on the left",
     "right": " on the right",
@@ -78,14 +79,14 @@ def captions_of(scene: Scene) -> list[Caption]:
     for concepts in dict.fromkeys((plain, other)):
         for words in STYLES[scene.style].words:
             fields = _fields(scene, concepts, words)
-            for template in _TEMPLATES[scene.arrangement]:
+            for template in TEMPLATES[scene.arrangement]:
                 found.setdefault(template.format(**fields), _score(template))
     return [Caption(text, score) for text, score in found.items()]
 
 
 def draw_captions(scene: Scene, count: int, random: np.random.Generator) -> list[Caption]:
     """At most `count` different captions of a scene, drawn without writing all the others."""
-    templates = _TEMPLATES[scene.arrangement]
+    templates = TEMPLATES[scene.arrangement]
     found: dict[str, float] = {}
     for place in random.permutation(len(templates))[:count].tolist():
         styles = STYLES[scene.style].words
@@ -112,20 +113,21 @@ def _fields(scene: Scene, concepts: tuple[str, ...], style: str) -> dict[str, st
     return {
         "name": name,
         "plain": size + name,
-        "a_name": _article(size + name),
+        "a_name": with_article(size + name),
         "other": other,
-        "a_other": _article(other),
+        "a_other": with_article(other),
         "names": plural(name),
         "count": _COUNTS[len(scene.objects)],
         "style": style,
-        "a_style": _article(size + style),
+        "a_style": with_article(size + style),
         "colour": scene.colour,
-        "a_colour": _article(scene.colour),
-        "place": _WHERE[scene.place],
+        "a_colour": with_article(scene.colour),
+        "place": WHERE[scene.place],
     }
 
 
-def _article(words: str) -> str:
+def with_article(words: str) -> str:
+    """ "apple" -> "an apple"."""
     # "a unicorn", "a ukulele": a u that is spoken as in "you".
     vowel = words[0] in "aeio" or (words[0] == "u" and words[:3] not in ("uni", "uku", "use", "ufo"))
     vowel = vowel or words.startswith(("hour", "x-"))

@@ -18,6 +18,7 @@ from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.model_folder import ModelSettings, Parts
 from fewer.generate.scenes.autoencode import reconstruction_psnr, train_autoencoder
 from fewer.generate.scenes.compose import SceneRenderer
+from fewer.generate.scenes.concepts import CONCEPTS
 from fewer.generate.scenes.package import write_model
 from fewer.generate.scenes.pool import encode_pool, load_pool, save_pool, signed
 from fewer.generate.scenes.presets import EmojiPreset
@@ -145,6 +146,7 @@ def settings_of(preset: EmojiPreset) -> ModelSettings:
         text_length=preset.text_length,
         chi=False,
         default_size=(preset.side, preset.side),
+        words="emoji" if preset.concepts == CONCEPTS else None,
         shift=preset.shift,
         guidance=preset.guidance,
     )

@@ -57,7 +57,7 @@ def train_sana_on_folder(request: TrainSanaRequest, progress: Progress) -> dict[
         progress=progress,
     )
     folder = request.output / "model"
-    settings = parts.settings
+    settings = replace(parts.settings, words=None)  # its captions are the user's own from now on
     if request.size is not None:
         settings = replace(settings, default_size=(request.size, request.size))
     if rank() == 0:

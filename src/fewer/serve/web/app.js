@@ -288,6 +288,7 @@ function card(job, facts) {
   for (const name of ["steps", "guidance"]) if (job.request[name] != null) again[name] = job.request[name];
   if (job.request.model !== "default") again.model = job.request.model;
   if (job.request.lora) again.lora = job.request.lora;
+  if (job.request.as_written) again.as_written = true;
   if (job.request.negative) again.negative_prompt = job.request.negative;
   const save = act("Save", () => make("a", { href: image.src, download: `${facts.seed}-${facts.file}` }).click(), `Save: ${job.prompt}`);
   const buttons = make(
@@ -298,7 +299,8 @@ function card(job, facts) {
     save,
     forget(job),
   );
-  const what = make("p", { textContent: job.prompt, title: `seed ${facts.seed}` });
+  const read = facts.revised_prompt ? `\nread as: ${facts.revised_prompt}` : "";
+  const what = make("p", { textContent: job.prompt + read, title: `seed ${facts.seed}` });
   return make("figure", {}, view, make("figcaption", {}, what, buttons));
 }
 
