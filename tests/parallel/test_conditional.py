@@ -96,3 +96,22 @@ def test_halves_of_guidance_equal_one_device(architecture: str) -> None:
 
     for result in run_simulated(4, rank_main):
         assert error(result, expected) <= 1e-5
+
+
+@torch.no_grad()
+def test_a_picture_of_another_class_starts_exact_after_a_cancelled_one() -> None:
+    """Made from a picture it begins in the middle of the times, below where the cancelled one stopped."""
+    model, plan = network("dit", False), ParallelPlan(devices=2, mode="displaced", warmup_steps=0)
+    latents = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+    def rank_main(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        def begun(parallel: nn.Module) -> torch.Tensor:
+            return parallel(latents, torch.full((2,), 400.0), torch.tensor([2, 4]))
+
+        parallel = parallelize(model, plan, group)
+        for time in (900.0, 700.0):
+            parallel(torch.ones(2, 3, 12, 12), torch.full((2,), time), torch.tensor([1, 4]))
+        return begun(parallel), begun(parallelize(model, plan, group))
+
+    for after, fresh in run_simulated(2, rank_main):
+        assert torch.equal(after, fresh)

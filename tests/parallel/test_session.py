@@ -45,6 +45,19 @@ def test_the_first_time_once_more_is_the_next_picture(mode: str, counted: list[i
     assert run_simulated(2, rank_main)[0] == counted
 
 
+def test_another_text_begins_a_new_image_whatever_the_time_says() -> None:
+    """The same text may come as a copy, or as a part that is cut out anew at each step."""
+
+    def rank_main(group: SimulatedGroup) -> list[int]:
+        session, steps, both = session_of(group, mode="displaced"), [], torch.arange(6.0).view(2, 3)
+        for text in (both[:1], both[:1], both[:1].clone(), both[1:], both[1:], both, None):
+            session.begin_step(5.0 - len(steps), cut(8, 2), 2, about=text)
+            steps.append(session.step)
+        return steps
+
+    assert run_simulated(2, rank_main)[0] == [0, 1, 2, 0, 1, 0, 1]
+
+
 def test_the_first_step_and_the_warm_up_are_exact() -> None:
     def rank_main(group: SimulatedGroup) -> list[bool]:
         session = session_of(group, mode="displaced", warmup_steps=2)

@@ -130,6 +130,7 @@ def test_search_reports_the_path_and_the_grid(log: Path, capsys: pytest.CaptureF
     [
         (["train", "--data", "/nowhere.csv", "--output", "x"], 4, "no such file"),
         (["train", "LOG", "--output", "x", "--dropout", "1.5"], 2, "dropout"),
+        (["train", "LOG", "--output", "x", "--penalty", "nan"], 2, "penalty"),
         (["train", "--output", "x"], 2, "no log was given"),
         (
             ["train", "--data", "LOG", "--output", "x", "--user-column", "item", "--item-column", "item"],

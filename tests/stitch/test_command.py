@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fewer.cli import main
+from fewer.core.alone import alone_in
 from fewer.stitch.command import StitchRequest, options_of
 from fewer.stitch.options import UnfoldOptions
 
@@ -36,6 +37,7 @@ def test_a_folder_of_frames_becomes_a_map(
         ([CLIP, "--mark", "x"], 2),
         ([CLIP, "--fov", "500"], 2),
         ([CLIP, "--matchers", "surf"], 2),
+        ([CLIP, "--require", "loftr"], 2),
         ([CLIP, "--matchers", "loftr-full", "--require", "loftr-full"], 4),
         ([CLIP, "--select.max-frames", "2", "--stride", "40"], 3),
     ],
@@ -48,6 +50,13 @@ def test_exit_codes_of_the_contract(
     assert said.out == ""
     assert len(said.err.strip().splitlines()) >= 1
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The second would empty the first one's store while it is at work."""
+    with alone_in(tmp_path):
+        assert main(["stitch", CLIP, "--output", str(tmp_path)]) == 2
+    assert "another run is writing" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_short_flags_win_over_groups_only_when_given() -> None:

@@ -91,6 +91,17 @@ def test_a_size_change_in_the_middle_opens_a_segment(
     assert any("segments" in warning for warning in panorama.report["warnings"])
 
 
+def test_what_comes_after_something_else_is_joined_to_what_was_before(
+    small_frames: list, small_options: StitchOptions
+) -> None:
+    other = [
+        np.ascontiguousarray(frame[:, ::-1]) for frame in small_frames[2:4]
+    ]  # a mirrored wall matches none
+    options = replace(small_options, track=TrackOptions(lost_after=1))
+    panorama = stitch([*small_frames[:2], *other, *small_frames[2:4]], options)
+    assert [piece.frames for piece in panorama.segments] == [[0, 1, 4, 5], [2, 3]]
+
+
 @pytest.mark.parametrize(("matchers", "grey", "pixels"), [(("loftr",), 0.3, 0.1), (("orb",), 1.5, 2.0)])
 def test_the_map_made_in_torch_is_that_of_opencv(
     matchers: tuple, grey: float, pixels: float, small_frames: list, small_options: StitchOptions

@@ -109,7 +109,7 @@ class BandNetwork(nn.Module):
             latents, timestep, labels = halves.take(asked, len(latents))
         session, rank = self.session, self.session.group.rank
         bands = cut(latents.shape[2], session.group.size, self.params.patch)
-        session.begin_step(time, bands, 2, len(latents))
+        session.begin_step(time, bands, 2, len(latents), labels)
         tokens = latents.shape[2] * latents.shape[3] // int(self.params.patch) ** 2
         require_kept(session, session.widths, lambda _: tokens, len(latents), latents)
         own = latents.narrow(2, bands.start(rank), bands.lengths[rank])

@@ -98,10 +98,17 @@ def begin_step(module: nn.Module, arguments: tuple, options: dict) -> None:
     sample, time = sample_of(arguments, options), options.get("timestep")
     if time is None:  # by position: second for the U-Net, third for PixArt, fourth for FLUX
         time = arguments[{"UNet2DConditionModel": 1, "PixArtTransformer2DModel": 2}.get(name, 3)]
-    count_step(module, sample, time)
+    count_step(module, sample, time, text_of(name, arguments, options))
 
 
-def count_step(module: nn.Module, sample: Tensor, time: Tensor | float) -> None:
+def text_of(name: str, arguments: tuple, options: dict) -> Tensor | None:
+    """What the picture is to show, however it was handed over: third for the U-Net, else second."""
+    place = 2 if name == "UNet2DConditionModel" else 1
+    text = options.get("encoder_hidden_states", arguments[place] if len(arguments) > place else None)
+    return text if isinstance(text, Tensor) else None
+
+
+def count_step(module: nn.Module, sample: Tensor, time: Tensor | float, text: Tensor | None = None) -> None:
     """Cuts the picture that `sample` is about and counts the step."""
     session, agreement, name = module.band_session, module.band_agreement, type(module).__name__
     assert isinstance(session, Session) and isinstance(agreement, Agreement)
@@ -117,7 +124,7 @@ def count_step(module: nn.Module, sample: Tensor, time: Tensor | float) -> None:
         bands, axis = cut((sample.shape[2] // patch) * (sample.shape[3] // patch), session.group.size), 1
     else:
         bands, axis = cut(sample.shape[1], session.group.size), 1
-    session.begin_step(now, bands, axis, len(sample))
+    session.begin_step(now, bands, axis, len(sample), text)
     if name == "UNet2DConditionModel":
         tokens_at = unet_tokens(levels, *sample.shape[2:])
     else:

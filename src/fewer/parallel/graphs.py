@@ -59,7 +59,7 @@ class GraphedSteps:
         """One step, on every rank; `timestep` is a tensor on the sample's device."""
         from fewer.parallel.for_diffusers import count_step
 
-        count_step(self.model, sample, timestep)
+        count_step(self.model, sample, timestep, rest[0] if rest else None)
         graphs = self.exact if self.session.exact else self.displaced
         return graphs([sample, timestep], rest, rest[0] if rest else None, 0)
 

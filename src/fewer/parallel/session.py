@@ -40,6 +40,8 @@ class Session:
     """Tensor axis that is cut: 2 for rows, 3 for columns."""
     step: int = -1
     last_time: float = float("inf")
+    about: Tensor | None = None
+    """What the step before was asked to show: text or labels."""
     form: Hashable = None
     """Whatever else decides the shapes of what is exchanged, such as the size of the batch."""
     memories: dict[Key, Memory] = field(default_factory=dict)
@@ -56,21 +58,40 @@ class Session:
     sums: dict[torch.dtype, SumBucket] = field(default_factory=dict)
     rows: dict[torch.dtype, NeighbourBucket] = field(default_factory=dict)
 
-    def begin_step(self, time: float, bands: Bands, axis: int, form: Hashable = None) -> None:
-        """Counts a step. A time above the last one, or another size, begins a new image.
+    def begin_step(
+        self, time: float, bands: Bands, axis: int, form: Hashable = None, about: Tensor | None = None
+    ) -> None:
+        """Counts a step. A time above the last one, another size, or another text begins a new image.
 
         So does the first time once more, after a picture that was cancelled behind its first step. Later
-        times may come twice: schedulers of second order evaluate them so.
+        times may come twice: schedulers of second order evaluate them so. A picture made from another one
+        begins in the middle of the times: there the text (`about`) tells.
         """
         self.end_step()  # of a step before that was cut short
         place = (bands.lengths, axis, form)
         again = self.step == 0 and time == self.last_time and self.plan.mode == "displaced"
-        if again or time > self.last_time or place != (self.bands.lengths, self.axis, self.form):
+        if (
+            self._is_another(about)
+            or again
+            or time > self.last_time
+            or place != (self.bands.lengths, self.axis, self.form)
+        ):
             self.begin_image()
         self.step += 1
         self.last_time, self.bands, self.axis, self.form = time, bands, axis, form
         if self.static:
             self.memories = self.stores.setdefault(place, {})
+
+    def _is_another(self, about: Tensor | None) -> bool:
+        """Whether the picture shows something else than at the step before. Only displaced mode must know,
+        and only tensors in other places are compared: reading them waits for the GPU."""
+        before, self.about = self.about, about
+        if self.plan.mode != "displaced" or before is None or about is None:
+            return False
+        if before.shape != about.shape or before.dtype != about.dtype:
+            return True
+        same_place = (before.data_ptr(), before.stride()) == (about.data_ptr(), about.stride())
+        return not same_place and not torch.equal(before, about)
 
     def begin_image(self) -> None:
         """Forgets what belongs to the image before; exchanges on their way are drained first."""

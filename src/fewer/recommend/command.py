@@ -36,7 +36,7 @@ from fewer.recommend.trials import settle
 class TrainRequest(LearningOptions):
     """What `fewer recommend train` is asked."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     output: Path
     """Folder for the model and its report."""
@@ -144,7 +144,7 @@ def _figures(made: Recommender) -> dict[str, object]:
 class SearchRequest(LearningOptions):
     """What `fewer recommend search` is asked: only the length, no final training."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     epochs: Annotated[int, Field(ge=1)] = 30
     """Of the search, at most."""
@@ -213,7 +213,7 @@ def _search(request: SearchRequest, interactions: Interactions, progress: Progre
 class UpdateRequest(RunOptions):
     """What `fewer recommend update` is asked."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: Path
     """Folder of a trained model."""

@@ -32,7 +32,7 @@ UNFINISHED = "unfinished"
 class StitchRequest:
     """Turns an endoscopy video of a tube into one unrolled map of its wall."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
     source: tyro.conf.Positional[Path]
     """A video, a folder of pictures, a DICOM file, or a .txt list of pictures."""
     output: Path
@@ -89,7 +89,9 @@ class StitchRequest:
 
 def stitch_command(request: StitchRequest, progress: Progress) -> dict[str, object]:
     """Runs the whole journey and writes the output folder."""
+    from fewer.core.alone import alone_in
     from fewer.core.config import validate
+    from fewer.core.files import output_folder
     from fewer.stitch.output.marks import parse_marks
     from fewer.stitch.output.write import write_panorama
     from fewer.stitch.panorama import stitch
@@ -97,15 +99,17 @@ def stitch_command(request: StitchRequest, progress: Progress) -> dict[str, obje
     parse_marks(request.mark)  # before the long work, not after
     options = validate(StitchOptions, options_of(request))
     began = perf_counter()
-    panorama = stitch(
-        request.source,
-        options,
-        progress=progress,
-        work=request.output / UNFINISHED,
-        resume=request.resume,
-        workers=request.workers or None,
-    )
-    result = write_panorama(panorama, request.output, request.format, request.mark, request.deep_zoom)
+    output_folder(request.output)
+    with alone_in(request.output):
+        panorama = stitch(
+            request.source,
+            options,
+            progress=progress,
+            work=request.output / UNFINISHED,
+            resume=request.resume,
+            workers=request.workers or None,
+        )
+        result = write_panorama(panorama, request.output, request.format, request.mark, request.deep_zoom)
     for warning in result["warnings"]:  # pyright: ignore[reportGeneralTypeIssues]
         progress.say(f"note: {warning}")
     longest = max(panorama.report["segments"], key=lambda piece: piece["frames"])  # pyright: ignore
@@ -130,6 +134,11 @@ def options_of(request: StitchRequest) -> StitchOptions:
         return replace(group, **changed)  # pyright: ignore[reportArgumentType]
 
     names, required = _matcher_names(request.matchers), _matcher_names(request.require)
+    idle = [name for name in required if name not in {*names, *request.match.matchers}]
+    if idle:
+        raise ConfigError(
+            f"--require {idle[0]}: it is not in use; name it in --matchers too, which is {request.matchers}"
+        )
     return StitchOptions(
         select=over(request.select, stride=("stride", request.stride), mask=("mask", request.mask)),  # pyright: ignore
         unfold=over(  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 DeviceName = Literal["auto", "cpu", "cuda"]  # as in core.device, which would import torch
 UnwrapMode = Literal["cylinder", "linear", "log"]
@@ -16,7 +16,17 @@ LensModel = Literal["equidistant", "pinhole", "kannala-brandt"]
 MatcherName = Literal["sift", "orb", "loftr", "loftr-full", "xfeat", "loftr-tube"]
 MATCHERS: tuple[str, ...] = get_args(MatcherName)
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _with_neighbour(offsets: tuple[int, ...]) -> tuple[int, ...]:
+    """Without the frame before no chain begins: the second frame would be matched with nothing."""
+    if 1 not in offsets:
+        raise ValueError("1 must be among them")
+    return offsets
+
+
+Offsets = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], AfterValidator(_with_neighbour)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +112,7 @@ class MatchOptions:
     """
     tube_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Least confidence of `loftr-tube`."""
-    offsets: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (1, 3)
+    offsets: Offsets = (1, 3)
     """Each frame is matched with the used frames this many places earlier; 1 must be among them."""
     motion_filter: bool = True
     """Keep matches near the winning displacement (filter 2 of the pool)."""

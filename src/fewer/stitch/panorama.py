@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fewer.stitch.device.canvas import DeviceCanvas
 
 Onboard = Literal["auto", "off", "cpu", "cuda"]
+_LOOKED_BACK = 3  # segments that a new one is compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,14 +213,19 @@ def _replay(
 
 
 def _joined(tracker: Tracker, segments: list[Segment]) -> list[Segment]:
-    """Segments re-attached where a later one sees an earlier one's wall."""
+    """Segments re-attached where a later one sees an earlier one's wall.
+
+    Not the last one alone: a burst of bubbles may be a short segment of its own.
+    """
     out: list[Segment] = []
     for segment in segments:
-        whole = tracker.attach(out[-1], segment) if out else None
-        if whole is None:
-            out.append(segment)
+        for place in reversed(range(max(0, len(out) - _LOOKED_BACK), len(out))):
+            whole = tracker.attach(out[place], segment)
+            if whole is not None:
+                out[place] = whole
+                break
         else:
-            out[-1] = whole
+            out.append(segment)
     return out
 
 

@@ -34,6 +34,11 @@ def test_a_list_file_and_a_list_of_paths_agree(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), value, np.uint8))
     (tmp_path / "list.txt").write_text("b.png\na.png\n")
     by_file = [frame.picture[0, 0, 0] for frame in open_frames(tmp_path / "list.txt")]
+    (tmp_path / "list.txt").write_bytes("\ufeffb.png\r\na.png".encode())
+    assert [frame.picture[0, 0, 0] for frame in open_frames(tmp_path / "list.txt")] == by_file
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(FileError, match="no list of pictures"):
+        open_frames(tmp_path / "list.txt")
     by_list = [frame.picture[0, 0, 0] for frame in open_frames([tmp_path / "b.png", tmp_path / "a.png"])]
     assert by_file == by_list == [9, 7]
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -43,3 +44,11 @@ def test_the_field_of_view_ends_at_the_field_radius(model: str) -> None:
 def test_a_pinhole_cannot_see_half_the_sphere() -> None:
     with pytest.raises(ConfigError, match="175"):
         make_lens(UnfoldOptions(lens="pinhole", field_of_view=175.0), 200.0)
+
+
+def test_a_lens_whose_radius_falls_is_refused_and_one_that_falls_beyond_the_field_is_not() -> None:
+    """r = a - 0.3 a^3 rises up to a = 1.054, which is 60.4 degrees."""
+    falling = UnfoldOptions(lens="kannala-brandt", kannala_brandt=(-0.3, 0.0, 0.0, 0.0), field_of_view=122.0)
+    with pytest.raises(ConfigError, match=r"falls from 6[01] degrees"):
+        make_lens(falling, 200.0)
+    assert make_lens(replace(falling, field_of_view=120.0), 200.0).focal > 0

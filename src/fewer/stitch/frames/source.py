@@ -103,7 +103,10 @@ def _open_path(path: Path, rate: float) -> FrameSource:
 
         return open_dicom(path)
     if suffix == ".txt":
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
+            raise FileError(f"{path.name}: no list of pictures (not UTF-8 text)") from error
         return FolderFrames([path.parent / line for line in lines if line], rate)
     if suffix in PICTURES:
         return FolderFrames([path], rate)

@@ -66,6 +66,14 @@ def make_lens(options: UnfoldOptions, field_radius: float, focal: float | None =
             "try lens equidistant"
         )
     shape = Lens(options.lens, 1.0, options.kannala_brandt)
+    angles = np.linspace(0, half, 500)
+    falls = shape.pixels_per_radian(angles) <= 0
+    if falls.any():
+        falling = math.degrees(float(angles[falls][0]))
+        raise ConfigError(
+            f"with kannala_brandt {options.kannala_brandt} the radius falls from {falling:.0f} degrees on: "
+            f"a pixel would show two places; check k1..k4, or give a field_of_view below {2 * falling:.0f}"
+        )
     return Lens(
         options.lens, focal or field_radius / float(shape.radius(np.array([half]))[0]), options.kannala_brandt
     )
