@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fewer.cli import main
 from fewer.core.errors import ConfigError, DataError, FileError
@@ -89,6 +90,28 @@ def test_names_with_commas_and_no_pictures_to_judge_on(
     with (tmp_path / "run" / "labelled.csv").open(newline="") as stream:
         names = [line["label"] for line in csv.DictReader(stream)]
     assert sorted(names) == ["dark, or not"] * 2 + ['so "bright"'] * 2
+
+
+def test_pictures_from_files_are_told_by_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(12):
+        kind = ("a", "b", "unlabelled")[number % 3]
+        (tmp_path / "set" / "train" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (12, 12), 20 * number).save(tmp_path / "set" / "train" / kind / f"scan{number}.png")
+    words = ["learn", "semi-supervised", "--data", str(tmp_path / "set"), "--output", str(tmp_path / "run")]
+    words += ["--steps", "2", "--batch", "4", "--ratio", "2", "--device", "cpu", "--json"]
+    assert main(words) == 0
+    tables = {}
+    for name in ("labelled", "unlabelled"):
+        with (tmp_path / "run" / f"{name}.csv").open(newline="") as stream:
+            tables[name] = {line["file"]: line for line in csv.DictReader(stream)}
+    assert tables["labelled"]["train/b/scan4.png"]["label"] == "b" and len(tables["labelled"]) == 8
+    assert {name: line["labelled"] for name, line in tables["unlabelled"].items()} == {
+        f"train/{('a', 'b', 'unlabelled')[k % 3]}/scan{k}.png": str(int(k % 3 < 2)) for k in range(12)
+    }
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<figure>") == 4 and "train/unlabelled/scan5.png: " in page
 
 
 def test_plan_takes_options_and_settings() -> None:

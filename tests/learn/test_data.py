@@ -176,6 +176,17 @@ def test_picked_labels_are_equal_per_class_seeded_and_sorted() -> None:
         pick_labels(labels, 1, 4, 0, ("a", "b", "c", "rare"))
 
 
+def test_pictures_know_the_file_they_came_from(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/b/p7/2.png", "train/unlabelled/3.png", "test/a/4.png"):
+        draw(tmp_path / "set" / name, 9)
+    splits = load_images(tmp_path / "set", size=4)
+    assert splits.train.files == ("train/a/1.png", "train/b/p7/2.png", "train/unlabelled/3.png")
+    assert splits.train.labelled().select([1]).files == ("train/b/p7/2.png",)
+    (tmp_path / "set" / "list.csv").write_text("file,label\ntest/a/4.png,x\ntrain/a/1.png,y\n")
+    assert load_images(tmp_path / "set" / "list.csv").train.files == ("test/a/4.png", "train/a/1.png")
+    assert load_images(DIGITS).train.files == ()
+
+
 @pytest.mark.parametrize("suffix", ["npz", "NPZ"])
 def test_a_split_without_labels_is_not_the_one_that_is_judged_on(tmp_path: Path, suffix: str) -> None:
     pictures = np.zeros((4, 5, 5), np.uint8)
@@ -190,6 +201,7 @@ def test_a_split_without_labels_is_not_the_one_that_is_judged_on(tmp_path: Path,
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
+        (np.array([-1, -1, -1]), None, "no picture has a label"),
         (np.array(["a", "b", "nan"]), None, "the label 'nan' is what programs write"),
         (np.array(["a", "b", "c"]), ["a", "b"], "label 'c' is none of class_names: a, b"),
         (np.array([0.0, 1.0, 1e300]), None, "too large"),

@@ -109,9 +109,11 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "image")
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    facts = {}
     if picture.mode.startswith(("I", "F")):
         values = np.asarray(picture, dtype=np.float64)
-        scale = 255.0 / 65535.0 if values.max(initial=0) > 255 else 1.0
+        facts["peak"] = float(values.max(initial=0))  # in the file's own numbers, before they are scaled
+        scale = 255.0 / 65535.0 if facts["peak"] > 255 else 1.0
         picture = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
@@ -119,6 +121,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.alpha_composite(white, rgba)
     clean = picture.convert("RGB")
     clean.info.clear()  # EXIF, GPS and text chunks end here
+    clean.info.update(facts)
     return clean
 
 

@@ -19,7 +19,8 @@ from fewer.core.files import read_arrays, read_image, write_bytes
 from fewer.core.progress import Progress
 from fewer.learn.data import UNLABELLED, LabelledImages, as_pixels, in_channels, resized
 from fewer.learn.model_folder import TrainedClassifier
-from fewer.learn.picture_files import fitted, is_deep, pictures_in, refuse_twelve_bits
+from fewer.learn.picture_files import fitted, pictures_in
+from fewer.learn.sixteen_bits import SixteenBits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def gather(paths: tuple[Path, ...], model: TrainedClassifier) -> tuple[list[str]
     """Names and pixels of all pictures, in the model's size and channels. Raises `FileError`, `DataError`."""
     names: list[str] = []
     arrays: list[np.ndarray] = []
-    deep, brightest = "", 0
+    deep = SixteenBits()
     for path in paths:
         if path.suffix.lower() == ".npz":
             found = read_arrays(path)
@@ -84,12 +85,11 @@ def gather(paths: tuple[Path, ...], model: TrainedClassifier) -> tuple[list[str]
             arrays += list(_fit_arrays(pixels, model))
             continue
         for file in _files(path):
-            picture = np.asarray(read_image(file))
-            if is_deep(file):
-                deep, brightest = deep or file.name, max(brightest, int(picture.max()))
+            picture = read_image(file)
+            deep.note(file, file.name, picture, len(arrays))
             names.append(str(file))
-            arrays.append(_fit(picture, model))
-    refuse_twelve_bits(deep, brightest, "pictures")
+            arrays.append(_fit(np.asarray(picture), model))
+    deep.settle(arrays, "pictures")
     if not arrays:
         raise DataError("no pictures were found; give PNG, JPEG or WebP files, a folder of them, or an .npz")
     return names, torch.from_numpy(np.stack(arrays))

@@ -204,10 +204,11 @@ def _write(
     names = train.class_names
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["row", "label"])
-    writer.writerows((row, names[int(train.labels[row])]) for row in result.labelled.tolist())
+    writer.writerow(["row", "label", *(["file"] if train.files else [])])
+    for row in result.labelled.tolist():
+        writer.writerow([row, names[int(train.labels[row])], *train.files[row : row + 1]])
     write_bytes(output / "labelled.csv", stream.getvalue().encode())
-    write_bytes(output / "unlabelled.csv", result.verdicts.as_csv(names).encode())
+    write_bytes(output / "unlabelled.csv", result.verdicts.as_csv(names, train.files).encode())
 
 
 def _answer(

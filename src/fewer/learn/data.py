@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,8 @@ class LabelledImages:
     labels: Int64[Tensor, " n"]
     """-1 or 0 .. classes - 1."""
     class_names: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    """Where each picture was read from, below the folder or list that was given; empty for arrays."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,7 +61,8 @@ class LabelledImages:
     def select(self, rows: Int64[Tensor, " m"] | Sequence[int]) -> LabelledImages:
         """The pictures at these row numbers, in this order."""
         rows = torch.as_tensor(rows, dtype=torch.long)
-        return LabelledImages(self.images[rows], self.labels[rows], self.class_names)
+        files = tuple(self.files[row] for row in rows.tolist()) if self.files else ()
+        return LabelledImages(self.images[rows], self.labels[rows], self.class_names, files)
 
     def of_class(self, label: int) -> LabelledImages:
         return self.select(torch.nonzero(self.labels == label).flatten())
@@ -169,6 +172,8 @@ def make_labelled_images(
         raise DataError(
             f"{what}: row {row} has label {int(numbers[row])}; allowed -1 (unlabelled) .. {classes - 1}"
         )
+    if classes == 0 and len(pixels):
+        raise DataError(f"{what}: no picture has a label; a classifier needs some of at least 2 classes")
     if classes < 2:
         raise DataError(f"{what}: {classes} class; a classifier needs at least 2")
     names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(classes))
@@ -250,7 +255,8 @@ def as_pixels(values: np.ndarray | Tensor, what: str) -> UInt8[Tensor, "n height
             raise DataError(f"{what}: picture {int(bad[0])} holds NaN or infinity")
         if len(images) and (images.min() < 0 or images.max() > 1):
             raise DataError(
-                f"{what}: float pictures must lie in [0, 1], found {images.min():.3g} .. {images.max():.3g}"
+                f"{what}: float pictures must lie in [0, 1], found {images.min():.3g} .. {images.max():.3g}; "
+                "divide them by their largest possible value"
             )
         return (images * 255).round().to(torch.uint8)
     if len(images) and (images.min() < 0 or images.max() > 255):
@@ -317,7 +323,7 @@ def resized(data: LabelledImages, size: tuple[int, int], fit: Fit = "squeeze") -
         pixels = torch.nn.functional.pad(part.permute(0, 3, 1, 2).float(), borders)
         pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         parts.append(pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
-    return LabelledImages(torch.cat(parts).contiguous(), data.labels, data.class_names)
+    return replace(data, images=torch.cat(parts).contiguous())
 
 
 def _split(
@@ -327,12 +333,17 @@ def _split(
     if not rows:
         raise DataError(f"{source.name}: no pictures found (.png, .jpg, .webp in split/class folders)")
     stack = stack_pictures(rows, size, source.name, fit)
-    return {
-        split: make_labelled_images(
-            stack[[number for number, row in enumerate(rows) if row[0] == split]],
-            [label for where, _, label in rows if where == split],
-            names,
-            f"{source.name} {split}",
-        )
-        for split in dict.fromkeys(split for split, _, _ in rows)
-    }
+    root = source if source.is_dir() else source.parent
+    roots = (root, root.resolve())  # a list's files are resolved
+    found = {}
+    for split in dict.fromkeys(split for split, _, _ in rows):
+        own = [number for number, row in enumerate(rows) if row[0] == split]
+        labels, files = [rows[number][2] for number in own], [rows[number][1] for number in own]
+        made = make_labelled_images(stack[own], labels, names, f"{source.name} {split}")
+        found[split] = replace(made, files=tuple(_below(file, roots) for file in files))
+    return found
+
+
+def _below(file: Path, roots: Sequence[Path]) -> str:
+    root = next((one for one in roots if file.is_relative_to(one)), file.parent)
+    return file.relative_to(root).as_posix()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
@@ -99,17 +99,19 @@ class TrainedClassifier:
         Raises `DataError` when `data` has a class that the model does not know.
         """
         data = data.labelled()
-        if data.class_names == self.class_names:
-            labels = data.labels
-        else:
-            unknown = [name for name in data.class_names if name not in self.class_names]
-            if unknown:
-                raise DataError(
-                    f"class {unknown[0]!r} is unknown to the model; it knows {list(self.class_names)[:10]}"
-                )
-            places = torch.tensor([self.class_names.index(name) for name in data.class_names])
-            labels = places[data.labels]
+        labels = self.labels_of(data)
         return evaluate_probabilities(self.predict(data.images), labels)
+
+    def labels_of(self, data: LabelledImages) -> Int64[Tensor, " n"]:
+        """The labels of labelled pictures in the model's order of classes. Raises `DataError`."""
+        if data.class_names == self.class_names:
+            return data.labels
+        unknown = [name for name in data.class_names if name not in self.class_names]
+        if unknown:
+            raise DataError(
+                f"class {unknown[0]!r} is unknown to the model; it knows {list(self.class_names)[:10]}"
+            )
+        return torch.tensor([self.class_names.index(name) for name in data.class_names])[data.labels]
 
     def save(self, folder: Path | str) -> None:
         """Writes the three files, each whole or not at all."""

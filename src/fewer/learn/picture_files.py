@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from fewer.core.errors import DataError, FileError
 from fewer.core.files import inside, read_bytes, read_image
 from fewer.learn.label_names import refuse_missing
+from fewer.learn.sixteen_bits import SixteenBits
 
 Row = tuple[str, Path, int]
 """Split, file, and number of the class (-1: not known)."""
@@ -38,8 +39,6 @@ READ = (".png", ".jpg", ".jpeg", ".webp")
 NOT_READ = (".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom", ".nii", ".heic", ".avif", ".jp2")
 MOST_TABLE_BYTES = 256 * 2**20
 SEPARATORS = (",", ";", "\t")
-TWELVE_BITS = 4095 // 257
-"""The largest value in eight bits of a picture that uses twelve of its sixteen bits."""
 
 
 def folder_rows(root: Path) -> tuple[list[Row], tuple[str, ...]]:
@@ -139,16 +138,17 @@ def stack_pictures(rows: Sequence[Row], size: int | None, source: str, fit: Fit 
     """All pictures as uint8 (n, height, width, 1 or 3): one channel if all are grey.
 
     Raises `FileError` naming the file that cannot be read, `DataError` for two sizes without `size` and for
-    16-bit files that use twelve bits or fewer (nothing but black would be left of them in eight).
+    16-bit files that use twelve bits or fewer.
     """
     arrays: list[np.ndarray] = []
-    deep, brightest = "", 0
-    for _, file, _ in rows:
+    deep = SixteenBits()
+    for place, (_, file, _) in enumerate(rows):
         name = f"{file.parent.name}/{file.name}"
         try:
             picture = read_image(file)
         except FileError as error:
             raise FileError(f"{source}, {file.parent.name}: {error}", missing=error.missing) from error
+        deep.note(file, name, picture, place)
         if size is not None:
             picture = fitted(picture, (size, size), fit)
         arrays.append(np.asarray(picture, dtype=np.uint8))
@@ -157,30 +157,11 @@ def stack_pictures(rows: Sequence[Row], size: int | None, source: str, fit: Fit 
                 f"{name} is {arrays[-1].shape[1]}x{arrays[-1].shape[0]} pixels but {rows[0][1].name} is "
                 f"{arrays[0].shape[1]}x{arrays[0].shape[0]}; give --image-size to resize all of them"
             )
-        if is_deep(file):
-            deep, brightest = deep or name, max(brightest, int(arrays[-1].max()))
-    refuse_twelve_bits(deep, brightest, source)
+    deep.settle(arrays, source)
     stack = np.stack(arrays)
     if bool((stack[..., 0] == stack[..., 1]).all() and (stack[..., 0] == stack[..., 2]).all()):
         stack = stack[..., :1]
     return stack
-
-
-def is_deep(file: Path) -> bool:
-    """Whether it is a PNG of sixteen bits: the 25th byte, after signature, length, IHDR, width and height."""
-    with file.open("rb") as stream:
-        head = stream.read(25)
-    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:] == b"\x10"
-
-
-def refuse_twelve_bits(deep: str, brightest: int, source: str) -> None:
-    """Raises `DataError` when 16-bit pictures, of which `deep` is one, are nowhere brighter than twelve bits
-    can say: in eight bits they would be nearly black."""
-    if deep and 0 < brightest <= TWELVE_BITS:
-        raise DataError(
-            f"{source}: the 16-bit pictures (as {deep}) use 12 bits or fewer, their largest value is below "
-            "4096 of 65535, and would be nearly black; save them with their full range, or in 8 bits"
-        )
 
 
 def _filled(cells: list[str], columns: list[str]) -> list[str]:

@@ -56,6 +56,9 @@ def test_one_command_writes_file_page_and_datasheet(data: Path, tmp_path: Path, 
 
 def test_a_private_run_reports_epsilon_per_patient(data: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "p.distilled.safetensors"
+    arrays = dict(np.load(data))
+    arrays["train_labels"] = np.where(np.arange(60) == 7, -1, arrays["train_labels"][:, 0])
+    np.savez(data, **arrays)  # a picture without a label is left out, and its patient's number with it
     found = run(
         capsys, "learn", "distill", "--data", data, "--output", output, "--images-per-class", 1, *FAST,
         "--epsilon", 8, "--patients", tmp_path / "patients.npz",
@@ -123,11 +126,14 @@ def test_labels_that_are_not_counted_from_zero_keep_their_names(tmp_path: Path, 
 
 def test_a_set_that_is_judged_on_what_it_was_made_from_says_so(data: Path, tmp_path: Path, capsys) -> None:
     arrays = dict(np.load(data))
-    arrays["test_images"][:2] = arrays["train_images"][:2]
+    arrays["test_images"][:3] = arrays["train_images"][:3]
+    arrays["train_labels"] = arrays["train_labels"].astype(int)
+    arrays["train_labels"][2] = -1
     np.savez(tmp_path / "d.npz", **arrays)
     output = tmp_path / "a.distilled.safetensors"
     words = ["--data", tmp_path / "d.npz", "--output", output, *FAST, "--method", "random", "--soft-labels"]
     found = run(capsys, "learn", "distill", *words, "--expert-epochs", 1)
+    # The third copy is of a picture without a label, which is not distilled.
     assert "2 test or validation pictures were trained on as well" in found["warnings"][-1]
     sheet = DistilledSet.load(output).datasheet
     assert found["warnings"] == list(sheet.warnings)

@@ -51,6 +51,25 @@ def test_exports_are_read_by_the_ordinary_loaders(made: DistilledSet, tmp_path: 
     made.to_folder(tmp_path / "pictures")
     pictures = load_images(tmp_path / "pictures").train
     assert len(pictures) == 6 and torch.equal(pictures.images, back.images)
+    assert pictures.class_names == made.datasheet.class_names  # a model of them is judged on the real set
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (("Ödem", "grade 1 (mild)", "covid-19"), None),
+        (("../up", "b", "c"), ["000-up", "001-b", "002-c"]),
+        (("a", "A", "c"), ["000-a", "001-A", "002-c"]),  # one folder on some systems
+        (("con", "b", "unlabelled"), ["000-untitled", "001-b", "002-unlabelled"]),
+    ],
+)
+def test_folders_have_the_classes_names_where_they_may(
+    made: DistilledSet, tmp_path: Path, names: tuple[str, ...], folders: list[str] | None
+) -> None:
+    named = replace(made, datasheet=replace(made.datasheet, class_names=names))
+    written = named.to_folder(tmp_path / "pictures")
+    assert list(dict.fromkeys(name.split("/")[1] for name in written)) == (folders or list(names))
+    assert all((tmp_path / "pictures" / name).is_file() for name in written)
 
 
 def test_nothing_private_is_in_the_file(made: DistilledSet, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_class_means_are_near_the_mean_and_near_nobody() -> None:
 def test_a_small_class_repeats_with_jitter_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         _, images = started("real", count=12, images_per_class=6)
-    assert "fewer than the 6" in caplog.text
+    assert "class 'class-0' has 4 pictures, fewer than the 6" in caplog.text
     assert len(torch.unique(images.flatten(1), dim=0)) == len(images)
 
 

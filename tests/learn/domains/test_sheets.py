@@ -56,6 +56,14 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     Image.new("RGB", (161, 4)).save(tmp_path / "style1.png")
     with pytest.raises(DataError, match="no sheet of 40 tiles"):
         load_domains(tmp_path)
+    (tmp_path / "labels.csv").write_text("index,name,group,subgroup,object_split\n0,n,a,b,train\n")
+    with pytest.raises(DataError, match="no class of task 'group8' is left; one needs at least 9 objects"):
+        load_domains(tmp_path)
+    (tmp_path / "labels.csv").write_text(
+        "\ufeffindex,name,group,subgroup,object_split\n²,n,a,b,train\n", encoding="utf-8"
+    )
+    with pytest.raises(DataError, match="line 2: index must be a number"):
+        load_domains(tmp_path)
     (tmp_path / "labels.csv").write_text("index,group\n1,a\n")
     with pytest.raises(DataError, match="columns"):
         load_domains(tmp_path)

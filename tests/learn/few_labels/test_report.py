@@ -57,5 +57,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(
     assert kinds.count("svg") == 5
     assert kinds.count("img") == 12
     assert all((a.get("src") or "data:").startswith("data:") and "href" not in a for _, a in tags.seen)
+    turned = LabelledImages(held_out.images, 2 - held_out.labels, names[::-1])  # the same, in other order
+    assert report_page(result, train, turned, BAD) == page
     bare = report_page(replace(result, figures=None), train, None)
     assert "held-out" not in bare

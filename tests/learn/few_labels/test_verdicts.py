@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +18,8 @@ def test_labels_next_are_the_least_accepted_then_least_confident() -> None:
         torch.tensor([1.0, 0.0, 0.0, torch.nan]),
     )
     assert verdicts.label_next(3).tolist() == [2, 1, 3]
+    known = replace(verdicts, labelled=torch.tensor([False, False, True, False]))
+    assert known.label_next(3).tolist() == [1, 3, 0]  # what has a label needs none
     assert verdicts.class_utilisation(3) == [0.5, 0.0, None]
 
 
@@ -28,6 +31,9 @@ def test_instant_gives_reasons_for_every_picture(train: LabelledImages) -> None:
         )
         lines = list(csv.DictReader(io.StringIO(result.verdicts.as_csv(train.class_names))))
         assert len(lines) == len(train)
+        assert [line["row"] for line in lines if line["labelled"] == "1"] == list(
+            map(str, result.labelled.tolist())
+        )
         assert lines[0].keys() >= {"threshold", "tau", "accepted", "error_rate", "certificate", "runner_up"}
         assert all(line["pseudo_label"] != line["runner_up"] for line in lines)
         assert all(float(line["error_rate"]) >= 0 for line in lines)

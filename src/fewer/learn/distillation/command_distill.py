@@ -167,9 +167,9 @@ def distill_command(request: DistillRequest, progress: Progress) -> dict[str, ob
     train = splits.train.labelled()
     if len(train) == 0:
         raise DataError(f"{request.data.name}: the training split has no labelled picture")
-    copies = warn_of_overlap(splits, progress)
+    copies = warn_of_overlap(replace(splits, train=train), progress)
     options = RunOptions(
-        checkpoint_folder=checkpoints, resume=request.resume, units=_patients(request, train)
+        checkpoint_folder=checkpoints, resume=request.resume, units=_patients(request, splits.train)
     )
     plan = plan_of(request, train)
     distilled = distill(train, plan=plan, device=request.device, options=options, progress=progress)
@@ -327,7 +327,7 @@ def _patients(request: DistillRequest, train: LabelledImages) -> torch.Tensor | 
         raise DataError(
             f"{request.patients.name}: {len(train)} whole numbers are needed, one per training picture"
         )
-    return torch.from_numpy(numbers.astype(np.int64))
+    return torch.from_numpy(numbers.astype(np.int64))[train.labels >= 0]
 
 
 def _result(

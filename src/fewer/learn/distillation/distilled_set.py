@@ -8,7 +8,8 @@ Tensors: `images` uint8 (n, channels, height, width) (or normalised floats), `la
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ from fewer.learn.distillation.plan import SELECTIONS
 from fewer.learn.distillation.private import PrivacyReport
 from fewer.learn.distillation.task import Synthetic, Task, denormalise, normalise
 from fewer.learn.distillation.training import Recipe
+from fewer.learn.picture_files import UNLABELLED_FOLDERS
 
 DATASHEET = "fewer.datasheet"
 SUFFIX = ".distilled.safetensors"
@@ -149,11 +151,26 @@ class DistilledSet:
     def to_folder(self, folder: Path | str) -> list[str]:
         """`train/CLASS/NUMBER.png`; returns the relative names."""
         data, written = self.as_images(), []
+        folders = _folder_names(data.class_names)
         for row, (picture, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
-            name = f"train/{label:03d}-{safe_name(data.class_names[label])}/{row:05d}.png"
+            name = f"train/{folders[label]}/{row:05d}.png"
             write_bytes(Path(folder) / name, png_bytes(picture))
             written.append(name)
         return written
+
+
+def _folder_names(classes: Sequence[str]) -> list[str]:
+    """The classes' own names, by which they are known again; numbered where one may be no folder's, on any
+    system."""
+    plain = all(
+        re.fullmatch(r"\w(?:[\w .,()+-]{0,60}[\w)+])?", name)
+        and name.lower() not in UNLABELLED_FOLDERS
+        and (not name.isascii() or safe_name(name, ""))
+        for name in classes
+    )
+    if plain and len({name.casefold() for name in classes}) == len(classes):
+        return list(classes)
+    return [f"{number:03d}-{safe_name(name)}" for number, name in enumerate(classes)]
 
 
 def png_bytes(picture: UInt8[Tensor, "height width channels"]) -> bytes:

@@ -112,6 +112,6 @@ def _require(source: Source, per_class: int) -> None:
     for label in range(source.classes):
         if source.count(label) < per_class:
             raise DataError(
-                f"class {label} has {source.count(label)} pictures, a selection needs {per_class}; "
+                f"class {source.called(label)} has {source.count(label)} pictures, {per_class} are needed; "
                 "ask for fewer images per class or use a method that makes pictures (dc, dm)"
             )

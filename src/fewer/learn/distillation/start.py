@@ -60,8 +60,8 @@ def _real(source: Source, wanted: int, generator: torch.Generator) -> Float[Tens
     short = [label for label in range(source.classes) if source.count(label) < wanted]
     if short:
         logger.warning(
-            "class %d has %d pictures, fewer than the %d to start from: some are repeated with jitter",
-            short[0], source.count(short[0]), wanted,
+            "class %s has %d pictures, fewer than the %d to start from: some are repeated with jitter",
+            source.called(short[0]), source.count(short[0]), wanted,
         )  # fmt: skip
         noise = JITTER * torch.randn(images.shape, generator=generator).to(images.device)
         mask = torch.zeros(source.classes, 1, 1, 1, 1, device=images.device)

@@ -32,6 +32,8 @@ class Source:
     deviation: Float[Tensor, " channels"]
     order: Int64[Tensor, " n"]
     """Row i here is row order[i] of the data it was made from."""
+    names: tuple[str, ...] = ()
+    """Of the classes, for messages."""
 
     @classmethod
     def of(
@@ -52,7 +54,9 @@ class Source:
         order = known[torch.argsort(data.labels[known], stable=True)]
         images = normalise(data.select(order).as_float(), mean, deviation)
         starts = (0, *counts.cumsum(0).tolist())
-        return cls(images.to(device), data.labels[order].to(device), starts, mean, deviation, order)
+        return cls(
+            images.to(device), data.labels[order].to(device), starts, mean, deviation, order, data.class_names
+        )
 
     @property
     def classes(self) -> int:
@@ -60,6 +64,10 @@ class Source:
 
     def count(self, label: int) -> int:
         return self.starts[label + 1] - self.starts[label]
+
+    def called(self, label: int) -> str:
+        """The class in a message."""
+        return repr(self.names[label]) if self.names else str(label)
 
     def of_class(self, label: int) -> Float[Tensor, "m channels height width"]:
         return self.images[self.starts[label] : self.starts[label + 1]]

@@ -20,11 +20,10 @@ from fewer.learn.picture_files import (
     Fit,
     fitted,
     folders_in,
-    is_deep,
     is_unlabelled,
     pictures_in,
-    refuse_twelve_bits,
 )
+from fewer.learn.sixteen_bits import SixteenBits
 
 KNOWN_LAYOUTS: Mapping[str, tuple[str, ...]] = {
     "PACS": ("art_painting", "cartoon", "photo", "sketch"),
@@ -181,8 +180,7 @@ class _Reader:
         self.failed: list[str] = []
 
     def read(self, folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[int]]:
-        arrays, labels = [], []
-        deep, brightest = "", 0
+        arrays, labels, deep = [], [], SixteenBits()
         for label, name in enumerate(names):
             for file in pictures_in(folder / name, folder.parent):
                 self.count += 1
@@ -191,6 +189,7 @@ class _Reader:
                 except FileError:
                     self.failed.append(f"{folder.name}/{name}/{file.name}")
                     continue
+                deep.note(file, f"{name}/{file.name}", picture, len(arrays))
                 if self.size is not None:
                     picture = fitted(picture, (self.size, self.size), self.fit)
                 self.shape = self.shape or picture.size
@@ -201,9 +200,7 @@ class _Reader:
                     )
                 arrays.append(np.asarray(picture, dtype=np.uint8))
                 labels.append(label)
-                if is_deep(file):
-                    deep, brightest = deep or f"{name}/{file.name}", max(brightest, int(arrays[-1].max()))
-        refuse_twelve_bits(deep, brightest, folder.name)
+        deep.settle(arrays, folder.name)
         if not arrays:
             raise DataError(f"domain {folder.name!r} has no readable picture in its class folders")
         return np.stack(arrays), labels

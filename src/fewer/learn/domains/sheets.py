@@ -33,6 +33,11 @@ def load_sheets(folder: Path, *, task: str = "group8", size: int | None = None) 
     labels, class_names = _labels(rows, task)
     used = [k for k, label in enumerate(labels) if label is not None]
     places = [int(rows[k]["index"]) for k in used]
+    if not places:
+        raise DataError(
+            f"{folder.name}: no class of task {task!r} is left; one needs at least "
+            f"{SMALLEST_CLASS + (task == 'group8')} objects (identity: one)"
+        )
     numbers = [label for label in labels if label is not None]
     sheets = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SHEETS)
     if len(sheets) < 2:
@@ -54,7 +59,7 @@ def load_sheets(folder: Path, *, task: str = "group8", size: int | None = None) 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise FileError(f"{path.name}: not a readable CSV file ({error})") from error
@@ -62,7 +67,9 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if not rows or not wanted <= set(rows[0]):
         raise DataError(f"{path.name}: the columns {', '.join(sorted(wanted))} are needed")
     for number, row in enumerate(rows, start=2):
-        if not (row["index"] or "").isdigit() or row["object_split"] not in ("train", "test"):
+        index = row["index"] or ""
+        numbered = index.isascii() and index.isdecimal() and len(index) < 9
+        if not numbered or row["object_split"] not in ("train", "test"):
             raise DataError(f"{path.name} line {number}: index must be a number, object_split train or test")
     return rows
 

@@ -130,7 +130,7 @@ def _offset(value: float | None, spread: float | None, sign: int) -> float | Non
 def _held_out(result: SemiSupervisedResult, test: LabelledImages) -> str:
     assert result.figures is not None
     labelled = test.labelled()
-    curve = calibration_curve(result.model.predict(labelled.images), labelled.labels)
+    curve = calibration_curve(result.model.predict(labelled.images), result.model.labels_of(labelled))
     confidences, accuracies, _, shares = (values.tolist() for values in curve)
     table = confusion_table(result.figures.confusion, result.model.class_names)
     return (
@@ -148,7 +148,8 @@ def _label_next(result: SemiSupervisedResult, train: LabelledImages, count: int 
     )
     figures = []
     for row in verdicts.label_next(count).tolist():
-        text = f"row {row}: {names[int(verdicts.pseudo[row])]} or {names[int(verdicts.runner_up[row])]}?"
+        place = train.files[row] if train.files else f"row {row}"
+        text = f"{place}: {names[int(verdicts.pseudo[row])]} or {names[int(verdicts.runner_up[row])]}?"
         figures.append(
             f'<figure><img alt="" src="{_picture(train.images[row])}"><figcaption>{escape(text)}'
             "</figcaption></figure>"

@@ -114,7 +114,7 @@ def semi_supervised(
     figures = model.evaluate(test) if test is not None else None
     if figures is not None:
         model = replace(model, figures=figures.as_dict())
-    verdicts = judge(model, run.state, plan, train, run.diary)
+    verdicts = judge(model, run.state, plan, train, run.diary, rows)
     curves = run.diary.curves()
     return SemiSupervisedResult(
         model, rows, curves, verdicts, run.state, result.seconds, len(result.losses), figures

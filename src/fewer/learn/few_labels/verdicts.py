@@ -40,11 +40,14 @@ class Verdicts:
     """sum of T_is over i != s: how often other classes are taken for this one."""
     certificate: Float[Tensor, " n"] | None = None
     """Estimated margin over the runner-up; see `thresholds/guarantee.py`."""
+    labelled: Bool[Tensor, " n"] | None = None
+    """Whether its label was trained on."""
 
     def label_next(self, count: int) -> Int64[Tensor, " m"]:
-        """Rows whose label would help most: accepted least often, then least confident."""
+        """Rows whose label would help most, of those without: accepted least often, then least confident."""
         share = self.accepted_share.nan_to_num(0.0)
-        return (share + 1e-3 * self.confidence).argsort(stable=True)[:count]
+        order = (share + 1e-3 * self.confidence).argsort(stable=True)
+        return order[:count] if self.labelled is None else order[~self.labelled[order]][:count]
 
     def class_utilisation(self, classes: int) -> list[float | None]:
         """Mean accepted share of the pictures that each class was given."""
@@ -55,10 +58,12 @@ class Verdicts:
             shares.append(float(self.accepted_share[rows].mean()) if bool(rows.any()) else None)
         return shares
 
-    def as_csv(self, class_names: tuple[str, ...]) -> str:
+    def as_csv(self, class_names: tuple[str, ...], files: tuple[str, ...] = ()) -> str:
         """A line for each picture."""
         columns: dict[str, list[object]] = {
             "row": list(range(len(self.pseudo))),
+            **({"file": list(files)} if files else {}),
+            **({} if self.labelled is None else {"labelled": self.labelled.int().tolist()}),
             "pseudo_label": [class_names[k] for k in self.pseudo.tolist()],
             "confidence": _rounded(self.confidence),
             "runner_up": [class_names[k] for k in self.runner_up.tolist()],
@@ -77,14 +82,22 @@ class Verdicts:
 
 @torch.no_grad()
 def judge(
-    model: TrainedClassifier, state: nn.Module, plan: SemiSupervisedPlan, train: LabelledImages, diary: Diary
+    model: TrainedClassifier,
+    state: nn.Module,
+    plan: SemiSupervisedPlan,
+    train: LabelledImages,
+    diary: Diary,
+    rows: Int64[Tensor, " m"],
 ) -> Verdicts:
-    """Looks at every training picture without augmentation."""
+    """Looks at every training picture without augmentation; `rows` were trained on with their labels."""
+    labelled = torch.zeros(len(train), dtype=torch.bool)
+    labelled[rows] = True
     probabilities = model.predict(train.images)
     accepted_share = (diary.accepted / diary.seen).cpu()
     if not isinstance(state, InstantState):
         top = probabilities.topk(2, dim=1)
-        return Verdicts(top.indices[:, 0], top.values[:, 0], top.indices[:, 1], accepted_share)
+        best, runner_up = top.indices.unbind(1)
+        return Verdicts(best, top.values[:, 0], runner_up, accepted_share, labelled=labelled)
     device = next(model.network.parameters()).device
     probabilities = state.alignment(probabilities.to(device)).cpu()
     top = probabilities.topk(2, dim=1)
@@ -103,6 +116,7 @@ def judge(
         decision.mask,
         into.sum(1) - own,
         certificate(probabilities, transition, decision.pseudo),
+        labelled,
     )
 
 
