@@ -22,6 +22,21 @@ def test_good_values_come_back_and_defaults_fill_in() -> None:
     assert validate(Order, Order(steps=4)) == Order(steps=4)
 
 
+def test_what_two_values_say_against_each_other_comes_as_it_was_put() -> None:
+    @dataclass(frozen=True)
+    class Span:
+        low: int
+        high: int
+
+        def __post_init__(self) -> None:
+            if self.low > self.high:
+                raise ConfigError("low is above high; swap them")
+
+    with pytest.raises(ConfigError) as caught:
+        validate(Span, {"low": 2, "high": 1})
+    assert str(caught.value) == "low is above high; swap them"
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

@@ -35,6 +35,10 @@ def describe(error: ValidationError, field: str = "") -> str:
         if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             parts.append(f"{where} is not a known setting")
             continue
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):  # of the whole: it says what was given, allowed, and to be tried
+            parts.append(f"{where}: {cause}" if problem["loc"] or field else str(cause))
+            continue
         given = repr(problem["input"])
         given = given if len(given) <= 60 else given[:57] + "…"
         message = problem["msg"][0].lower() + problem["msg"][1:]

@@ -182,7 +182,9 @@ def config_by_tensors(shapes: Shapes, where: str) -> DCAutoencoderConfig:
         return config
     if not fitting:
         raise FileError(
-            f"{where!r} has no config.json and its tensors are those of no published model", missing=True
+            f"{where!r} has no config.json that describes its network, and its tensors are those of no "
+            "published model",
+            missing=True,
         )
     factors = " or ".join(f"{name} (scaling_factor {fitting[name].scaling_factor})" for name in fitting)
     raise FileError(
