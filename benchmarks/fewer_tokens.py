@@ -323,6 +323,7 @@ def main() -> None:
     parser.add_argument("--refine-steps", type=int, default=0, help="autoencoders: of phase 3, with a critic")
     parser.add_argument("--refine-depth", type=int, default=2, help="stages of the decoder that it trains")
     parser.add_argument("--refine-all-but", type=int, default=0, help="instead: all but so many deepest")
+    parser.add_argument("--refine-averaged", type=int, default=0, help="keep averages over so many steps")
     parser.add_argument("--without-cudnn", action="store_true")
     parser.add_argument("--pool", type=Path, help="folder with crops drawn beforehand")
     options = parser.parse_args()

@@ -7,7 +7,8 @@ trainees with one seed see the same batches. On the CPU the same step is called 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -142,6 +143,37 @@ class Trainee:
             with torch.cuda.stream(self.stream):
                 self.graph.replay()
         self.done += 1
+
+
+@dataclass
+class Averaged(Trainee):
+    """A network in training with a moving average of its weights beside it."""
+
+    averaged: int = 100
+    """Steps in which the moving average forgets."""
+
+    def prepare(self) -> None:
+        self.average = [p.detach().clone() for group in self.groups for p in group["params"]]
+        super().prepare()
+
+    def _step(self) -> None:
+        super()._step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 / self.averaged)
+
+    def begin_again(self, steps: int) -> None:
+        super().begin_again(steps)
+        for average, before in zip(self.average, self.start, strict=True):
+            average.copy_(before)
+
+    @contextmanager
+    def averages_in_place(self) -> Iterator[torch.nn.Module]:
+        """The model with the averages for weights, for as long as the context lasts."""
+        weights = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+            yield self.model
+            torch._foreach_copy_(self.parameters, weights)
 
 
 def train_side_by_side(

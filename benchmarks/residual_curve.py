@@ -9,7 +9,8 @@ crops of three photographs that are not trained on; PSNR is that on crops of the
 plain net may also start with its variance kept. `--fresh --leaves 0.25 --error decibel --final-rate 0.02`
 trains on crops that are cut anew, a quarter of them dead leaves, for what PSNR counts; `--quiet` starts every
 net linear, and `--linear` says what the best linear projection of as many numbers would keep. `--together
---fit 300` trains all nets side by side for as many steps as fit 300 seconds.
+--fit 300` trains all nets side by side for as many steps as fit 300 seconds. `--trial 400 --usual` lets each
+kind choose its rate and its error, and nothing else: optimizer and start are the paper's.
 """
 # bench: gpu, 5 min:
 
@@ -60,6 +61,10 @@ RECIPES: tuple[Recipe, ...] = (
     (False, 1e-3, "squared", True),
     (False, 3e-4, "squared", True),
 )
+USUAL: tuple[Recipe, ...] = tuple(
+    (False, rate, error, False) for rate, error in product((1e-3, 3e-4), ("squared", "decibel", "l1"))
+)
+"""What remains when optimizer and start are the paper's: AdamW from torch's start, rate and error free."""
 VALIDATION = 3
 """So many of the photographs to train on choose the learning rate instead."""
 
@@ -140,7 +145,7 @@ def drawn(options: argparse.Namespace, pool: torch.Tensor) -> Draw:
 def best_recipes(draw: Draw, form: Form, options: argparse.Namespace, validation: torch.Tensor) -> dict:
     """For every run the recipe that is best for its own net of most compression after `--trial` steps, by the
     validation crops; and the figures of all under "trial"."""
-    recipes = [r for r in RECIPES if not (options.adamw and r[0])]
+    recipes = USUAL if options.usual else [r for r in RECIPES if not (options.adamw and r[0])]
     tried = list(product(options.runs, recipes))
     trainees = [trainee_of(run, max(options.ratios), 1, draw, form, options, r) for run, r in tried]
     for trainee in trainees:
@@ -242,6 +247,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--orthogonal", action="store_true", help="matrices take orthogonal steps (Muon)")
     parser.add_argument("--beforehand", type=int, default=0, help="with --fresh: draw so many crops once")
     parser.add_argument("--adamw", action="store_true", help="with --trial: only recipes with AdamW")
+    parser.add_argument("--usual", action="store_true", help="with --trial: AdamW from torch's start only")
     parser.add_argument("--form", default="as written", choices=["fastest", *(f.name for f in FORMS)])
     parser.add_argument(
         "--together", action="store_true", help="all runs side by side: equal steps in any case"

@@ -15,11 +15,10 @@ weights (100 steps), on crops of the seven test photographs and of those three.
 import argparse
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
-from graphed import Trainee, advance_all
+from graphed import Averaged, advance_all
 from record import record
 from residual_autoencoding import build, small_config
 from residual_curve import QUARTER, drawn, pools
@@ -33,33 +32,6 @@ RATES = (1e-3, 3e-4)
 KINDS = {"residual": True, "plain": False}
 AVERAGED = 100
 """Steps in which the moving average forgets."""
-
-
-class Averaged(Trainee):
-    """A network in training with a moving average of its weights beside it."""
-
-    def prepare(self) -> None:
-        self.average = [p.detach().clone() for group in self.groups for p in group["params"]]
-        super().prepare()
-
-    def _step(self) -> None:
-        super()._step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 / AVERAGED)
-
-    def begin_again(self, steps: int) -> None:
-        super().begin_again(steps)
-        for average, before in zip(self.average, self.start, strict=True):
-            average.copy_(before)
-
-    @contextmanager
-    def averages_in_place(self) -> Iterator[torch.nn.Module]:
-        """The model with the averages for weights, for as long as the context lasts."""
-        weights = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
-            yield self.model
-            torch._foreach_copy_(self.parameters, weights)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from crop_pool import PHOTOS, crop_pool
 from fresh_crops import FreshCrops
-from graphed import Trainee, keep_within, train_side_by_side
+from graphed import Averaged, Trainee, keep_within, train_side_by_side
 from residual_autoencoding import build as build_autoencoder
 from residual_autoencoding import small_config
 from residual_curve import QUARTER, WIDTHS
@@ -75,7 +75,8 @@ def refine(
 ) -> None:
     """Phase 3 of the paper for each: the decoder's head against a critic of its own. No latent changes.
 
-    `distance`, on crops to choose with, is asked before and every 150 steps; the best weights are kept.
+    `distance`, on crops to choose with, is asked before and every 150 steps; the best weights are kept. With
+    `--refine-averaged` it is the moving averages of the weights that are asked for, and kept.
     """
     if not options.refine_steps:
         return
@@ -97,27 +98,29 @@ def refine(
 
         groups = [{"params": [*head, *critic.parameters()], "weight_decay": 0.01}]
         trainees.append(
-            Trainee(
+            Averaged(
                 name=f"f{ratio} refined", model=model, loss=loss, groups=groups, rate=2e-4,
                 steps=options.refine_steps, warmup=min(50, options.refine_steps // 2), final_rate=0.1, seed=1,
-                betas=(0.5, 0.9), clip=None, captured=False,
+                betas=(0.5, 0.9), clip=None, captured=False, averaged=options.refine_averaged or 1,
             )
         )  # fmt: skip
     best: dict[str, tuple[float, int, dict[str, Tensor]]] = {}
 
     def look() -> None:
         for trainee in trainees:
-            if distance is not None and trainee.done % 150 in (0, trainee.steps % 150):
-                found = distance(trainee.model)  # type: ignore[arg-type]
-                print(
-                    f"{trainee.name}, {trainee.done} steps: {found:.2f} on crops to choose with", flush=True
-                )
-                if trainee.name not in best or found < best[trainee.name][0]:
-                    weights = {name: tensor.clone() for name, tensor in trainee.model.state_dict().items()}
-                    best[trainee.name] = found, trainee.done, weights
+            if distance is None or trainee.done % 150 not in (0, trainee.steps % 150):
+                continue
+            with trainee.averages_in_place() as model:
+                found = distance(model)  # type: ignore[arg-type]
+                weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            print(f"{trainee.name}, {trainee.done} steps: {found:.2f} on crops to choose with", flush=True)
+            if trainee.name not in best or found < best[trainee.name][0]:
+                best[trainee.name] = found, trainee.done, weights
 
+    for trainee in trainees:
+        trainee.prepare()
     look()
-    train_side_by_side(trainees, look=look)
+    train_side_by_side(trainees, prepared=True, look=look)
     for trainee in trainees:
         if trainee.name in best:
             trainee.model.load_state_dict(best[trainee.name][2])
