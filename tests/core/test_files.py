@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -24,6 +25,7 @@ from fewer.core.files import (
     write_bytes,
     write_json,
 )
+from fewer.core.tensors import tensor_header
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -154,6 +156,14 @@ def test_a_pickle_is_told_by_its_content(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", b"x")
     with pytest.raises(FileError, match="--trust-pickle"):
         refuse_pickle(path)
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.npz"
+    os.mkfifo(path)
+    for read in (read_arrays, read_json, read_image, tensor_header):
+        with pytest.raises(FileError, match="is not a plain file"):
+            read(path)
 
 
 @pytest.mark.parametrize("raw", [b"[1]", b"{", b"\xff\xfe", b'{"a":' * 100_000, b'{"a": %s}' % (b"9" * 5000)])

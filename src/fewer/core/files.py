@@ -31,16 +31,22 @@ _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """The whole file. Raises `FileError` if it is missing, no plain file, or larger than `max_bytes`."""
-    path = Path(path)
-    if not path.exists():
-        raise FileError(f"{path.name!r} is not there; check the path", missing=True)
-    if not path.is_file():
-        raise FileError(f"{path.name!r} is not a plain file")
+    path = plain_file(path)
     size = path.stat().st_size
     if size > max_bytes:
         raise FileError(f"{path.name!r} has {size:,} bytes; at most {max_bytes:,} are read")
     with path.open("rb") as stream:
         return stream.read(max_bytes + 1)
+
+
+def plain_file(path: Path) -> Path:
+    """The path of a file that can be read to its end. Raises `FileError` for a folder, a pipe or nothing."""
+    path = Path(path)
+    if not path.exists():
+        raise FileError(f"{path.name!r} is not there; check the path", missing=True)
+    if not path.is_file():
+        raise FileError(f"{path.name!r} is not a plain file")
+    return path
 
 
 def refuse_pickle(path: Path) -> None:
@@ -127,9 +133,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def read_arrays(path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file. Object arrays, bombs and damaged archives raise `FileError`."""
-    path = Path(path)
-    if not path.exists():
-        raise FileError(f"{path.name!r} is not there; check the path", missing=True)
+    path = plain_file(path)
     refuse_pickle(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewer.core.errors import FileError
-from fewer.core.files import refuse_pickle, sync_folder
+from fewer.core.files import plain_file, refuse_pickle, sync_folder
 
 MAX_HEADER_BYTES = 100 * 2**20
 MAX_TENSORS = 50_000
@@ -40,11 +40,7 @@ class TensorInfo:
 
 def tensor_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """(tensors, metadata) of a safetensors file, read without its data. Raises `FileError`."""
-    path = Path(path)
-    if not path.exists():
-        raise FileError(f"{path.name!r} is not there; check the path", missing=True)
-    if not path.is_file():
-        raise FileError(f"{path.name!r} is not a plain file")
+    path = plain_file(path)
     refuse_pickle(path)
     size = path.stat().st_size
     with path.open("rb") as stream:

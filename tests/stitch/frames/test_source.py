@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import cv2
@@ -41,6 +42,13 @@ def test_a_list_file_and_a_list_of_paths_agree(tmp_path: Path) -> None:
         open_frames(tmp_path / "list.txt")
     by_list = [frame.picture[0, 0, 0] for frame in open_frames([tmp_path / "b.png", tmp_path / "a.png"])]
     assert by_file == by_list == [9, 7]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.txt", "a.png"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(FileError, match="not a plain file"):
+            open_frames(tmp_path / name)
 
 
 def test_an_iterator_can_still_be_read_twice() -> None:

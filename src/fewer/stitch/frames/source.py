@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from fewer.core.errors import DataError, FileError
-from fewer.core.files import read_image
+from fewer.core.files import plain_file, read_image
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 MAX_PIXELS = 16_800_000
@@ -97,6 +97,7 @@ def _open_path(path: Path, rate: float) -> FrameSource:
         if not pictures:
             raise FileError(f"{path.name}: the folder holds no pictures ({', '.join(sorted(PICTURES))})")
         return FolderFrames(pictures, rate)
+    path = plain_file(path)
     suffix = path.suffix.lower()
     if suffix in {".dcm", ".dicom"} or _starts_like_dicom(path):
         from fewer.stitch.frames.dicom import open_dicom
