@@ -102,6 +102,7 @@ def test_toml_sets_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (PermissionError(errno.EACCES, "Permission denied"), 2, "Permission denied"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), 4, "'b': No such file"),
         (MemoryError(), 5, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 5, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -156,6 +156,7 @@ VERBS: dict[str, Verb] = {
 # fmt: on
 
 EXIT_INTERRUPTED = 130
+OUT_OF_MEMORY = "out of memory; try a smaller size, batch or model"
 EXTRAS = ("stitch", "learn", "recommend", "serve")
 """Rooms that need packages which a plain installation does not bring."""
 
@@ -247,13 +248,15 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         return _complain(name, "interrupted; what was finished is saved", EXIT_INTERRUPTED)
     except MemoryError:
-        return _complain(name, "out of memory; try a smaller size, batch or model", 5)
+        return _complain(name, OUT_OF_MEMORY, 5)
     except OSError as error:  # a disk that filled up, a folder that may not be read, a name that is too long
         return _complain(name, _what_failed(error), 4 if isinstance(error, FileNotFoundError) else 2)
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be imported here
-            raise
-        return _complain(name, "the GPU is out of memory; try a smaller size or batch", 5)
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; torch may not be imported here
+            return _complain(name, "the GPU is out of memory; try a smaller size or batch", 5)
+        if "DefaultCPUAllocator" in str(error):  # torch's too, a plain RuntimeError
+            return _complain(name, OUT_OF_MEMORY, 5)
+        raise
     return _print_result(result, common.as_json)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewer.core.device import isolated_randomness
-from fewer.core.errors import ConfigError
+from fewer.core.errors import CapacityError, ConfigError
 from fewer.generate.autoencoder import DCAutoencoder
 from fewer.generate.autoencoder.phases import PhasePlan
 from fewer.generate.autoencoder.training import (
@@ -191,3 +191,8 @@ def test_bad_plans_say_what_fits() -> None:
         train_autoencoder(model_of(), draw, [replace(plan(1), crop=18)], OPTIONS)
     with pytest.raises(ConfigError, match="at least 24"):
         train_autoencoder(model_of(), draw, [replace(plan(3), crop=16)], OPTIONS)
+
+
+def test_crops_that_no_memory_holds_are_refused_before_the_first_step() -> None:
+    with pytest.raises(CapacityError, match="phase 2 are 8192 px, 4096 a step"):
+        train_autoencoder(model_of(), draw, [plan(1), replace(plan(2), crop=8192, batch=4096)], OPTIONS)

@@ -17,9 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewer.core.checkpoint import latest_facts
+from fewer.core.device import require_memory
 from fewer.core.errors import ConfigError
 from fewer.core.progress import Progress, SilentProgress
 from fewer.core.train import FitPlan, FitResult, check_identity, fit, rank, world_size
+from fewer.generate.autoencoder.capacity import peak_bytes
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.autoencoder.discriminator import (
     SMALLEST_JUDGED,
@@ -77,11 +79,13 @@ def train_autoencoder(
 ) -> dict[int, FitResult]:
     """Runs the phases in order on `model`, in place; `draw(count, side, generator)` gives crops.
 
-    Raises `ConfigError` for a crop that is no multiple of the ratio or a batch that the ranks cannot share.
+    Raises `ConfigError` for a crop that is no multiple of the ratio or a batch that the ranks cannot share,
+    `CapacityError` for crops that even a pass without gradients has no memory for.
     """
     options, progress = options or TrainingOptions(), progress or SilentProgress()
     for plan in plans:
         _check_plan(model, plan)
+        _check_memory(model, plan, options)
     # A phase goes on from what those before it left: more of theirs would be lost by resuming it.
     steps = {plan.phase: plan.steps for plan in plans}
     alone = {}
@@ -253,6 +257,15 @@ def _take_averages(model: DCAutoencoder, result: FitResult, options: TrainingOpt
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(averages[name])
+
+
+def _check_memory(model: DCAutoencoder, plan: PhasePlan, options: TrainingOptions) -> None:
+    """Training takes more than the larger of the two networks' passes; what lacks that is not begun."""
+    pixels = (plan.batch // world_size(), model.config.in_channels, plan.crop, plan.crop)
+    networks, itemsize = (model.encoder, model.decoder), options.dtype.itemsize
+    needed = max(peak_bytes(network, pixels, itemsize, None) for network in networks)
+    advice = f"crops of phase {plan.phase} are {plan.crop} px, {plan.batch} a step: try smaller or fewer ones"
+    require_memory(needed, torch.device(options.device), advice)
 
 
 def _check_plan(model: DCAutoencoder, plan: PhasePlan) -> None:
