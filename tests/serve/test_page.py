@@ -130,6 +130,22 @@ def test_keyboard_alone_is_enough(page: Browser) -> None:
     assert page.problems == []
 
 
+def test_what_a_prompt_was_read_as_is_shown_and_can_be_turned_off(page: Browser) -> None:
+    caption = "document.querySelector('figcaption p').textContent"
+    page.type("a puppy")
+    page.click("#draw")
+    page.wait(f"{FIGURES} === 1")
+    assert page.ask(caption) == "a puppy\nread as: a dog"
+    page.click("summary")
+    page.click("[name=as_written]")
+    page.click("#draw")
+    page.wait(f"{FIGURES} === 2")
+    assert page.ask(caption) == "a puppy"
+    page.click("figure [aria-label^='Draw again']")
+    page.wait(f"{FIGURES} === 3")
+    assert page.ask(caption) == "a puppy", "repeated as it was drawn"
+
+
 def test_a_long_queue_can_still_be_cancelled_and_a_long_history_be_read(page: Browser) -> None:
     for number in range(9):  # more than the connections that a browser opens to one server
         body = f"{{method: 'POST', body: JSON.stringify({{prompt: 'job {number}', steps: 200}})}}"

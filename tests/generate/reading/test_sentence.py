@@ -19,6 +19,7 @@ def caption(prompt: str) -> str:
         ("my dog", "a dog"),
         ("a little dog there on the left, flat", "a small flat dog on the left"),
         ("some apple at the top of a grey background", "an apple at the top on a gray background"),
+        ("the top of a dog", "a dog"),
         ("a cat to the right of a dog", "a dog to the left of a cat"),
         ("a cat sitting on a dog", "a cat above a dog"),
         ("a cat sleeping under a dog in 3d", "a 3d cat below a 3d dog"),

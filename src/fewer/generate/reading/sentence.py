@@ -39,7 +39,7 @@ def caption_of(pieces: Sequence[Piece], things: Sequence[Thing]) -> str:
         return " ".join(part for part in (count, style, plural(first.name)) if part) + ground
     small = "small" if any(piece.kind == "small" for piece in pieces) else ""
     words = " ".join(part for part in (small, style, first.name) if part)
-    return with_article(words) + _place(pieces) + ground
+    return with_article(words) + _place(pieces[first.place :]) + ground
 
 
 def background_of(pieces: Sequence[Piece]) -> str:
@@ -66,6 +66,7 @@ def _related(one: str, other: str, between: Sequence[str]) -> str:
 
 
 def _place(pieces: Sequence[Piece]) -> str:
+    """Where the thing lies, if that is said behind it: "the top of a mountain" is no place of the picture."""
     texts = [piece.text for piece in pieces]
     for before, place in pairwise(texts):
         if before == "the" and place in _PLACES:

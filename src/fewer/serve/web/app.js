@@ -49,6 +49,7 @@ function wish() {
   if (fields.seed.value.trim()) body.seed = fields.seed.value.trim(); // digits, which may be more than a number holds
   for (const name of ["steps", "n"]) if (fields[name].value) body[name] = parseInt(fields[name].value, 10);
   if (fields.guidance.value) body.guidance = parseFloat(fields.guidance.value);
+  if (fields.as_written.checked) body.as_written = true;
   if (fields.negative_prompt.value) body.negative_prompt = fields.negative_prompt.value;
   if (fields.model.value && fields.model.value !== "default") body.model = fields.model.value;
   if (fields.lora.value) body.lora = [fields.lora.value];
