@@ -13,6 +13,7 @@ from PIL import Image
 
 from fewer.core.errors import FileError
 from fewer.core.files import (
+    copy_folder,
     decode_image,
     inside,
     output_files,
@@ -164,6 +165,29 @@ def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
     for read in (read_arrays, read_json, read_image, tensor_header):
         with pytest.raises(FileError, match="is not a plain file"):
             read(path)
+
+
+def test_a_folder_is_copied_without_what_its_links_lead_to_elsewhere(tmp_path: Path) -> None:
+    hub = tmp_path / "models--a--b"
+    model, blob = hub / "snapshots" / "1" / "vae", hub / "blobs" / "abc"
+    for folder in (model / "sub", blob.parent):
+        folder.mkdir(parents=True)
+    blob.write_text("weights")
+    (model / "weights").symlink_to(blob)
+    (model / "again").symlink_to("weights")
+    (model / "cache").write_text("")
+    copy_folder(model, tmp_path / "copy", lambda _, names: {"cache"} & set(names))
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["again", "sub", "weights"]
+    assert (tmp_path / "copy" / "again").read_text() == "weights" and not (
+        tmp_path / "copy" / "again"
+    ).is_symlink()
+    (tmp_path / "secret").write_text("key")
+    for target in (tmp_path / "secret", tmp_path, model, model / "sub" / "bad"):
+        (model / "sub" / "bad").unlink(missing_ok=True)
+        (model / "sub" / "bad").symlink_to(target)
+        with pytest.raises((FileError, OSError)):
+            copy_folder(model, tmp_path / "other")
+        assert not (tmp_path / "other" / "sub" / "bad").exists()
 
 
 @pytest.mark.parametrize("raw", [b"[1]", b"{", b"\xff\xfe", b'{"a":' * 100_000, b'{"a": %s}' % (b"9" * 5000)])

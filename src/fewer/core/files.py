@@ -8,10 +8,11 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,29 @@ def inside(folder: Path, name: str) -> Path:
     if Path(name).is_absolute() or not candidate.is_relative_to(root) or candidate == root:
         raise FileError(f"{name!r} leads out of its folder; only names inside are allowed")
     return candidate
+
+
+def copy_folder(
+    source: Path, target: Path, leave: Callable[[str, list[str]], Iterable[str]] | None = None
+) -> None:
+    """Copies the folder into `target`, links as what they lead to; `leave` is `shutil.copytree`'s `ignore`.
+
+    Raises `FileError` for a link that leads out of the folder, or round in it: a model that somebody made may
+    not carry files of this machine into what is made from it. A hub's snapshot is all links to its blobs.
+    """
+    source = Path(source)
+    roots = [source.resolve()]
+    roots += [folder.parent / "blobs" for folder in roots[0].parents if folder.name == "snapshots"]
+
+    def checked(place: str, names: list[str]) -> set[str]:
+        left = set(leave(place, names)) if leave else set[str]()
+        for name in set(names) - left:
+            real = Path(os.path.realpath(Path(place, name)))
+            if not any(map(real.is_relative_to, roots)) or Path(place).resolve().is_relative_to(real):
+                raise FileError(f"{name!r} in {source.name!r} is a link out of its folder, or round in it")
+        return left
+
+    shutil.copytree(source, target, ignore=checked, dirs_exist_ok=True)
 
 
 def safe_name(text: str, fallback: str = "untitled") -> str:

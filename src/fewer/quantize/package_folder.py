@@ -9,7 +9,7 @@ import torch
 
 from fewer.core.device import DeviceName, pick_device
 from fewer.core.errors import ConfigError
-from fewer.core.files import write_json
+from fewer.core.files import copy_folder, write_json
 from fewer.core.progress import Progress, SilentProgress, track
 from fewer.core.tensors import write_tensors
 from fewer.generate.large_edition import FOLDER as LARGE
@@ -63,7 +63,7 @@ def package_model(
     tensors = packed(opened.module.state_dict(), known, bits)
     staged = output.with_name(f"{output.name}{WORK}")
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(folder, staged, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_folder(folder, staged, shutil.ignore_patterns("__pycache__"))
     shutil.rmtree(staged / "transformer")
     file = staged / "transformer" / f"{WEIGHTS}.safetensors"
     write_tensors(file, tensors, {"format": "pt"})

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from fewer.core.files import copy_folder
 from fewer.core.tensors import read_tensors, tensor_header, write_tensors
 from fewer.generate.autoencoder import DCAutoencoder
 from fewer.generate.compact import SCALE, expand
@@ -22,10 +23,7 @@ def write_dense(source: Path, target: Path, to: Literal["diffusers", "native"]) 
         DCAutoencoder.load(source / "vae"),
     )
     networks = shutil.ignore_patterns("transformer", "vae", "__pycache__")
-    shutil.copytree(
-        source, target, ignore=lambda place, names: networks(place, names) if Path(place) == source else (),
-        dirs_exist_ok=True,
-    )  # fmt: skip
+    copy_folder(source, target, lambda place, names: networks(place, names) if Path(place) == source else ())
     expanded = [
         str(file.relative_to(target)) for file in sorted(target.rglob("*.safetensors")) if _expand(file)
     ]

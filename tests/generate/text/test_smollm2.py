@@ -67,6 +67,7 @@ def test_made_once_and_shared_by_two_processes(monkeypatch, tmp_path):
     assert smollm2.smollm2_folder(tmp_path) == folder == tmp_path / "smollm2-135m"
     assert len(made) == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["smollm2-135m"]
+    assert folder.stat().st_mode & 0o777 == 0o755  # for all users of the cache
 
 
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):

@@ -75,6 +75,7 @@ def smollm2_folder(cache: Path | None = None) -> Path:
     logger.warning("unpacking the text encoder SmolLM2-135M into the cache; this happens once")
     try:
         convert(source, unfinished)
+        unfinished.chmod(0o755)  # made private; several users may share a cache
         try:
             unfinished.rename(folder)
         except OSError:

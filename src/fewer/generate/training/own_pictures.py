@@ -9,7 +9,7 @@ import torch
 
 from fewer.core.device import isolated_randomness, pick_device, seeded
 from fewer.core.errors import ConfigError
-from fewer.core.files import write_json
+from fewer.core.files import copy_folder, write_json
 from fewer.core.progress import Progress
 from fewer.core.train import FitResult, rank
 from fewer.generate.conditional.for_sana import ConditionedSana, condition_sana, save_conditioned
@@ -158,7 +158,7 @@ def _write_beside(folder: Path, source: Path, settings: ModelSettings) -> None:
     for part in ("model_index.json", "vae", "scheduler", "text_encoder", "tokenizer"):
         found = source / part
         if found.is_dir():
-            shutil.copytree(found, folder / part, dirs_exist_ok=True)
+            copy_folder(found, folder / part)
         elif found.is_file():
             shutil.copyfile(found, folder / part)
     write_json(folder / "fewer.json", asdict(settings))
