@@ -126,6 +126,7 @@ def test_an_id_with_a_comma_stands_in_quotes() -> None:
         (["suggest", "--histories", "x", "--output", "x.txt"], 2),
         (["suggest", "--history", "1", "--histories", "x"], 2),
         (["suggest", "--history", "1", "--k", "0"], 2),
+        (["evaluate", "x.csv", "--sampled", "1000000000"], 2),
         (["suggest", "--histories", "/nowhere"], 4),
         (["suggest", "--history", "1", "--index", "/nowhere"], 4),
     ],

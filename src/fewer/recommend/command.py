@@ -1,6 +1,7 @@
 """The verbs that learn: `fewer recommend train`, `search`, `update`."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,6 +31,9 @@ from fewer.recommend.started import NAME, belongs
 from fewer.recommend.training.loop import TrainingPlan
 from fewer.recommend.training.losses import LossName
 from fewer.recommend.trials import settle
+
+Described = Mapping[str, Mapping[str, Sequence[str]]]
+"""Item id -> feature -> words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +271,14 @@ def update_command(request: UpdateRequest, progress: Progress) -> dict[str, obje
         raise FileError(f"interactions {str(request.data)!r}: no such file", missing=True)
     recommender = Recommender.load(request.model, request.device)
     described = {} if request.new_items is None else described_items(read_features(request.new_items))
+    output_folder(request.output)
+    with alone_in(request.output):
+        return _update(request, recommender, described, progress)
+
+
+def _update(
+    request: UpdateRequest, recommender: Recommender, described: Described, progress: Progress
+) -> dict[str, object]:
     if request.data is None:
         fresh = {one: words for one, words in described.items() if one not in set(recommender.item_ids)}
         add_items(recommender, fresh).save(request.output)

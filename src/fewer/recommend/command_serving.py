@@ -40,7 +40,7 @@ class EvaluateRequest(LogOptions):
     """Lengths of the lists that are measured."""
     exclude_seen: bool = False
     """Take items of the history out of the competition."""
-    sampled: Annotated[int, Field(ge=1)] | None = None
+    sampled: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Rank among so many random items instead of all (misleading; prints a warning)."""
 
 

@@ -58,7 +58,10 @@ def rank_targets(
     Raises `DataError` when there is nothing to ask, or when a score is no finite number.
     """
     if len(positions) == 0:
-        raise DataError("nothing to evaluate: no user has enough interactions (3 for leave-last-out)")
+        raise DataError(
+            "nothing to evaluate: no user has a test target (leave-last-out asks for three interactions, "
+            "temporal for some before the first cut and after the second)"
+        )
     if sampled_negatives is not None and warn:
         logger.warning(
             "sampled metrics (%d negatives): 5 to 8 times larger than full ranking and known to order models "

@@ -3,16 +3,27 @@ import pytest
 import torch
 
 from fewer.core.errors import DataError
+from fewer.core.progress import SilentProgress
 from fewer.recommend.data.features import ItemFeatures
 from fewer.recommend.data.interactions import Interactions
 from fewer.recommend.fitting import FitSettings, fit
 from fewer.recommend.methods import Sizes
 from fewer.recommend.recommender import Recommender
 from fewer.recommend.serving.cold import add_items, described_items
-from fewer.recommend.serving.update import UpdatePlan, _split, join_logs, update
+from fewer.recommend.serving.update import UpdatePlan, _split, _without_known, join_logs, update
 from fewer.recommend.training.loop import TrainingPlan
 
 PLAN = TrainingPlan(epochs=6, patience=6, batch_size=32, learning_rate=1e-2)
+
+
+class Heard(SilentProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def news() -> Interactions:
@@ -73,6 +84,25 @@ def test_what_is_asked_is_not_learned_where_the_logs_overlap_in_time() -> None:
     split, _ = _split(joined, is_new, UpdatePlan(replay=100.0))
     asked = {*split.test.tolist(), *split.validation.tolist()}
     assert asked == {4, 5} and joined.items[5] == 3 and not asked & {*split.train.tolist()}
+
+
+def test_a_new_log_may_hold_the_old_one() -> None:
+    """Also with other numbers of users and items, a time that differs, and a repeat at another time."""
+    old = Interactions.build(["u", "v", "u"], ["a", "b", "b"], [1, 1, 2])
+    new = Interactions.build(
+        ["w", "v", "u", "u", "u", "v"], ["a", "b", "b", "a", "a", "c"], [1, 1, 2.5, 1, 3, 1]
+    )
+    progress = Heard()
+    left = _without_known(new, old, progress)
+    rows = zip(left.user_codes, left.items, left.times, strict=True)
+    assert {(left.user_ids[u], left.item_ids[i - 1], t) for u, i, t in rows} == {
+        ("w", "a", 1), ("u", "b", 2.5), ("u", "a", 3), ("v", "c", 1)
+    }  # fmt: skip
+    assert progress.said == ["2 of 6 new interactions stand in the old log too: taken once"]
+    with pytest.raises(DataError, match="holds all of the new"):
+        _without_known(old, old, progress)
+    untimed = Interactions.build(["u"], ["a"])
+    assert _without_known(untimed, old, progress) is untimed and _without_known(new, None, progress) is new
 
 
 def test_one_new_item_without_a_history_teaches_nothing(trained: Recommender) -> None:

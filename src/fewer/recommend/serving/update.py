@@ -62,9 +62,11 @@ def update(
     """Learns `new` on top. `old` (the earlier log) gives returning users their history and is replayed.
     `described` (id -> feature -> words) gives unknown items a vector from their features to begin with.
 
-    Raises `DataError` when no user of `new` has two items in all.
+    Where both logs have times, what stands in both is taken once: a new log may hold the old one. Raises
+    `DataError` when nothing else is left, or no user of `new` has two items in all.
     """
     plan, progress = plan or UpdatePlan(), progress or SilentProgress()
+    new = _without_known(new, old, progress)
     known = set(recommender.item_ids)
     described = described or {}
     unknown = dict.fromkeys(one for one in (*new.item_ids, *described) if one not in known)
@@ -88,6 +90,27 @@ def update(
     return Update(
         recommender=grown, new_items=len(fresh), new_interactions=len(new), before=before, after=after
     )
+
+
+def _without_known(new: Interactions, old: Interactions | None, progress: Progress) -> Interactions:
+    """`new` without the interactions (user, item, time) that `old` holds: they would stand twice in every
+    history. Raises `DataError` when none is left."""
+    if old is None or new.times is None or old.times is None:
+        return new
+    users = {name: number for number, name in enumerate(old.user_ids)}
+    items = {name: number for number, name in enumerate(old.item_ids, start=1)}
+    user_of = np.array([users.get(name, -1) for name in new.user_ids])
+    item_of = np.array([0, *[items.get(name, 0) for name in new.item_ids]])
+    size = len(items) + 1
+    # who and what as the real part, when as the imaginary one; no old row has user -1 or item 0
+    asked = user_of[new.user_codes] * size + item_of[new.items] + 1j * new.times
+    known = np.isin(asked, old.user_codes * size + old.items + 1j * old.times)
+    if not known.any():
+        return new
+    if known.all():
+        raise DataError("nothing to learn: the old log holds all of the new interactions already")
+    progress.say(f"{int(known.sum())} of {len(new)} new interactions stand in the old log too: taken once")
+    return new.select(~known)
 
 
 def join_logs(
