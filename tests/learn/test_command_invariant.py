@@ -44,9 +44,12 @@ def words(data: Path, output: Path, *more: str) -> list[str]:
 def test_all_targets_with_a_control_then_resume(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (data / "art" / "dog" / "again.png").write_bytes((data / "photo" / "dog" / "3.png").read_bytes())
     given = words(data, tmp_path / "out", "--target", "all", "--controls", "rigl")
     assert main(given) == 0
-    answer = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    assert "note: 1 pictures of domain 'photo' are also in another domain" in told.err
+    answer = json.loads(told.out)
     assert set(answer["table"]) == {"erm + evil", "erm + rigl", "erm"}
     assert set(answer["table"]["erm"]) == {"art", "photo", "sketch", "average"}
     assert set(answer["points_over_baseline"]) == {"erm + evil", "erm + rigl"}

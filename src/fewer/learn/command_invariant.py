@@ -25,6 +25,7 @@ from fewer.learn.domains.tables import (
     paired_difference,
 )
 from fewer.learn.networks import NetworkName
+from fewer.learn.overlap import copies_between
 from fewer.learn.picture_files import Fit
 
 
@@ -97,6 +98,12 @@ def invariant_command(request: InvariantRequest, progress: Progress) -> dict[str
     """Writes runs/, results.json, table.tex and report.html into the output folder."""
     plans = plans_of(request)
     domains = read_domains(request)
+    twice = [
+        f"{copies} pictures of domain {name!r} are also in another domain: figures on it flatter"
+        for name, copies in zip(domains.names, copies_between(domains.images), strict=True)
+        if copies
+    ]
+    domains = replace(domains, notes=(*domains.notes, *twice))
     for note in domains.notes:
         progress.say(f"note: {note}")
     if request.draws == 1 and request.selection == "oracle":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from fewer.core.progress import Progress
-from fewer.learn.data import ImageSplits
+from fewer.learn.data import ImageSplits, LabelledImages
 
 
 def warn_of_overlap(splits: ImageSplits, progress: Progress) -> int:
@@ -20,3 +23,10 @@ def warn_of_overlap(splits: ImageSplits, progress: Progress) -> int:
             )
         found += copies
     return found
+
+
+def copies_between(sets: Sequence[LabelledImages]) -> list[int]:
+    """How many pictures of each set are also in another one, pixel for pixel."""
+    pictures = [[hash(picture.numpy().tobytes()) for picture in data.images] for data in sets]
+    homes = Counter(one for own in pictures for one in set(own))  # in how many sets a picture is
+    return [sum(homes[one] > 1 for one in own) for own in pictures]

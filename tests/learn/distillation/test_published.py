@@ -28,6 +28,14 @@ def test_pictures_come_back_sorted_by_class_and_as_they_were() -> None:
     assert "ZCA" in " ".join(made.datasheet.warnings)
 
 
+def test_grey_pictures_may_have_been_distilled_as_rgb() -> None:
+    data, images = make_pictures(count=30), torch.randn(3, 3, 8, 8)
+    made = published_set(images, torch.arange(3), data, method="dc")
+    grey = published_set(images[:, :1], torch.arange(3), data, method="dc")
+    assert made.datasheet.channels == 3 and torch.equal(made.mean, grey.mean.expand(3))
+    torch.testing.assert_close(made.normalised(), images)
+
+
 def test_soft_labels_are_probabilities_or_logits() -> None:
     data, images = make_pictures(count=30), torch.randn(3, 1, 8, 8)
     logits = torch.tensor([[4.0, 0, 0], [0, 4.0, 0], [0, 0, 4.0]])
@@ -41,7 +49,7 @@ def test_soft_labels_are_probabilities_or_logits() -> None:
     ("images", "labels", "message"),
     [
         (torch.zeros(3, 8, 8), torch.arange(3), "shape"),
-        (torch.zeros(3, 3, 8, 8), torch.arange(3), "channels"),
+        (torch.zeros(3, 2, 8, 8), torch.arange(3), "2 channels; 1"),
         (torch.zeros(3, 1, 8, 8), torch.arange(4), "4 labels"),
         (torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 7]), "0 .. 7"),
         (torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 1]), "no distilled picture"),

@@ -1,4 +1,5 @@
 import json
+import string
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from fewer.core.errors import ConfigError
 from fewer.core.files import read_json
 from fewer.learn.domains.images import Domains
 from fewer.learn.domains.plan import InvariantPlan
-from fewer.learn.domains.sweep import collect, picked, run_sweep, sweep_jobs
+from fewer.learn.domains.sweep import Job, collect, picked, run_sweep, sweep_jobs
 
 PLAN = InvariantPlan(steps=4, batch=4, network="small-cnn", device="cpu", method="none")
 PLANS = {"erm": PLAN}
@@ -33,6 +34,33 @@ def test_a_sweep_resumes_where_it_stopped(domains: Domains, tmp_path: Path) -> N
     turned = [replace(one, images=one.images.flip(1)) for one in domains.images]
     with pytest.raises(ConfigError, match="other pictures"):
         list(run_sweep(replace(domains, images=tuple(turned)), jobs, tmp_path, resume=True))
+
+
+NAMES = ("+90%", "-90%", "医院一", "医院二", "site a", "site-a", "x" * 90, "x" * 91)
+
+
+def test_no_two_runs_share_a_folder(tmp_path: Path) -> None:
+    jobs = [
+        Job(method, replace(PLAN, seed=seed), name, draw, left)
+        for method in ("erm", "erm + evil (extended)")
+        for seed in (0, 2**62)
+        for name in NAMES
+        for draw in (0, 1)
+        for left in ((), ("+80%",), ("80",))
+    ]
+    folders = {job.folder(tmp_path).name for job in jobs}
+    assert len(folders) == len(jobs) and max(map(len, folders)) < 200
+    assert all(set(name) <= set(string.ascii_letters + string.digits + ".-_") for name in folders)
+    plain = Job("erm + evil", PLAN, "art_painting", 0)
+    assert plain.folder(tmp_path).name == "art_painting--erm-evil--seed0--draw0"
+
+
+def test_a_run_of_another_domain_is_not_taken_for_one_s_own(domains: Domains, tmp_path: Path) -> None:
+    jobs = sweep_jobs(domains, PLANS, ["a", "b"], [0], 1, "training-domain")
+    list(run_sweep(domains, jobs[:1], tmp_path))
+    jobs[0].folder(tmp_path).rename(jobs[1].folder(tmp_path))
+    with pytest.raises(ConfigError, match=r"holds a run of other domains \(a\)"):
+        list(run_sweep(domains, jobs[1:], tmp_path, resume=True))
 
 
 def test_domainbed_can_read_the_lines(domains: Domains, tmp_path: Path) -> None:

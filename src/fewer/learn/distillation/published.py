@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fewer.core.errors import DataError, FileError
-from fewer.learn.data import LabelledImages
+from fewer.learn.data import LabelledImages, in_channels
 from fewer.learn.distillation.datasheet import NOT_ANONYMOUS, Datasheet, SourceFacts
 from fewer.learn.distillation.distilled_set import DistilledSet
 from fewer.learn.distillation.training import Recipe
@@ -49,14 +50,16 @@ def published_set(
 ) -> DistilledSet:
     """`labels` are class numbers (n,) or probabilities or logits (n, classes); rows are sorted by class.
 
-    Raises `DataError` where they do not fit each other or `data`, the set they were made from.
+    Raises `DataError` where they do not fit each other or `data`, the set they were made from (grey or not).
     """
     if images.ndim != 4 or not images.is_floating_point() or not bool(torch.isfinite(images).all()):
         raise DataError(
             f"images have shape {tuple(images.shape)}; normalised (n, channels, height, width) needed"
         )
-    if images.shape[1] != data.channels:
-        raise DataError(f"the pictures have {images.shape[1]} channels, the data {data.channels}")
+    if images.shape[1] not in (1, 3):
+        raise DataError(f"the pictures have {images.shape[1]} channels; 1 (grey) or 3 (RGB) are needed")
+    # Grey pictures that are stored as RGB are read as grey, here but not by the code that made the set.
+    data = replace(data, images=in_channels(data.images, images.shape[1]))
     soft = None
     if labels.ndim == 2:
         if labels.shape[1] != data.classes:

@@ -153,7 +153,7 @@ class Lane:
         for start in range(0, count, LOOK):
             self.buffers["from"].fill_(min(start, max(0, count - LOOK)))
             self.recorded("look", self._look)
-        right = (self.buffers["found"] == self.table.labels).float().cpu()
+        right = (self.buffers["found"] == self.table.labels).double().cpu()
         self.run.evaluate(losses[-1], right.split(self.table.counts))
 
     @torch.no_grad()

@@ -297,7 +297,7 @@ class Run:
         with self.training.precision():
             pieces = images.split(512)
             found = [network(normalised(piece, self.statistics)).argmax(1) for piece in pieces]
-        return (torch.cat(found) == labels).float().cpu()
+        return (torch.cat(found) == labels).double().cpu()
 
     @cached_property
     def fingerprint(self) -> str:

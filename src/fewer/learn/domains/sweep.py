@@ -5,6 +5,7 @@ What a finished run left is not run again. Selection among draws follows DomainB
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from fewer.learn.domains.protocol import (
 from fewer.learn.domains.run import InvariantResult, invariant
 from fewer.learn.domains.side_by_side import Wanted, invariant_side_by_side
 
+MOST_LETTERS = 40  # of a domain's name in the name of a folder
 Accuracies = dict[str, dict[str, dict[int, float]]]
 """Method -> target -> seed -> accuracy in 0 .. 1."""
 
@@ -45,8 +47,16 @@ class Job:
 
     def folder(self, root: Path) -> Path:
         """Where its files are."""
-        parts = [self.target, *self.left_out, self.method, f"seed{self.plan.seed}", f"draw{self.draw}"]
-        return root / safe_name("--".join(safe_name(part) for part in parts))
+        domains = [_folder_part(name) for name in (self.target, *self.left_out)]
+        parts = [*domains, safe_name(self.method), f"seed{self.plan.seed}", f"draw{self.draw}"]
+        return root / "--".join(parts)
+
+
+def _folder_part(domain: str) -> str:
+    """Two domains never share it: +90% and -90% would both be 90, two names in Chinese both nothing, and two
+    long ones the same beginning."""
+    safe = safe_name(domain)[:MOST_LETTERS]
+    return safe if safe == domain else f"{safe}-{hashlib.sha256(domain.encode()).hexdigest()[:6]}"
 
 
 def sweep_jobs(
@@ -174,6 +184,8 @@ def finished(folder: Path, job: Job, pictures: str | None = None) -> dict | None
     theirs = found.get("plan")
     if not isinstance(theirs, dict) or not isinstance(found.get("records"), list):
         raise FileError(f"{folder.name}/run.json is no finished run; delete it or give another --output")
+    if (held := [found.get("target"), found.get("left_out")]) != [job.target, list(job.left_out)]:
+        raise ConfigError(f"{folder.name} holds a run of other domains ({held[0]}); give another --output")
     theirs = {"selection": "training-domain", **theirs}
     odd = [name for name in mine if name != "device" and mine[name] != theirs.get(name)]
     if odd:
