@@ -219,6 +219,15 @@ def test_mixed_formats_open_in_one_and_whole_numbers_are_no_weights(
     assert torch.equal(again.encoder.conv_in.weight, tensors["encoder.conv_in.weight"].float())
 
 
+def test_a_config_that_cannot_be_is_named_with_its_folder(tmp_path: Path) -> None:
+    DCAutoencoder(tiny_config("no_latent_shortcuts")).save(tmp_path / "mine")
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    for wrong in ({"latent_channels": 0}, {"encoder_layers_per_block": [0, 0, 1]}):
+        (tmp_path / "mine" / "config.json").write_text(json.dumps(config | wrong))
+        with pytest.raises(ConfigError, match=r"config\.json of 'mine': (latent|encoder)_"):
+            DCAutoencoder.load(tmp_path / "mine")
+
+
 def test_a_folder_of_another_kind_is_named(tmp_path: Path) -> None:
     DCAutoencoder(tiny_config("no_latent_shortcuts")).save(tmp_path)
     path = tmp_path / "config.json"

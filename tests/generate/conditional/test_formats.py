@@ -62,6 +62,9 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     def changed(**parts: object) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config | parts))
 
+    changed(params=None)
+    with pytest.raises(FileError, match="describes no network"):
+        load_folder(tmp_path)
     changed(params=config["params"] | {"width": 32})
     with pytest.raises(FileError, match="does not fit"):
         load_folder(tmp_path)

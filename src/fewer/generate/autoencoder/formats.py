@@ -148,7 +148,10 @@ def _read_config(folder: Path, shapes: Shapes) -> DCAutoencoderConfig:
     if kind != CLASS_NAME:
         raise FileError(f"{folder.name!r} holds a {str(kind)[:60]}, not an {CLASS_NAME} (DC-AE)")
     if "encoder_block_out_channels" in mapping or "latent_channels" in mapping:
-        return config_from_mapping(mapping)
+        try:
+            return config_from_mapping(mapping)
+        except ConfigError as error:
+            raise ConfigError(f"config.json of {folder.name!r}: {error}") from error
     for name in (str(mapping.get("model_name", "")), *_names_of(folder)):
         try:
             return published_config(name)

@@ -77,8 +77,10 @@ def build_from_config(config: Mapping[str, object]) -> nn.Module:
 
 
 def _described(config: Mapping[str, object]) -> tuple[ClassConditionalParams, ConditionPlan | None]:
-    params = validate(ClassConditionalParams, config.get("params")).check()
-    plan = config.get("plan")
+    described, plan = config.get("params"), config.get("plan")
+    if not isinstance(described, dict):
+        raise FileError("config.json has no params, a table: it describes no network")
+    params = validate(ClassConditionalParams, described).check()
     if isinstance(plan, dict) and isinstance(plan.get("targets"), list):  # JSON has no tuples
         plan = {**plan, "targets": tuple(plan["targets"])}
     return params, None if plan is None else validate(ConditionPlan, plan)
