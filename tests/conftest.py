@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import quick_checks
+
+quick_checks.install()
 if not Path("/dev/nvidiactl").exists():
     # Triton reads it when it is first imported, which the imports of any test may do.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -14,6 +14,7 @@ from fewer.recommend.search import (
     InTurn,
     Relaxation,
     SearchPlan,
+    SearchResult,
     _Search,
     most_likely,
     search_length,
@@ -32,6 +33,12 @@ PLAN = SearchPlan(epochs=10, warmup=2, batch_size=128, learning_rate=5e-3, archi
 @pytest.fixture(scope="module")
 def lag_two() -> Split:
     return leave_last_out(planted_lag(2, items=30, users=150, length=14, seed=0))
+
+
+@pytest.fixture(scope="module")
+def four_epochs(lag_two: Split) -> SearchResult:
+    """Two more than the warm-up."""
+    return search_length(SHAPE, lag_two, replace(PLAN, epochs=4))
 
 
 def test_the_search_finds_the_planted_length(lag_two: Split) -> None:
@@ -59,9 +66,8 @@ def test_a_gpu_records_the_steps_and_finds_the_planted_length(lag_two: Split) ->
     assert found.length == 2 and found.figures[1] > 2 * found.figures[0]
 
 
-def test_the_same_seed_gives_the_same_path(lag_two: Split) -> None:
-    plan = replace(PLAN, epochs=4)
-    assert search_length(SHAPE, lag_two, plan).path == search_length(SHAPE, lag_two, plan).path
+def test_the_same_seed_gives_the_same_path(lag_two: Split, four_epochs: SearchResult) -> None:
+    assert search_length(SHAPE, lag_two, replace(PLAN, epochs=4)).path == four_epochs.path
 
 
 @pytest.mark.parametrize("relaxation", ["expectation", "mixture"])
@@ -75,12 +81,11 @@ def test_a_resumed_search_takes_the_path_of_an_uninterrupted_one(
     assert resumed.path == whole.path and resumed.losses == whole.losses
 
 
-def test_test_items_never_touch_the_search(lag_two: Split) -> None:
-    plan = replace(PLAN, epochs=4)
+def test_test_items_never_touch_the_search(lag_two: Split, four_epochs: SearchResult) -> None:
     items = lag_two.interactions.items.copy()
     items[lag_two.test] = 1
     changed = leave_last_out(replace(lag_two.interactions, items=items))
-    assert search_length(SHAPE, lag_two, plan).path == search_length(SHAPE, changed, plan).path
+    assert search_length(SHAPE, changed, replace(PLAN, epochs=4)).path == four_epochs.path
 
 
 def test_the_most_likely_length_is_kept_and_the_shorter_of_equals() -> None:
