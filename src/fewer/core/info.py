@@ -17,7 +17,7 @@ from fewer.core.stored_form import stored_form
 _PACKAGES = ("fewer", "torch", "triton", "numpy", "transformers", "diffusers", "safetensors", "pillow")
 _EXTRAS = {
     "stitch": ("cv2", "av", "pydicom", "scipy", "threadpoolctl"),
-    "learn": ("scipy", "matplotlib"),
+    "learn": ("scipy",),
     "recommend": ("pyarrow", "hnswlib", "faiss", "yaml", "onnx", "onnxscript", "onnxruntime"),
     "serve": ("fastapi", "uvicorn", "websockets"),
     "ray": ("ray",),
