@@ -28,3 +28,10 @@ def test_defaults_are_valid_and_frozen() -> None:
 def test_wrong_values_are_refused_by_name(cls: type, wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         validate(cls, wrong)
+
+
+def test_groups_are_checked_within_the_whole() -> None:
+    """A constructor checks nothing, and the command line makes the groups by theirs."""
+    for wrong in (MatchOptions(offsets=(2,)), MatchOptions(ratio=5.0), MatchOptions(ratio=float("nan"))):
+        with pytest.raises(ConfigError, match=r"match\.(offsets|ratio)"):
+            validate(StitchOptions, StitchOptions(match=wrong))

@@ -16,7 +16,8 @@ LensModel = Literal["equidistant", "pinhole", "kannala-brandt"]
 MatcherName = Literal["sift", "orb", "loftr", "loftr-full", "xfeat", "loftr-tube"]
 MATCHERS: tuple[str, ...] = get_args(MatcherName)
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+# always: what the command line has made of the flags of a group was not checked yet
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
 
 def _with_neighbour(offsets: tuple[int, ...]) -> tuple[int, ...]:
