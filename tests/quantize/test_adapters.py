@@ -1,4 +1,5 @@
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,24 @@ def quantized_copy(model: nn.Module) -> nn.Module:
     for name in adapters_of(other):
         detach(other, name)
     return other
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf])
+def test_a_strength_is_a_number_and_a_layer_has_one_pair(tiny: Tiny, strength: float) -> None:
+    model, inputs = tiny
+    quantize(model, "h8", 4, recipe=Recipe(refine_rounds=1, smooth=False))
+    pair = {"lora_A.weight": torch.randn(2, 64), "lora_B.weight": torch.randn(128, 2)}
+    once = {f"blocks.0.up.{part}": tensor for part, tensor in pair.items()}
+    with pytest.raises(ConfigError, match="finite number"):
+        attach(model, once, strength=strength)
+    twice = once | {f"transformer.blocks.0.up.{part}": tensor for part, tensor in pair.items()}
+    with pytest.raises(ConfigError, match=r"two pairs for layer 'blocks\.0\.up'"):
+        attach(model, twice)
+    assert not adapters_of(model)
+    attach(model, once)
+    expected = model(inputs)
+    with pytest.raises(ConfigError, match="finite number"):
+        set_strength(model, "default", strength)
+    assert torch.equal(model(inputs), expected)
+    with pytest.raises(ConfigError, match="detach them before saving"):
+        checkpoint_of(model)

@@ -84,3 +84,13 @@ def test_passes_cover_every_group_once_within_the_budget_last_ones_first() -> No
     assert all(len(chunk) * 1024 * 4 * rows <= 8 * 2**20 for chunk in passes) and passes[0][0].key == "9"
     one, many = plan_passes(groups, widths, Recipe(), itemsize=4)
     assert len(one) == 1 and 512 <= many <= 4096
+
+
+def test_calls_of_different_number_formats_fill_one_sample() -> None:
+    """Under autocast one layer may read fp32 and bf16 by turns."""
+    reservoir, rows = reservoir_of(8), torch.randn(6, 3)
+    reservoir.add(rows[:3])
+    reservoir.add(rows[3:].bfloat16())
+    kept = reservoir.samples().rows
+    assert kept.dtype == torch.float32 and len(kept) == 6
+    assert all((row == kept).all(dim=1).any() for row in rows[3:].bfloat16().float())

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,21 @@ def test_what_cannot_be_converted_leaves_no_output(
         with pytest.raises(kind, match=text):
             convert(source, tmp_path / output, to)
         assert not (tmp_path / "out").exists()
+
+
+def test_damaged_folders_of_ours_are_not_taken_for_sixteen_bits(flux_checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "ours"
+    save_quantized(flux_checkpoint("int4")[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    with pytest.raises(FileError, match="convert the folder"):
+        convert(folder / "model.safetensors", tmp_path / "out", "nunchaku")
+    for change, text in (
+        ({"layers": [1]}, "no object of layers$"),
+        ({"version": 2}, "has quantization version 2, not 1$"),
+        ({"layers": dict([*config["quantization_config"]["layers"].items()][1:])}, "does not list$"),
+    ):
+        broken = config | {"quantization_config": config["quantization_config"] | change}
+        (folder / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(FileError, match=text):
+            convert(folder, tmp_path / "out", "nunchaku")
+    assert not (tmp_path / "out").exists()

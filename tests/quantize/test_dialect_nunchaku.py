@@ -132,3 +132,16 @@ def test_modulation_of_other_models_keeps_the_order_of_its_rows(
     assert same_layers(dialect.read_file(path), checkpoint)
     stored = read_tensors(path)[f"{name}.wscales"].mT
     assert torch.equal(stored, scales.group.bfloat16()) == (chunks != 6)
+
+
+def test_a_part_of_a_layer_without_its_codes_is_named(flux_checkpoint, tmp_path: Path) -> None:
+    checkpoint, _ = flux_checkpoint("int4")
+    path = tmp_path / "svdq-int4_r16-x.safetensors"
+    dialect.write_file(checkpoint, path)
+    metadata = tensor_header(path)[1]
+    metadata.pop(dialect.EXTRA)
+    tensors = read_tensors(path)
+    del tensors["transformer_blocks.0.attn.to_qkv.qweight"]
+    write_tensors(path, tensors, metadata)
+    with pytest.raises(FileError, match=r"to_qkv' is not whole: the file has proj_down, proj_up, wscales"):
+        dialect.read_file(path)

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from fewer.quantize import Recipe, quantize
 from fewer.quantize.checkpoint import checkpoint_of, save_quantized
 from fewer.quantize.dialect_nunchaku import write_file
 from fewer.quantize.load import load_model, read_checkpoint
-from fewer.quantize.models import open_model
+from fewer.quantize.models import empty_model, open_model
 
 
 def test_a_quantized_sana_folder_runs_as_it_was_saved(
@@ -48,3 +49,45 @@ def test_diffusers_own_sana_comes_back_as_diffusers_own(tmp_path: Path) -> None:
     assert type(loaded) is SanaTransformer2DModel
     with torch.no_grad():
         assert torch.allclose(loaded(*inputs).sample, model(*inputs).sample, atol=1e-6)
+
+
+def test_a_configuration_of_more_layers_than_tensors_is_refused_before_they_are_built(
+    flux_checkpoint, tmp_path: Path
+) -> None:
+    checkpoint = copy.deepcopy(flux_checkpoint("int4")[0])
+    checkpoint.config["num_layers"] = 10**9
+    save_quantized(checkpoint, tmp_path)
+    with pytest.raises(FileError, match="num_layers 1000000000, the file holds"):
+        load_model(tmp_path)
+
+
+def test_layers_of_another_size_or_without_their_bias_are_named(flux_checkpoint, tmp_path: Path) -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    checkpoint = copy.deepcopy(flux_checkpoint("int4")[0])
+    checkpoint.layers[name].bias = None
+    save_quantized(checkpoint, tmp_path)
+    with pytest.raises(FileError, match=rf"{name}' has no bias in the file"):
+        load_model(tmp_path)
+    checkpoint.layers[name] = checkpoint.layers["transformer_blocks.0.ff.net.0.proj"]
+    save_quantized(checkpoint, tmp_path)
+    with pytest.raises(FileError, match=rf"{name}' is 512 x 128 in the file and 128 x 128 in Flux"):
+        load_model(tmp_path)
+
+
+def test_a_model_that_the_file_fills_takes_no_memory_of_its_own(
+    flux_checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fewer.quantize import load
+
+    built = []
+
+    def empty(config: dict[str, object], kind: str) -> torch.nn.Module:
+        built.append(empty_model(config, kind))
+        assert all(parameter.is_meta for parameter in built[-1].parameters())
+        return built[-1]
+
+    monkeypatch.setattr(load, "empty_model", empty)
+    save_quantized(flux_checkpoint("int4")[0], tmp_path)
+    module = load_model(tmp_path)
+    assert len(built) == 1
+    assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))

@@ -186,3 +186,13 @@ def test_rules_that_are_none_are_refused() -> None:
     object.__setattr__(rule, "method", "int4")
     with pytest.raises(ConfigError, match="'int4' is not known"):
         plan_layers(Unknown(), (rule,))
+
+
+def test_experts_in_one_parameter_are_told_to_stay() -> None:
+    model = Unknown()
+    model.experts = nn.Module()
+    model.experts.gate_up_proj = nn.Parameter(torch.zeros(3, 128, 64))
+    model.experts.bias = nn.Parameter(torch.zeros(3, 8, 64))
+    plan = plan_layers(model)
+    assert plan.choice("experts.gate_up_proj").reason.startswith("3 matrices")
+    assert "experts.bias" not in {choice.name for choice in plan.choices}

@@ -196,3 +196,8 @@ def test_fp64_models_and_inputs_given_by_name(relative: Relative, form: str) -> 
     quantize(model, form, 8, lambda: model(inputs), recipe=QUICK)
     assert model(inputs).dtype == torch.float64 and relative(model(inputs), exact) < 0.15
     assert model.layer.bias.dtype == torch.float32
+
+
+def test_a_recipe_out_of_range_is_refused_before_any_work(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="refine_rounds was 0"):
+        quantize(tiny[0], "int4", 4, recipe=Recipe(refine_rounds=0))

@@ -6,6 +6,7 @@ get a wrapper that adds the same product. No stored tensor is ever changed: remo
 bytes that were there.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,10 +31,11 @@ def attach(
 
     A file's or folder's own alpha counts, wherever it stands (see `fewer.generate.lora.read_lora`).
 
-    Raises `ConfigError` (name taken or no identifier, LoKr/LoHa/DoRA, a width that does not fit, no layer of
-    that name) or `FileError` (incomplete pairs, other tensors), each naming the layer; the model is then
-    unchanged.
+    Raises `ConfigError` (name taken or no identifier, a strength that is no number, LoKr/LoHa/DoRA, a width
+    that does not fit, no layer of that name, two pairs for one) or `FileError` (incomplete pairs, other
+    tensors), each naming the layer; the model is then unchanged.
     """
+    _check_strength(strength)
     if not name.isidentifier():
         raise ConfigError(f"adapter name {name!r} must be letters, digits and underscores")
     if name in adapters_of(module):
@@ -43,6 +45,7 @@ def attach(
     updates = read_pairs(source) if isinstance(source, Mapping) else read_lora(source)
     targets = _targets(module)
     chosen = {key: _find(key, targets) for key in updates}
+    _check_once(chosen)
     for key, update in updates.items():
         _check(key, update, chosen[key], targets)
     for key, update in updates.items():
@@ -51,7 +54,8 @@ def attach(
 
 
 def set_strength(module: nn.Module, name: str, strength: float) -> None:
-    """Changes an adapter's strength at once; nothing is loaded or computed again."""
+    """Changes an adapter's strength at once; nothing is loaded or computed again. Raises `ConfigError`."""
+    _check_strength(strength)
     for layer in _carriers(module, name):
         if isinstance(layer, AdaptedLayer):
             layer.scales[name] = strength
@@ -81,6 +85,20 @@ def adapters_of(module: nn.Module) -> list[str]:
         elif isinstance(child, AdaptedLayer):
             found |= dict.fromkeys(child.scales)
     return list(found)
+
+
+def _check_strength(strength: float) -> None:
+    if not math.isfinite(strength):
+        raise ConfigError(f"strength was {strength}; it must be a finite number, 1.0 is the file's own")
+
+
+def _check_once(chosen: Mapping[str, list[str]]) -> None:
+    """Two pairs under two names of one layer would be one, the other lost."""
+    first: dict[str, str] = {}
+    for key, names in chosen.items():
+        for name in names:
+            if (other := first.setdefault(name, key)) != key:
+                raise ConfigError(f"the LoRA has two pairs for layer {name!r}: {other!r} and {key!r}")
 
 
 def _targets(module: nn.Module) -> dict[str, nn.Module]:

@@ -51,7 +51,7 @@ class Reservoir:
         places, rows = (
             chosen.to(inputs.device, non_blocking=True) for chosen in (self.chances.places, self.chances.rows)
         )
-        self.rows[places] = inputs[rows]
+        self.rows[places] = inputs[rows].to(self.rows.dtype)  # under autocast calls may differ
 
     def samples(self) -> Samples | None:
         """What was kept, in random order, and forgotten here; None if the layer never ran."""

@@ -19,7 +19,7 @@ from fewer.core.tensors import read_tensors, write_tensors
 from fewer.generate.lora import AdaptedLayer
 from fewer.quantize.layer import TENSOR_NAMES, QuantizedLayer, layer_from_tensors
 from fewer.quantize.linear import QuantizedLinear
-from fewer.quantize.roles import SPLIT_NAMES
+from fewer.quantize.roles import SPLIT_NAMES, eligible, weight_of
 from fewer.quantize.svdquant import install, split_layers
 
 METHOD, VERSION = "fewer", 1
@@ -64,11 +64,11 @@ class QuantizedCheckpoint:
 
 
 def checkpoint_of(module: nn.Module, config: dict[str, object] | None = None) -> QuantizedCheckpoint:
-    """What a quantized module holds. Adapters are not part of it.
-
-    Raises `ConfigError` while a layer that stayed in 16 bits carries one: its name is not its own then.
-    """
-    if any(isinstance(child, AdaptedLayer) for child in module.modules()):
+    """What a quantized module holds. Raises `ConfigError` while it carries adapters, no part of it."""
+    if any(
+        isinstance(child, AdaptedLayer) or (isinstance(child, QuantizedLinear) and child.adapters)
+        for child in module.modules()
+    ):
         raise ConfigError("the model carries adapters; detach them before saving, they have their own file")
     layers = {
         name: child.layer for name, child in module.named_modules() if isinstance(child, QuantizedLinear)
@@ -102,6 +102,7 @@ def apply_checkpoint(module: nn.Module, checkpoint: QuantizedCheckpoint, *, whol
         raise FileError(
             f"the checkpoint quantizes {missing_layers[:5]}, which {type(module).__name__} does not have"
         )
+    _check_layers(module, checkpoint, splits)
     places = other_names(module)
     replaced = _inside((*dict(splits), *checkpoint.layers), places)
     own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(replaced)}
@@ -154,10 +155,12 @@ def load_quantized(folder: Path) -> QuantizedCheckpoint:
     settings = config.pop("quantization_config", None)
     if not isinstance(settings, dict) or settings.get("quant_method") != METHOD:
         raise FileError(f"{folder.name!r} was not written by fewer quantize; open it with fewer convert")
-    if settings.get("version") != VERSION or not isinstance(settings.get("layers"), dict):
+    if settings.get("version") != VERSION:
         raise FileError(
             f"{folder.name!r} has quantization version {settings.get('version')!r}, not {VERSION}"
         )
+    if not isinstance(settings.get("layers"), dict):
+        raise FileError(f"the quantization_config of {folder.name!r} has no object of layers")
     return assemble(
         read_tensors(folder / WEIGHTS), settings["layers"], config, str(settings.get("model_class", ""))
     )
@@ -177,6 +180,8 @@ def assemble(
         taken |= {f"{name}.{part}" for part in own}
         layers[name] = layer_from_tensors(own, own_facts, name)
     plain = {name: tensor for name, tensor in tensors.items() if name not in taken}
+    if lost := [name.removesuffix(".codes") for name in plain if name.endswith(".codes")]:
+        raise FileError(f"the file has codes of layer {lost[0]!r}, which its config.json does not list")
     return QuantizedCheckpoint(layers, plain, config, model_class)
 
 
@@ -189,6 +194,27 @@ def _splits(checkpoint: QuantizedCheckpoint) -> tuple[tuple[str, tuple[int, ...]
         if last == first and other is not None and parent.endswith("proj_out"):
             found.append((parent, (layer.shape[1], other.shape[1])))
     return tuple(found)
+
+
+def _check_layers(
+    module: nn.Module, checkpoint: QuantizedCheckpoint, splits: tuple[tuple[str, tuple[int, ...]], ...]
+) -> None:
+    """Raises `FileError` for a layer of another size than the model's, or without the bias that it has."""
+    pieces = {f"{name}.{piece}": widths[i] for name, widths in splits for i, piece in enumerate(SPLIT_NAMES)}
+    for name, layer in checkpoint.layers.items():
+        original = module.get_submodule(name.rpartition(".")[0] if name in pieces else name)
+        if not eligible(original):
+            continue
+        out, dim = weight_of(original).shape
+        dim = pieces.get(name, dim)
+        if layer.shape != (out, dim):
+            raise FileError(
+                f"layer {name!r} is {layer.shape[0]} x {layer.shape[1]} in the file and {out} x {dim} in "
+                f"{type(module).__name__}"
+            )
+        carries = name not in pieces or name.endswith(SPLIT_NAMES[-1])
+        if layer.bias is None and original.bias is not None and carries:
+            raise FileError(f"layer {name!r} has no bias in the file, but in {type(module).__name__} it has")
 
 
 def _compare(own: dict[str, Tensor], given: dict[str, Tensor], whole: bool) -> None:

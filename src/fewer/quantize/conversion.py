@@ -47,7 +47,7 @@ def convert(source: Path, output: Path, to: Dialect, *, trust_pickle: bool = Fal
         try:
             checkpoint, dialect = read_checkpoint(opened)
         except FileError as error:
-            if hint := _sixteen_bit_hint(opened):
+            if hint := _hint(opened):
                 raise FileError(f"{error}; {hint}", missing=error.missing) from error
             raise
         return _whole(output, lambda target: _write(checkpoint, target, to, source.stem), {"from": dialect})
@@ -139,8 +139,8 @@ def _sixteen_bit(source: Path, target: Path, to: Dialect) -> dict[str, object]:
     raise FileError(f"{source.name!r} is neither a Sana nor a DC-AE: " + "; ".join(failures))
 
 
-def _sixteen_bit_hint(opened: Path) -> str:
-    """What to ask for instead where the weights are those of a 16-bit Sana or DC-AE; else nothing."""
+def _hint(opened: Path) -> str:
+    """What to ask for instead where it is a pipeline, a 16-bit Sana or DC-AE, or a part; else nothing."""
     if (opened / "model_index.json").is_file():
         return (
             "--to diffusers writes a whole pipeline in ordinary weights, `fewer quantize` makes 4 bits of it"
@@ -150,6 +150,8 @@ def _sixteen_bit_hint(opened: Path) -> str:
         names = set(tensor_header(files[0])[0]) if files else set()
     except FileError:
         return ""
+    if any(name.endswith(".codes") for name in names):
+        return "" if opened.is_dir() else "it is the file of a folder of fewer quantize: convert the folder"
     known = ("encoder.", "decoder.", "transformer_blocks.", "blocks.")
     if any(name.endswith("qweight") for name in names) or not any(name.startswith(known) for name in names):
         return ""

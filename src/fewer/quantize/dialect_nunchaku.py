@@ -198,6 +198,16 @@ def _checkpoint(
             layer = unpack_layer(own, {**own_facts["facts"], "shape": shape}, stored)  # pyright: ignore
         layers |= dict(zip(own_facts["members"], split_rows(layer, own_facts["rows"]), strict=True))
     plain = {name: tensor for name, tensor in tensors.items() if name not in taken}
+    lost = [
+        name.rpartition(".")
+        for name in plain
+        if name.endswith(("qweight", "wscales", "proj_down", "proj_up"))
+    ]
+    if lost:
+        has = ", ".join(sorted(part for layer, _, part in lost if layer == lost[0][0]))
+        raise FileError(
+            f"layer {lost[0][0]!r} is not whole: the file has {has} of it and no more that is known"
+        )
     found = metadata.get("model_class", str(config.get("_class_name", "")))
     ours = {theirs: name for name, theirs in MODEL_CLASSES.items()}
     return QuantizedCheckpoint(layers, plain, config, ours.get(found, found))

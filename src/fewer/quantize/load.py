@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fewer.core.blank import without_values
 from fewer.core.errors import ConfigError, FileError
 from fewer.core.files import read_json
 from fewer.quantize import dialect_cache_dit, dialect_deepcompressor, dialect_lite, dialect_nunchaku
@@ -63,9 +64,37 @@ def load_model(
             f"files of {dialect} do not say what model they are of; open the 16-bit model and pass it: "
             f"load_model(source, base=model)"
         )
-    module = base if base is not None else empty_model(checkpoint.config, checkpoint.model_class)
-    module = apply_checkpoint(module, checkpoint, whole=bool(checkpoint.plain)).to(device)
+    if base is None:
+        module = _filled(checkpoint)
+    else:
+        module = apply_checkpoint(base, checkpoint, whole=bool(checkpoint.plain))
+    module = module.to(device)
     return module if dtype is None else _held_in(module, dtype)
+
+
+def _filled(checkpoint: QuantizedCheckpoint) -> nn.Module:
+    """The checkpoint's own model, built in no memory, since the file fills it: whole weights would take four
+    to eight times the file. Only a model with tables that no file holds is built whole.
+    """
+    config, kind = checkpoint.config, checkpoint.model_class
+    _check_depth(config, len(checkpoint.layers) + len(checkpoint.plain))
+    whole = bool(checkpoint.plain)
+    try:
+        with without_values():
+            module = empty_model(config, kind)
+    except (ConfigError, RuntimeError):  # it computes with its weights while it is built, or is no model
+        return apply_checkpoint(empty_model(config, kind), checkpoint, whole=whole)
+    module = apply_checkpoint(module, checkpoint, whole=whole)
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        return apply_checkpoint(empty_model(config, kind), checkpoint, whole=whole)
+    return module
+
+
+def _check_depth(config: dict[str, object], tensors: int) -> None:
+    """Raises `FileError` for a configuration of more layers than the file has tensors, before they exist."""
+    for key, value in config.items():
+        if "layers" in key and type(value) is int and value > tensors:
+            raise FileError(f"the configuration says {key} {value}, the file holds {tensors} tensors")
 
 
 def _held_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -184,7 +184,7 @@ def plan_layers(module: nn.Module, rules: tuple[Rule, ...] | None = None) -> Pla
             f"no layer of {model} would be quantized: it has {len(sizes)} linear layers, none in a "
             f"known role or at least {SMALLEST} channels wide in a repeated block; pass rules of your own"
         )
-    chosen += _attentions(module)
+    chosen += _matrices_of_no_layer(module)
     return Plan(model, tuple(choice for choice, _ in chosen), _groups(chosen), splits)
 
 
@@ -224,9 +224,15 @@ def weight_of(module: nn.Module) -> Float[Tensor, "out dim"]:
     return weight.mT.contiguous() if transposed(module) else weight
 
 
-def _attentions(module: nn.Module) -> Iterator[tuple[Choice, Rule]]:
-    """What would be quantized if torch's own attention called its layers."""
+def _matrices_of_no_layer(module: nn.Module) -> Iterator[tuple[Choice, Rule]]:
+    """What would be quantized if it were linear layers that are called: torch's own attention, and experts
+    (mixtures in transformers keep the matrices of all in one parameter).
+    """
     for name, child in module.named_modules():
+        for own, weight in child.named_parameters(prefix=name, recurse=False):
+            if weight.ndim == 3 and min(weight.shape[1:]) >= SMALLEST:
+                count, out, dim = weight.shape
+                yield _keep(own, (out, dim), f"{count} matrices in one parameter, no linear layers")
         if isinstance(child, nn.MultiheadAttention):
             reason = "nn.MultiheadAttention: torch reads its weights past the layers"
             yield _keep(name, (4 * child.embed_dim, child.embed_dim), reason)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fewer.core.config import validate
 from fewer.core.errors import ConfigError
 from fewer.core.modules import other_names, set_module
 from fewer.core.progress import Progress, SilentProgress
@@ -57,11 +58,12 @@ def quantize(
     other settings is.
     `module.quantization_reports` holds one `LayerReport` per layer afterwards.
 
-    Raises `ConfigError` (unknown format, rank or plan that does not fit, weights in no floating-point format,
-    GPTQ without calibration) or `DataError` (NaN or Inf in weights or calibration, too few rows for GPTQ),
-    naming the layer; the module is then unchanged.
+    Raises `ConfigError` (unknown format, recipe out of range, rank or plan that does not fit, weights in no
+    floating-point format, GPTQ without calibration) or `DataError` (NaN or Inf in weights or calibration, too
+    few rows for GPTQ), naming the layer; the module is then unchanged.
     """
-    form, recipe, progress = pick_format(format), recipe or Recipe(), progress or SilentProgress()
+    form, progress = pick_format(format), progress or SilentProgress()
+    recipe = validate(Recipe, recipe or Recipe())
     plan = plan or plan_layers(module)
     if form.name == "w4a16":
         rank, calibrate = 0, None
