@@ -13,8 +13,8 @@ from types import FunctionType
 from typing import Any, get_args
 
 import jaxtyping
-from beartype import beartype
-from jaxtyping import AbstractArray, jaxtyped
+from beartype import BeartypeConf, beartype
+from jaxtyping import AbstractArray, TypeCheckError, jaxtyped
 
 
 def install() -> None:
@@ -35,7 +35,7 @@ def checked(function: Any = None, *, typechecker: Callable) -> Any:
     shapes = [shape for hint in hints for shape in _shapes(hint)]
     if any(isinstance(hint, str) for hint in hints) or any("{" in shape.dim_str for shape in shapes):
         return jaxtyped(function, typechecker=typechecker)  # it needs the names, or the values of arguments
-    inner = beartype(function)
+    inner = beartype(conf=BeartypeConf(violation_type=TypeCheckError))(function)
     return _in_a_scope(inner) if shapes else inner
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
 from tests.quick_checks import checked
@@ -28,7 +28,7 @@ def test_one_name_of_a_dimension_has_one_value_in_a_call_and_another_in_the_next
     assert good(torch.ones(2, 3), torch.ones(3, 4)).shape == (2, 4)
     assert good(torch.ones(5, 1), torch.ones(1, 2)).shape == (5, 2)
     for first, second in ((torch.ones(2, 3), torch.ones(4, 3)), (torch.ones(2), torch.ones(2, 2))):
-        with pytest.raises(Exception, match=r"type hint|Type-check"):
+        with pytest.raises(TypeCheckError, match=r"type hint|Type-check"):
             good(first, second)
 
 
@@ -43,7 +43,7 @@ def test_a_scope_ends_with_its_call_also_where_calls_are_nested() -> None:
         return x if len(x) < 5 else x[1:]
 
     assert len(outer(torch.ones(3))) == 3
-    with pytest.raises(Exception, match="type hint"):
+    with pytest.raises(TypeCheckError, match="type hint"):
         outer(torch.ones(7))
 
 
@@ -56,10 +56,10 @@ def test_results_plain_types_and_dimensions_told_by_an_argument_are_checked() ->
     def told(size: int, x: Tensor) -> Float[Tensor, "{size}"]:
         return x
 
-    with pytest.raises(Exception, match="type hint"):
+    with pytest.raises(TypeCheckError, match="type hint"):
         wrong(1)
     assert len(told(2, torch.ones(2))) == 2
-    with pytest.raises(Exception, match="Type-check"):
+    with pytest.raises(TypeCheckError, match="Type-check"):
         told(2, torch.ones(3))
 
 
@@ -75,8 +75,8 @@ def test_fields_and_generators_are_checked() -> None:
         yield from range(to)
 
     assert len(Pair(torch.ones(2), torch.ones(2)).left) == 2
-    with pytest.raises(Exception, match="type hint"):
+    with pytest.raises(TypeCheckError, match="type hint"):
         Pair(torch.ones(2), torch.ones(3))
     assert list(count(2)) == [0, 1]
-    with pytest.raises(Exception, match=r"Type-check|type hint"):
+    with pytest.raises(TypeCheckError, match=r"Type-check|type hint"):
         list(count("2"))
