@@ -86,6 +86,8 @@ def test_a_word_that_is_no_name_is_taken_for_the_nearest_in_a_phrase_of_its_own(
     assert reader.read("a grey rabbi") == "a rabbit"
     assert reader.read("rabbis") == "three rabbits"
     assert reader.read("a dog and a rabbi") == "a dog to the left of a rabbit"
+    assert reader.read("a dog to the left of a rabbi") == "a dog to the left of a rabbit"
+    assert reader.read("a dog on the right of the rabbi") == "a rabbit to the left of a dog"
     assert reader.read("a dog, a rabbi") == "a dog"  # what stands behind a comma often only describes
 
 

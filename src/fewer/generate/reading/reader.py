@@ -69,7 +69,7 @@ class PromptReader:
                 for place in named
                 if place + 1 not in named
             ]
-            if not here and (not found or pieces[start].text in _JOINING):
+            if not here and (not found or _joins(pieces, start)):
                 here = self._guessed(pieces, start, end)
             found += here
         return found[:2]
@@ -128,11 +128,17 @@ def _phrases(pieces: Sequence[Piece]) -> Iterator[tuple[int, int]]:
     """From one mark or joining word to the next."""
     start = 0
     for place in range(1, len(pieces)):
-        if pieces[place].kind == "mark" or pieces[place].text in _JOINING:
+        if pieces[place].kind == "mark" or _joins(pieces, place):
             yield start, place
             start = place
     if pieces:
         yield start, len(pieces)
+
+
+def _joins(pieces: Sequence[Piece], place: int) -> bool:
+    """Whether another thing may follow: "next to" it, "to the left of" it."""
+    word = pieces[place].text
+    return word in _JOINING or (word == "of" and place > 0 and pieces[place - 1].text in ("left", "right"))
 
 
 def _is_thing(pieces: Sequence[Piece], place: int) -> bool:
