@@ -11,7 +11,8 @@ import argparse
 import json
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -155,10 +156,89 @@ def contact_sheet(
     return sheet
 
 
+@dataclass(frozen=True)
+class Exam:
+    """A model before its judge."""
+
+    options: argparse.Namespace
+    vocabulary: Vocabulary
+    renderer: SceneRenderer
+    judge: SpriteJudge
+    parts: Parts
+    sheets: list[tuple[torch.Tensor, list[Scene]]] = field(default_factory=list)
+
+    @property
+    def shift(self) -> float:
+        return self.parts.settings.shift if self.options.shift is None else self.options.shift
+
+    def scenes(self, split: str, count: int, seed: int) -> tuple[list[Scene], torch.Tensor]:
+        """Scenes of the split, and their true pictures."""
+        table = draw_table(self.vocabulary, count, split, seed)  # type: ignore[arg-type]
+        return table.scenes(), signed(self.renderer.render(table.placed(self.renderer)))
+
+    def judged(self, split: str, count: int, seed: int, guidance: float, method: str, steps: int) -> dict:
+        """What the judge says of the scenes' captions as the model draws them."""
+        options, judge = self.options, self.judge
+        scenes, shown = self.scenes(split, count, seed)
+        start = time.monotonic()
+        prompts = [full_caption(scene) for scene in scenes]
+        drawn = pictures_of(self.parts, prompts, steps, guidance, self.shift, method, options.seed)
+        seconds = (time.monotonic() - start) / len(scenes)
+        if method == "flow-dpm" and steps == options.steps and split != "validation":
+            self.sheets.append((drawn[:18].cpu(), scenes[:18]))
+        parts_of_it = {}
+        for reason in ("style", "pair", "colour") if split == "held-out" else ():
+            rows = [row for row, scene in enumerate(scenes) if reason in held_out_reasons(scene)]
+            if len(rows) > 1:
+                own = judge_pictures(judge, drawn[rows], [scenes[row] for row in rows])
+                parts_of_it[f"held-out {reason}"] = asdict(own)
+        distance = {"frechet": frechet(judge, drawn, shown, scenes), "seconds_a_picture": seconds}
+        return asdict(judge_pictures(judge, drawn, scenes)) | parts_of_it | distance
+
+    def best_guidance(self, report: dict[str, object]) -> float:
+        """The only one, or the best on the validation split."""
+        options = self.options
+        guidances = options.guidance or [self.parts.settings.guidance]
+        if len(guidances) == 1:
+            return guidances[0]
+        tried = {
+            one: self.judged("validation", options.pictures // 2, 300, one, "flow-dpm", options.steps)
+            for one in guidances
+        }
+        report["validation"] = {str(one): verdict for one, verdict in tried.items()}
+        return max(tried, key=lambda one: sum(tried[one][name] for name in ("identity", "style", "count")))
+
+
 def main() -> None:
     options = arguments()
     began = time.monotonic()
+    exam, report = prepared(options)
+    whole = not (options.only_validation or options.only_methods)
+    if whole:
+        scenes, shown = exam.scenes("held-out", options.pictures, 77)
+        report |= without_drawing(exam.judge, exam.parts.autoencoder, shown, scenes)
+    guidance = exam.best_guidance(report)
+    report["settings"] = {
+        "steps": options.steps, "guidance": guidance, "shift": exam.shift, "method": "flow-dpm"
+    }  # fmt: skip
+    count, seed = options.pictures, 500 + options.seed
+    for split in ("train", "held-out") if whole else ():
+        report[split] = exam.judged(split, count, seed, guidance, "flow-dpm", options.steps)
+    for name in () if options.only_validation else options.methods:
+        method, _, steps = name.partition(":")
+        report[name] = exam.judged("train", count, seed, guidance, method, int(steps))
+    for steps, split in product(options.few_steps, ("train", "held-out")) if whole else ():
+        few = exam.judged(split, count, seed, guidance, "few-steps", steps)
+        report[f"few-steps:{steps} {split}"] = few | {"behind": _behind(few, report[split])}
+    report["seconds"] = time.monotonic() - began
+    if options.sheet and exam.sheets:
+        drawn = torch.cat([pictures for pictures, _ in exam.sheets])
+        contact_sheet(drawn, [scene for _, own in exam.sheets for scene in own]).save(options.sheet)
+    tell(report, options.output)
 
+
+def prepared(options: argparse.Namespace) -> tuple[Exam, dict[str, object]]:
+    """The model, its judge and the scenes to draw; and what the report says of them."""
     chosen = preset(options.preset)
     sprites = sprites_for(options, chosen)
     device = pick_device(options.device)
@@ -171,73 +251,13 @@ def main() -> None:
         vocabulary = Vocabulary(tuple(word for word in sprites.words() if word in group), sprites.styles)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     parts = open_parts(options.model, dtype=dtype, device=device)
-    shift = parts.settings.shift if options.shift is None else options.shift
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    report: dict[str, object] = {
+    return Exam(options, vocabulary, renderer, judge, parts), {
         "machine": f"{machine}, {platform.python_implementation()} {platform.python_version()}",
         "torch": torch.__version__,
         "vocabulary": {"concepts": len(vocabulary.words), "styles": len(vocabulary.styles)},
         "judge": {"concepts": len(judge.words)},
     }
-
-    def scenes_of(split: str, count: int, seed: int) -> tuple[list[Scene], torch.Tensor]:
-        table = draw_table(vocabulary, count, split, seed)  # type: ignore[arg-type]
-        return table.scenes(), signed(renderer.render(table.placed(renderer)))
-
-    if not (options.only_validation or options.only_methods):
-        scenes, shown = scenes_of("held-out", options.pictures, 77)
-        report |= without_drawing(judge, parts.autoencoder, shown, scenes)
-
-    def judged(split: str, count: int, seed: int, guidance: float, method: str, steps: int) -> dict:
-        scenes, shown = scenes_of(split, count, seed)
-        start = time.monotonic()
-        prompts = [full_caption(scene) for scene in scenes]
-        drawn = pictures_of(parts, prompts, steps, guidance, shift, method, options.seed)
-        seconds = (time.monotonic() - start) / len(scenes)
-        if method == "flow-dpm" and steps == options.steps and split != "validation":
-            sheets.append((drawn[:18].cpu(), scenes[:18]))
-        parts_of_it = {}
-        for reason in ("style", "pair", "colour") if split == "held-out" else ():
-            rows = [row for row, scene in enumerate(scenes) if reason in held_out_reasons(scene)]
-            if len(rows) > 1:
-                own = judge_pictures(judge, drawn[rows], [scenes[row] for row in rows])
-                parts_of_it[f"held-out {reason}"] = asdict(own)
-        return (
-            asdict(judge_pictures(judge, drawn, scenes))
-            | parts_of_it
-            | {
-                "frechet": frechet(judge, drawn, shown, scenes),
-                "seconds_a_picture": seconds,
-            }
-        )
-
-    sheets: list[tuple[torch.Tensor, list[Scene]]] = []
-    guidances = options.guidance or [parts.settings.guidance]
-    if len(guidances) > 1:
-        tried = {
-            g: judged("validation", options.pictures // 2, 300, g, "flow-dpm", options.steps)
-            for g in guidances
-        }
-        report["validation"] = {str(g): verdict for g, verdict in tried.items()}
-        guidances.sort(key=lambda g: -sum(tried[g][name] for name in ("identity", "style", "count")))
-    guidance = guidances[0]
-    report["settings"] = {"steps": options.steps, "guidance": guidance, "shift": shift, "method": "flow-dpm"}
-    for split in () if options.only_validation or options.only_methods else ("train", "held-out"):
-        report[split] = judged(
-            split, options.pictures, 500 + options.seed, guidance, "flow-dpm", options.steps
-        )
-    for name in () if options.only_validation else options.methods:
-        method, _, steps = name.partition(":")
-        report[name] = judged("train", options.pictures, 500 + options.seed, guidance, method, int(steps))
-    for steps in () if options.only_validation or options.only_methods else options.few_steps:
-        for split in ("train", "held-out"):
-            few = judged(split, options.pictures, 500 + options.seed, guidance, "few-steps", steps)
-            report[f"few-steps:{steps} {split}"] = few | {"behind": _behind(few, report[split])}
-    report["seconds"] = time.monotonic() - began
-    if options.sheet and sheets:
-        sheet = contact_sheet(torch.cat([p for p, _ in sheets]), [s for _, own in sheets for s in own])
-        sheet.save(options.sheet)
-    tell(report, options.output)
 
 
 def sprites_for(options: argparse.Namespace, chosen: EmojiPreset) -> SpriteSheet:

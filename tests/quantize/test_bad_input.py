@@ -46,6 +46,7 @@ def test_gptq_without_anything_to_round_for(tiny: Tiny, tmp_path: Path) -> None:
     refused(model, tmp_path, ConfigError, "give a calibration", recipe=recipe)
     whole = {"recipe": recipe, "calibrate": lambda: model(inputs), "format": "w4a16"}
     refused(model, tmp_path, ConfigError, "int4, nvfp4 or h8", **whole)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -61,6 +62,7 @@ def test_calibration_that_is_no_numbers(tiny: Tiny, tmp_path: Path, value: float
     broken = inputs.clone()
     broken[1, 2, 3] = value
     refused(model, tmp_path, DataError, r"blocks\.0\.q_proj.*NaN", calibrate=lambda: model(broken))
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("form", list(FORMATS))

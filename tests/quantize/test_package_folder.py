@@ -9,7 +9,6 @@ from fewer.core.errors import ConfigError
 from fewer.core.files import write_json
 from fewer.core.progress import SilentProgress
 from fewer.core.tensors import tensor_header
-from fewer.generate.autoencoder.config import DCAutoencoderConfig
 from fewer.generate.autoencoder.dc_ae import DCAutoencoder
 from fewer.generate.lora import fresh, read_lora, write_lora
 from fewer.generate.lora_file import LowRank
@@ -21,14 +20,8 @@ from fewer.generate.transformer import SanaTransformer
 from fewer.quantize import package_folder
 from fewer.quantize.command import QuantizeRequest, quantize_command
 from fewer.quantize.models import OpenModel
+from tests.quantize.small_pipeline import ADAPTER, AUTOENCODER
 
-AUTOENCODER = DCAutoencoderConfig(
-    latent_channels=4, attention_head_dim=4, encoder_block_out_channels=(8, 8, 16),
-    decoder_block_out_channels=(8, 8, 16), encoder_layers_per_block=(1, 1, 1),
-    decoder_layers_per_block=(1, 1, 1), encoder_qkv_multiscales=((), (), ()),
-    decoder_qkv_multiscales=((), (), ()),
-)  # fmt: skip
-ADAPTER = Path("adapters") / "few-steps" / "pytorch_lora_weights.safetensors"
 SETTINGS = ModelSettings(
     text_layers=1, text_length=8, chi=False, default_size=(32, 32), shift=1.5, guidance=2.0
 )

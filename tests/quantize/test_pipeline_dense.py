@@ -7,20 +7,13 @@ from fewer.core.errors import ConfigError, FewerError
 from fewer.core.files import write_json
 from fewer.core.tensors import read_tensors, tensor_header
 from fewer.generate.autoencoder import DCAutoencoder
-from fewer.generate.autoencoder.config import DCAutoencoderConfig
 from fewer.generate.lora import fresh, read_lora, write_lora
 from fewer.generate.model_folder import DEFAULT_MODEL, ModelSettings, read_settings
 from fewer.generate.scenes.package import write_model
 from fewer.generate.transformer import SanaTransformer
 from fewer.quantize import convert
+from tests.quantize.small_pipeline import ADAPTER, AUTOENCODER
 
-AUTOENCODER = DCAutoencoderConfig(
-    latent_channels=4, attention_head_dim=4, encoder_block_out_channels=(8, 8, 16),
-    decoder_block_out_channels=(8, 8, 16), encoder_layers_per_block=(1, 1, 1),
-    decoder_layers_per_block=(1, 1, 1), encoder_qkv_multiscales=((), (), ()),
-    decoder_qkv_multiscales=((), (), ()),
-)  # fmt: skip
-ADAPTER = Path("adapters") / "few-steps" / "pytorch_lora_weights.safetensors"
 SETTINGS = ModelSettings(text_layers=1, text_length=8, chi=False, shift=1.5, guidance=2.0)
 
 
